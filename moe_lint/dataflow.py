@@ -1,0 +1,186 @@
+"""Whether a tensor is the experts' output, across functions, classes and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe_lint.facts import CallFact, CallResult, Experts, Origins, Param
+from moe_lint.formula import TRUE, Formula, TooManyAtoms, conj, satisfiable
+from moe_lint.index import ProjectIndex, Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The function in which origins are to be read, and what is known to hold there."""
+
+    path: str
+    class_name: str | None
+    function: str
+    holds: Formula = TRUE
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    experts: bool = False
+    params: frozenset[str] = frozenset()
+
+    def __or__(self, other: _Sources) -> _Sources:
+        return _Sources(self.experts or other.experts, self.params | other.params)
+
+
+_NONE = _Sources()
+_EXPERTS = _Sources(experts=True)
+
+#: How many calls up from a reduction its operand is followed.
+_CALLERS = 3
+
+
+class Dataflow:
+    """Answers "is this operand the experts' output?" over a ``ProjectIndex``."""
+
+    def __init__(self, index: ProjectIndex) -> None:
+        self.index = index
+        self.profile = index.profile
+        self._returns: dict[tuple[Ref, int | None], _Sources] = {}
+
+    def is_post_experts(self, origins: Origins, where: Where) -> bool:
+        """Whether a value with these origins holds the output of experts, here or by what some caller passes."""
+        return self._from_experts(origins, where, 0, frozenset())
+
+    def _from_experts(self, origins: Origins, where: Where, depth: int, seen: frozenset[tuple[Ref, str]]) -> bool:
+        sources = self._sources(origins, where)
+        if sources.experts:
+            return True
+        if depth >= _CALLERS or (
+            where.class_name is not None and self.index.is_absorber(Ref(where.path, where.class_name))
+        ):
+            return False  # what an absorber is handed is not this site's to judge: it settles sums, it does not owe them
+        function = Ref(where.path, where.function)
+        return any(
+            self._passed(function, name, depth, seen | {(function, name)})
+            for name in sorted(sources.params)
+            if (function, name) not in seen
+        )
+
+    def _passed(self, function: Ref, param: str, depth: int, seen: frozenset[tuple[Ref, str]]) -> bool:
+        """Whether some caller passes the experts' output for a parameter."""
+        facts = self.index.function(function)
+        if facts is None or param not in facts.params:
+            return False
+        params = [p for p in facts.params if p not in ("self", "cls")]
+        for path, call in self.index.calls_of(function):
+            owners = call.callee.split(".")[:-1]
+            if any(self.profile.is_expert_attribute(owner) for owner in owners):
+                return True  # the experts themselves are asked to reduce
+            if param not in params or any(self.profile.is_barrier(owner) for owner in owners):
+                continue
+            where = Where(path, call.class_name, call.function)
+            if self._from_experts(argument_origins(call, params, param), where, depth + 1, seen):
+                return True
+        return False
+
+    def _sources(self, origins: Origins, where: Where) -> _Sources:
+        found = _NONE
+        for origin in origins:
+            if isinstance(origin, Experts):
+                return _EXPERTS
+            if isinstance(origin, Param):
+                found |= _Sources(params=frozenset({origin.name}))
+            else:
+                found |= self._call_sources(origin, where)
+            if found.experts:
+                return found
+        return found
+
+    def _call_sources(self, call: CallResult, where: Where) -> _Sources:
+        own_method = (
+            call.callee.startswith("self.")
+            and call.callee.count(".") == 1
+            and where.class_name is not None
+            and self.index.method(Ref(where.path, where.class_name), call.callee[5:]) is not None
+        )
+        if call.named_experts and not own_method:
+            return _EXPERTS
+        if self._built_as_experts(call.callee, where):
+            return _EXPERTS
+        targets = [
+            t
+            for t in self.index.targets(where.path, where.class_name, call.callee)
+            if t.condition is None or _compatible(where.holds, t.condition)
+        ]
+        if not targets:
+            return self._sources(call.inputs, where)
+        found = _NONE
+        for target in targets:
+            returned = self._returned(target.function, call.element)
+            if returned.experts:
+                return _EXPERTS
+            if returned.params:
+                found |= self._sources(call.inputs, where)
+        return found
+
+    def _built_as_experts(self, callee: str, where: Where) -> bool:
+        """Whether ``self.x`` was built by a constructor of expert layers."""
+        parts = callee.split(".")
+        if len(parts) != 2 or parts[0] != "self" or where.class_name is None:
+            return False
+        owner = Ref(where.path, where.class_name)
+        if self.index.method(owner, parts[1]) is not None:
+            return False
+        return any(
+            self.profile.is_expert_constructor(name.rsplit(".", 1)[-1])
+            for _, fact in self.index.attributes(owner, parts[1])
+            for name in fact.callees
+            if _compatible(where.holds, fact.condition)
+        )
+
+    def _returned(self, function: Ref, element: int | None) -> _Sources:
+        """What (element ``element`` of) a function's result is made from; parameters are left to the caller."""
+        key = (function, element)
+        if key not in self._returns:
+            self._returns[key] = _NONE  # recursion adds nothing
+            facts = self.index.function(function)
+            found = _NONE
+            if facts is not None:
+                where = Where(function.path, facts.class_name, function.name)
+                for elements in facts.returns:
+                    for origins in _pick(elements, element):
+                        found |= self._sources(origins, where)
+            self._returns[key] = found
+        return self._returns[key]
+
+
+def argument_origins(call: CallFact, params: list[str], param: str) -> Origins:
+    """The origins of what a call passes for a parameter, bound by the callee's parameter order."""
+    position = params.index(param)
+    positional = [a for a in call.arguments if a.keyword is None]
+    for argument in call.arguments:
+        if argument.keyword == param:
+            return argument.origins
+    return positional[position].origins if position < len(positional) else frozenset()
+
+
+def _pick(elements: tuple[Origins, ...], element: int | None) -> tuple[Origins, ...]:
+    if element is None:
+        return elements
+    if len(elements) > 1:
+        return elements[element : element + 1]
+    # the whole result is handed on: `return self._forward_core(x)`
+    return (
+        frozenset(
+            CallResult(o.callee, element, o.inputs, o.named_experts)
+            if isinstance(o, CallResult) and o.element is None
+            else o
+            for o in elements[0]
+        ),
+    )
+
+
+def _compatible(one: Formula, other: Formula) -> bool:
+    """Whether both can hold at once (as far as their atoms tell)."""
+    if other == TRUE or one == TRUE:
+        return True
+    try:
+        return satisfiable(conj((one, other)))
+    except TooManyAtoms:
+        return True

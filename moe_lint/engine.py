@@ -1,0 +1,325 @@
+"""One run: paths -> files -> index -> policy -> sites -> findings -> `Report`. Reads files; writes nothing, exits never."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moe_lint.dataflow import Dataflow
+from moe_lint.discover import python_files, tree_of
+from moe_lint.facts import FileFacts, RawSite
+from moe_lint.formula import Relation, atom_set
+from moe_lint.index import ProjectIndex
+from moe_lint.model import Finding, MatrixRow, Problem, Report, Route, SkipReason, Suppressed
+from moe_lint.policy import Policy, propose_helper, read_helper
+from moe_lint.profile import Profile
+from moe_lint.rules import Context, Rule, all_rules
+from moe_lint.sites import FoundSite, Site, find_site, judge_site, skip_atoms_used
+from moe_lint.source import SourceError, decode, parse
+from moe_lint.suppress import apply_directives
+
+
+class UsageError(ValueError):
+    """A request that cannot be carried out; the text is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to look at and what to look for."""
+
+    paths: tuple[str, ...]
+    profile: Profile
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One analysed tree: every file's text that matters, the index, the policy and the judged sites."""
+
+    root: Path
+    texts: Mapping[str, str]
+    index: ProjectIndex
+    policy: Policy
+    dataflow: Dataflow
+    sites: tuple[Site, ...]
+    problems: tuple[Problem, ...]
+    files: int
+
+
+def run(options: Options, overlay: Mapping[str, str] | None = None) -> Report:
+    """Judge the paths. ``overlay`` replaces the text of files (by path), to judge a rewrite before it is written."""
+    chosen = _chosen_rules(options)
+    groups = _groups(options.paths)
+    reports = [
+        _report(analyse(root, options.profile, overlay, explicit), targets, chosen)
+        for root, (targets, explicit) in groups.items()
+    ]
+    return reports[0] if len(reports) == 1 else _joined(reports)
+
+
+def _joined(reports: Sequence[Report]) -> Report:
+    return Report(
+        tuple(f for r in reports for f in r.findings),
+        tuple(row for r in reports for row in r.rows),
+        tuple(dict.fromkeys(p for r in reports for p in r.problems)),
+        tuple(s for r in reports for s in r.suppressed),
+        tuple(dict.fromkeys(n for r in reports for n in r.notes)),
+        tuple(dict.fromkeys(a for r in reports for a in r.atoms)),
+        sum(r.files for r in reports),
+        sum(r.seen for r in reports),
+    )
+
+
+def _groups(paths: Iterable[str]) -> dict[Path, tuple[set[str], set[str]]]:
+    """Tree -> (files to report on, those named one by one). Raises ``UsageError``."""
+    groups: dict[Path, tuple[set[str], set[str]]] = {}
+    for name in paths:
+        path = Path(name)
+        if not path.exists():
+            raise UsageError(f"{name}: no such file or directory")
+        if path.is_dir():
+            files = [str(f) for f in python_files(path.resolve())]
+            if not files:
+                raise UsageError(f"{name}: no Python file below this folder")
+        else:
+            files = [str(path.resolve())]
+        targets, explicit = groups.setdefault(tree_of(path), (set(), set()))
+        targets.update(files)
+        if not path.is_dir():
+            explicit.update(files)
+    return groups
+
+
+def analyse(
+    root: Path, profile: Profile, overlay: Mapping[str, str] | None = None, explicit: Iterable[str] = ()
+) -> Tree:
+    """Read a tree and judge every site in it."""
+    reader = _Reader(profile, overlay or {}, frozenset(explicit))
+    paths = list(dict.fromkeys([*(str(f) for f in python_files(root)), *sorted(explicit)]))
+    texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
+    index = ProjectIndex(texts, paths, reader.facts, profile)
+    for path in sorted(explicit):
+        index.facts(path)  # a file that the user names is parsed even if nothing in it is of interest
+    dataflow = Dataflow(index)
+    found = [
+        find_site(path, raw, index, dataflow)
+        for path in sorted(texts)
+        if reader.may_hold_sites(texts[path])
+        for raw in _raw_sites(index, path, reader.call_pattern)
+    ]
+    helper, helper_problems = read_helper(index)
+    used = skip_atoms_used(found, profile)
+    if helper is None and not helper_problems and (any(a for _, a in used) or any(f.absorber for f in found)):
+        helper = propose_helper(index, used)
+    policy = Policy(index, helper, helper_problems)
+    sites = tuple(judge_site(site, policy) for site in found)
+    return Tree(
+        root,
+        texts,
+        index,
+        policy,
+        dataflow,
+        sites,
+        (*reader.problems.values(), *helper_problems, *_site_problems(sites)),
+        len(paths),
+    )
+
+
+class _Reader:
+    """Reads and parses files, and keeps what went wrong."""
+
+    def __init__(self, profile: Profile, overlay: Mapping[str, str], explicit: frozenset[str]) -> None:
+        self.profile = profile
+        self.overlay = overlay
+        self.explicit = explicit
+        self.problems: dict[str, Problem] = {}
+        self._texts: dict[str, str | None] = {}
+        names = [*profile.collectives, *profile.wrappers]
+        absorbers = [re.escape(c).replace(r"\*", "") for c in profile.absorber_constructors]
+        central = [re.escape(n) for n in (profile.helper, f"class {profile.backend_enum}") if n != "class "]
+        self.call_pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")\b|all_?reduce_?\s*\(", re.I)
+        self._named = re.compile("|".join(map(re.escape, names)))
+        self._marks = re.compile(("|".join([*map(re.escape, names), *absorbers, *central])).encode())
+        self._generic = re.compile(rb"all_?reduce_?\(", re.I)
+
+    def may_hold_sites(self, text: str) -> bool:
+        return self._named.search(text) is not None or ("expert" in text and "reduce" in text)
+
+    def candidate(self, path: str) -> str | None:
+        """The text of a file that may matter, else None."""
+        if path in self.overlay:
+            return self.overlay[path]
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            self._fail(path, SkipReason.UNREADABLE, 1, f"cannot be read: {error.strerror or error}")
+            return None
+        wanted = self._marks.search(data) or (b"expert" in data and self._generic.search(data))
+        if not wanted and path not in self.explicit:
+            return None
+        try:
+            return decode(data)
+        except SourceError as error:
+            self._fail(path, error.reason, error.line, error.message)
+            return None
+
+    def facts(self, path: str) -> FileFacts | None:
+        """The facts of any file of the tree; None, with the reason recorded, when it cannot be parsed."""
+        try:
+            text = self.overlay[path] if path in self.overlay else decode(Path(path).read_bytes())
+            return FileFacts(path, parse(text), text, self.profile)
+        except SourceError as error:
+            self._fail(path, error.reason, error.line, error.message)
+        except OSError as error:
+            self._fail(path, SkipReason.UNREADABLE, 1, f"cannot be read: {error.strerror or error}")
+        return None
+
+    def _fail(self, path: str, reason: SkipReason, line: int, message: str) -> None:
+        self.problems.setdefault(path, Problem(reason, path, line, message))
+
+
+def _raw_sites(index: ProjectIndex, path: str, pattern: re.Pattern[str]) -> list[RawSite]:
+    """The reductions of one file, in order."""
+    facts = index.facts(path)
+    if facts is None:
+        return []
+    text = index.texts[path]
+    lines = {text.count("\n", 0, match.start()) + 1 for match in pattern.finditer(text)}
+    found = {
+        (site.span, site.collective): site for name in facts.functions_at(lines) for site in facts.function(name).sites
+    }
+    return sorted(found.values(), key=lambda site: site.span)
+
+
+def _site_problems(sites: Iterable[Site]) -> list[Problem]:
+    texts = {
+        SkipReason.UNKNOWN_AXIS: "sums over a group that is neither the TP nor the EP axis; not compared with the helper",
+        SkipReason.TOO_MANY_ATOMS: "its guard has too many conditions for a truth table; not compared with the helper",
+    }
+    return [
+        Problem(site.problem, site.path, site.raw.span.line, f"`{site.raw.collective}` {texts[site.problem]}", False)
+        for site in sites
+        if site.problem is not None
+    ]
+
+
+# --- findings
+
+
+def _chosen_rules(options: Options) -> list[Rule]:
+    rules = {rule.code: rule for rule in all_rules()}
+    by_name = {rule.name: rule for rule in rules.values()}
+
+    def find(wanted: str) -> Rule:
+        rule = rules.get(wanted.upper()) or by_name.get(wanted)
+        if rule is None:
+            raise UsageError(f"unknown rule {wanted!r}; `moe-lint rule` lists them")
+        return rule
+
+    selected = [find(name) for name in options.select] or [rule for rule in rules.values() if rule.on_by_default]
+    ignored = {find(name).code for name in options.ignore}
+    return [rule for rule in selected if rule.code not in ignored]
+
+
+def _report(tree: Tree, targets: set[str], rules: Sequence[Rule]) -> Report:
+    context = Context(tree.index, tree.policy, tree.sites)
+    raw = {finding for rule in rules for finding in rule.check(context) if finding.path in targets}
+    findings, suppressed = apply_directives(
+        sorted(raw, key=lambda f: f.order),
+        {path: text for path, text in tree.texts.items() if path in targets},
+        {rule.code: rule.name for rule in all_rules()},
+        frozenset(rule.code for rule in rules),
+    )
+    shown = [site for site in tree.sites if site.path in targets]
+    problems = [p for p in tree.problems if p.path in targets or p.reason is SkipReason.HELPER_NOT_BOOLEAN]
+    return Report(
+        tuple(_relative(f) for f in findings),
+        _rows(shown, tree.policy),
+        tuple(replace(p, path=_display(p.path)) for p in problems),
+        tuple(Suppressed(_relative(s.finding), s.reason) for s in suppressed),
+        _notes(tree, shown),
+        tuple(reason.text for reason in tree.policy.reasons("TP")) if tree.policy.helper else (),
+        len(targets),
+        len(shown),
+    )
+
+
+def _notes(tree: Tree, shown: Sequence[Site]) -> tuple[str, ...]:
+    helper = tree.policy.helper
+    if helper is not None and helper.proposed and any(site.post_experts for site in shown):
+        reasons = ", ".join(f"`{reason.text}`" for reason in tree.policy.reasons("TP"))
+        return (
+            f"this tree has no `{helper.name}`; guards are judged against the one that `moe-lint init` would add, "
+            f"which skips for {reasons}",
+        )
+    return ()
+
+
+def _rows(sites: Sequence[Site], policy: Policy) -> tuple[MatrixRow, ...]:
+    pairs = _pairs(sites)
+    rows = []
+    for site in sites:
+        reasons = policy.reasons(site.axis) if policy.helper is not None and site.comparison is not None else ()
+        rows.append(
+            MatrixRow(
+                _display(site.path),
+                site.raw.span,
+                site.raw.class_name,
+                site.raw.function.rsplit(".", 1)[-1] if site.raw.class_name is None else _short(site),
+                site.raw.collective,
+                site.axis,
+                site.post_experts,
+                site.route.value,
+                site.relation.value if site.relation is not None else None,
+                tuple((reason.text, reason.text not in site.missing) for reason in reasons),
+                site.missing,
+                site.absorber,
+                " and ".join(
+                    f"not ({part.text})" if not part.polarity else part.text
+                    for part in site.raw.guard
+                    if part.kind != "early-exit"
+                ),
+                pairs.get((site.path, site.raw.span)),
+            )
+        )
+    return tuple(rows)
+
+
+def _short(site: Site) -> str:
+    return site.raw.function.removeprefix(f"{site.raw.class_name}.")
+
+
+def _pairs(sites: Sequence[Site]) -> dict[tuple[str, object], int]:
+    """EP/TP pairs (both axes in one function) -> a number."""
+    groups: dict[tuple[str, str], list[Site]] = {}
+    for site in sites:
+        if site.post_experts and site.route is not Route.WRAPPER:
+            groups.setdefault((site.path, site.raw.function), []).append(site)
+    numbers: dict[tuple[str, object], int] = {}
+    for group in groups.values():
+        if {"TP", "EP"} <= {site.axis for site in group}:
+            number = len(set(numbers.values())) + 1
+            for site in group:
+                numbers[site.path, site.raw.span] = number
+    return numbers
+
+
+def _relative(finding: Finding) -> Finding:
+    related = tuple(replace(r, path=_display(r.path)) for r in finding.related)
+    return replace(finding, path=_display(finding.path), related=related)
+
+
+def _display(path: str) -> str:
+    """The path as a user would type it: relative to the working directory when it is below it."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # another drive
+        return path
+    return path if relative.startswith("..") else relative
+
+
+__all__ = ["Options", "Relation", "Tree", "UsageError", "FoundSite", "analyse", "atom_set", "run"]

@@ -1,0 +1,362 @@
+"""FileFacts -> ProjectIndex: which definition a name means, who builds a class, what a method resolves to.
+
+The index parses a file when a question leads to it, so a run reads the files on a reduction's path and no others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePath
+
+from moe_lint.facts import AttributeFact, CallFact, FileFacts, FunctionFacts
+from moe_lint.formula import Formula
+from moe_lint.profile import Profile, matches
+
+_ATTRIBUTE_CALL = re.compile(r"\bself\.(\w+)\(")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ref:
+    """A function or class: the file that defines it, and its qualified name there."""
+
+    path: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A function that a call may reach, and the condition under which its module was built that way."""
+
+    function: Ref
+    condition: Formula | None = None
+
+
+class ProjectIndex:
+    """Answers questions about names in a tree.
+
+    ``texts`` are the files that may matter (already read); ``paths`` are all Python files of the tree; ``load`` parses
+    one file, returning None when it cannot be parsed (the caller has recorded why).
+    """
+
+    def __init__(
+        self,
+        texts: dict[str, str],
+        paths: Iterable[str],
+        load: Callable[[str], FileFacts | None],
+        profile: Profile,
+    ) -> None:
+        self.texts = texts
+        self.profile = profile
+        self._paths = list(paths)
+        self._load = load
+        self._facts: dict[str, FileFacts | None] = {}
+        self._names: dict[tuple[str, str], Ref | None] = {}
+        self._mro: dict[Ref, list[Ref]] = {}
+        self._mentions: dict[str, list[tuple[str, int]]] = {}
+        self._users: dict[Ref, frozenset[Ref]] = {}
+        self._absorbs: dict[Ref, bool | None] = {}
+
+    def facts(self, path: str) -> FileFacts | None:
+        if path not in self._facts:
+            self._facts[path] = self._load(path)
+        return self._facts[path]
+
+    def function(self, ref: Ref) -> FunctionFacts | None:
+        facts = self.facts(ref.path)
+        return facts.function(ref.name) if facts is not None and ref.name in facts.functions else None
+
+    # --- names
+
+    @cached_property
+    def _by_tail(self) -> dict[str, list[tuple[str, ...]]]:
+        """Last component of a module's name -> the path components of the files that could be it."""
+        found: dict[str, list[tuple[str, ...]]] = {}
+        for path in self._paths:
+            parts = PurePath(path).parts
+            tail = parts[-2] if parts[-1] == "__init__.py" and len(parts) > 1 else parts[-1].removesuffix(".py")
+            found.setdefault(tail, []).append(parts)
+        return found
+
+    def module_path(self, module: str, importer: str) -> str | None:
+        """The file that `import module` means in ``importer``; leading dots are relative to it."""
+        level = len(module) - len(module.lstrip("."))
+        wanted = tuple(part for part in module.split(".") if part)
+        if level:
+            base = PurePath(importer).parts[: -1 - (level - 1)] if level > 1 else PurePath(importer).parts[:-1]
+            wanted = (*base, *wanted)
+        if not wanted:
+            return None
+        for parts in self._by_tail.get(wanted[-1], ()):
+            stem = parts[:-1] if parts[-1] == "__init__.py" else (*parts[:-1], parts[-1].removesuffix(".py"))
+            if stem[-len(wanted) :] == wanted:
+                return str(PurePath(*parts))
+        return None
+
+    def resolve(self, path: str, name: str) -> Ref | None:
+        """The class or function that a (dotted) name means in a file, through imports and re-exports."""
+        key = (path, name)
+        if key not in self._names:
+            self._names[key] = None  # an import cycle resolves to nothing
+            self._names[key] = self._resolve(path, name)
+        return self._names[key]
+
+    def _resolve(self, path: str, name: str) -> Ref | None:
+        facts = self.facts(path)
+        if facts is None:
+            return None
+        if name in facts.classes or name in facts.functions:
+            return Ref(path, name)
+        head, _, rest = name.partition(".")
+        imported = facts.imports.get(head)
+        if imported is None:
+            # a name that is local to a function, or a class nested in one
+            found = [q for q in (*facts.classes, *facts.functions) if q.endswith(f".{name}")]
+            return Ref(path, found[0]) if len(found) == 1 and not rest else None
+        module, original = imported
+        if original is not None:
+            target = self.module_path(module, path)
+            if target is not None and target != path:
+                found_ref = self.resolve(target, f"{original}.{rest}" if rest else original)
+                if found_ref is not None:
+                    return found_ref
+            if not rest:
+                return None
+            separator = "" if module.endswith(".") else "."
+            target = self.module_path(f"{module}{separator}{original}", path)
+            return self.resolve(target, rest) if target is not None and target != path else None
+        parts = name.split(".")
+        for cut in range(len(parts) - 1, 0, -1):
+            prefix = ".".join(parts[:cut])
+            dotted_module = prefix.replace(head, module, 1)
+            target = self.module_path(dotted_module, path)
+            if target is not None and target != path:
+                return self.resolve(target, ".".join(parts[cut:]))
+        return None
+
+    # --- classes
+
+    def mro(self, ref: Ref) -> list[Ref]:
+        """The class and its bases in the tree, depth first, each once."""
+        if ref not in self._mro:
+            self._mro[ref] = [ref]
+            order: dict[Ref, None] = {ref: None}
+            facts = self.facts(ref.path)
+            if facts is not None and ref.name in facts.classes:
+                for base in facts.classes[ref.name].bases:
+                    found = self.resolve(ref.path, base)
+                    if found is not None and found != ref:
+                        order.update(dict.fromkeys(self.mro(found)))
+            self._mro[ref] = list(order)
+        return self._mro[ref]
+
+    def method(self, owner: Ref, name: str, skip: int = 0) -> Ref | None:
+        """The function that ``owner.name`` is, along the bases (from base ``skip`` on)."""
+        for ref in self.mro(owner)[skip:]:
+            facts = self.facts(ref.path)
+            if facts is not None and ref.name in facts.classes and name in facts.classes[ref.name].methods:
+                return Ref(ref.path, f"{ref.name}.{name}")
+        return None
+
+    def attributes(self, owner: Ref, name: str) -> list[tuple[str, AttributeFact]]:
+        """(file, fact) of every assignment to ``self.name`` in the class and its bases."""
+        found: list[tuple[str, AttributeFact]] = []
+        for ref in self.mro(owner):
+            facts = self.facts(ref.path)
+            if facts is not None and ref.name in facts.classes:
+                found += [(ref.path, fact) for fact in facts.attribute(ref.name, name)]
+        return found
+
+    def subclasses(self, ref: Ref) -> list[Ref]:
+        """Classes that name ``ref`` as a base, in the files at hand."""
+        short = ref.name.rsplit(".", 1)[-1]
+        found: list[Ref] = []
+        for path in {path for path, _ in self.mentions(short)}:
+            facts = self.facts(path)
+            if facts is None:
+                continue
+            for name, class_facts in facts.classes.items():
+                bases = [b for b in class_facts.bases if b.rsplit(".", 1)[-1] == short]
+                if Ref(path, name) != ref and any(self.resolve(path, base) == ref for base in bases):
+                    found.append(Ref(path, name))
+        return sorted(found)
+
+    def mentions(self, word: str) -> list[tuple[str, int]]:
+        """(path, line) of every occurrence of an identifier, in the files at hand."""
+        if word not in self._mentions:
+            pattern = re.compile(rf"(?<![\w]){re.escape(word)}(?!\w)")
+            self._mentions[word] = [
+                (path, text.count("\n", 0, match.start()) + 1)
+                for path, text in self.texts.items()
+                if word in text
+                for match in pattern.finditer(text)
+            ]
+        return self._mentions[word]
+
+    def users(self, ref: Ref) -> frozenset[Ref]:
+        """The classes whose bodies name a class or function: whoever builds a block names it."""
+        if ref not in self._users:
+            self._users[ref] = frozenset()
+            self._users[ref] = frozenset(self._find_users(ref))
+        return self._users[ref]
+
+    def _find_users(self, ref: Ref) -> Iterator[Ref]:
+        short = ref.name.rsplit(".", 1)[-1]
+        for path, line in self.mentions(short):
+            facts = self.facts(path)
+            if facts is None or self.resolve(path, short) not in (ref, None):
+                continue
+            if self.resolve(path, short) is None and path != ref.path:
+                continue
+            owner = facts.class_at(line)
+            if owner is None:
+                inside = facts.functions_at([line])
+                if inside and Ref(path, inside[0]) != ref:
+                    yield from self.users(Ref(path, inside[0]))  # a factory: whoever calls it
+            elif Ref(path, owner) != ref and facts.classes[owner].line != line:
+                yield Ref(path, owner)
+
+    # --- calls
+
+    def targets(self, path: str, class_name: str | None, callee: str) -> list[Target]:
+        """The functions that a call of ``callee`` may reach. Empty when that cannot be told."""
+        return list(self._targets(path, class_name, callee, frozenset()))
+
+    def _targets(
+        self, path: str, class_name: str | None, callee: str, seen: frozenset[tuple[str, str | None, str]]
+    ) -> Iterator[Target]:
+        key = (path, class_name, callee)
+        if key in seen:
+            return
+        seen |= {key}
+        head, _, rest = callee.partition(".")
+        if head == "super()" and class_name is not None:
+            found = self.method(Ref(path, class_name), rest, skip=1)
+            if found is not None:
+                yield Target(found)
+        elif head == "self" and class_name is not None and rest:
+            yield from self._self_targets(Ref(path, class_name), rest, seen)
+        elif head not in ("self", "super()"):
+            found = self.resolve(path, callee)
+            if found is not None:
+                facts = self.facts(found.path)
+                if facts is not None and found.name in facts.functions:
+                    yield Target(found)
+
+    def _self_targets(
+        self, owner: Ref, rest: str, seen: frozenset[tuple[str, str | None, str]]
+    ) -> Iterator[Target]:
+        name, _, method = rest.partition(".")
+        if not method:
+            found = self.method(owner, name)
+            if found is not None:
+                yield Target(found)
+                return
+        if "." in method:
+            return
+        for path, fact in self.attributes(owner, name):
+            if fact.alias is not None and not method:
+                for target in self._targets(path, owner.name, fact.alias, seen):
+                    yield Target(target.function, fact.condition)
+            for callee in fact.callees:
+                built = self.resolve(path, callee)
+                facts = self.facts(built.path) if built is not None else None
+                if built is None or facts is None or built.name not in facts.classes:
+                    continue
+                for entry in (method,) if method else ("forward", "__call__"):
+                    found = self.method(built, entry)
+                    if found is not None:
+                        yield Target(found, fact.condition)
+                        break
+
+    def built_classes(self, owner: Ref, name: str) -> list[Ref]:
+        """The classes that ``self.name`` may be an instance of."""
+        found: dict[Ref, None] = {}
+        for path, fact in self.attributes(owner, name):
+            for callee in fact.callees:
+                built = self.resolve(path, callee)
+                facts = self.facts(built.path) if built is not None else None
+                if built is not None and facts is not None and built.name in facts.classes:
+                    found[built] = None
+        return list(found)
+
+    def calls_of(self, ref: Ref) -> list[tuple[str, CallFact]]:
+        """(file, call) of the calls that may reach a function, as far as they hand on something of interest."""
+        short = ref.name.rsplit(".", 1)[-1]
+        if short in ("forward", "__call__"):
+            return list(self._calls_of_module(ref))
+        lines: dict[str, list[int]] = {}
+        for path, line in self.mentions(short):
+            lines.setdefault(path, []).append(line)
+        found: list[tuple[str, CallFact]] = []
+        for path in sorted(lines):
+            facts = self.facts(path)
+            if facts is None:
+                continue
+            for name in facts.functions_at(lines[path]):
+                for call in facts.function(name).calls:
+                    if call.callee.rsplit(".", 1)[-1] == short and Ref(path, name) != ref:
+                        found.append((path, call))
+        return found
+
+    def _calls_of_module(self, ref: Ref) -> Iterator[tuple[str, CallFact]]:
+        """Calls of ``self.attr(…)`` where ``attr`` was built from the class that ``ref`` is the forward of."""
+        owner = Ref(ref.path, ref.name.rsplit(".", 1)[0])
+        for user in sorted(self.users(owner)):
+            facts = self.facts(user.path)
+            if facts is None:
+                continue
+            text = facts.class_text(user.name)
+            for name in set(_ATTRIBUTE_CALL.findall(text)):
+                if self.profile.is_barrier(name) or owner not in self.built_classes(user, name):
+                    continue
+                for qualname in facts.functions_in(user.name):
+                    if f"self.{name}(" in facts.function_text(qualname):
+                        calls = facts.function(qualname).calls
+                        yield from ((user.path, call) for call in calls if call.callee == f"self.{name}")
+
+    def is_absorber(self, ref: Ref) -> bool:
+        """Whether a class is an absorber itself (or derives from one)."""
+        names = self.profile.absorber_constructors
+        return any(matches(owner.name.rsplit(".", 1)[-1], names) for owner in self.mro(ref))
+
+    # --- absorbers
+
+    @cached_property
+    def _absorber_pattern(self) -> re.Pattern[str]:
+        names = "|".join(
+            re.escape(pattern).replace(r"\*", r"\w*").replace(r"\?", r"\w")
+            for pattern in self.profile.absorber_constructors
+        )
+        return re.compile(rf"(?<!\w)(?:{names or '(?!)'})\s*\(")
+
+    def constructs_absorber(self, ref: Ref) -> bool:
+        """Whether the class or one of its bases builds an absorber."""
+        for owner in self.mro(ref):
+            facts = self.facts(owner.path)
+            if facts is not None and owner.name in facts.classes:
+                for match in self._absorber_pattern.finditer(facts.class_text(owner.name)):
+                    if not facts.class_text(owner.name)[: match.start()].rstrip().endswith("class"):
+                        return True
+        return False
+
+    def has_absorber(self, ref: Ref) -> bool | None:
+        """Whether some layer around a class (or function) builds an absorber; None when no layer around is known."""
+        if ref not in self._absorbs:
+            self._absorbs[ref] = self._find_absorber(ref)
+        return self._absorbs[ref]
+
+    def _find_absorber(self, ref: Ref) -> bool | None:
+        frontier, seen, layers = [ref], {ref}, False
+        while frontier:
+            current = frontier.pop()
+            if self.constructs_absorber(current):
+                return True
+            around = set(self.users(current))
+            layers = layers or bool(around)
+            around.update(self.subclasses(current))
+            frontier += sorted(around - seen)
+            seen |= around
+        return False if layers else None

@@ -1,0 +1,202 @@
+"""The values that flow through moe-lint. All frozen, none holds a syntax node, all can be pickled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+Axis = Literal["TP", "EP", "other"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """A range of source text. Lines and columns count from 1; columns count characters; the end is exclusive."""
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+
+class Route(str, Enum):
+    """How a site decides whether to reduce."""
+
+    HELPER = "helper"  #: its guard calls the central helper
+    WRAPPER = "wrapper"  #: the call is a sanctioned wrapper, which asks the helper itself
+    INLINE = "inline"  #: its guard names skip reasons by hand
+    DEFERRED = "deferred"  #: it settles a sum that an earlier block marked as owed
+    OWNED = "owned"  #: an ownership parameter (`reduce_results`) decides, so the caller does
+    NONE = "none"  #: nothing but topology guards it
+
+
+class Severity(str, Enum):
+    ERROR = "error"  #: wrong numbers in some configuration
+    WARNING = "warning"  #: right today, drifts tomorrow
+    INFO = "info"
+
+
+class Confidence(str, Enum):
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"  #: off unless selected
+
+
+class Safety(str, Enum):
+    """What a fix does to the behaviour, computed from the relation of old guard and helper."""
+
+    SAFE = "safe"  #: the same function of the state
+    CORRECTIVE = "corrective"  #: behaviour changes exactly in the states in which it was wrong
+    UNSAFE = "unsafe"  #: could lose a reduction, or cannot be proved
+
+
+class SkipReason(str, Enum):
+    """Why something was not judged. Never silent: each is listed in the report."""
+
+    UNREADABLE = "unreadable"  #: the file cannot be read
+    UNDECODABLE = "undecodable"  #: the bytes are not text in the declared encoding
+    SYNTAX_ERROR = "syntax-error"  #: neither `ast` nor libcst can parse it
+    HELPER_NOT_BOOLEAN = "helper-not-boolean"  #: the helper's body is not a boolean function
+    TOO_MANY_ATOMS = "too-many-atoms"  #: a guard has more conditions than a truth table is built for
+    UNKNOWN_AXIS = "unknown-axis"  #: a post-experts reduction whose group is neither TP nor EP
+    UNKNOWN_ABSORBER = "unknown-absorber"  #: nobody in the tree was seen building this block
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that could not be judged, at a place. ``failed`` problems make the exit status 2."""
+
+    reason: SkipReason
+    path: str
+    line: int
+    message: str
+    failed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Related:
+    """A second place that explains a finding."""
+
+    path: str
+    line: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class FixPlan:
+    """A rewrite, as data: a codemod turns it into edits of one file.
+
+    ``guard`` is the condition to rewrite (None: the statement has none and gets one). In it every operand of the
+    top-level ``and`` (``or``, if ``polarity`` is false) whose normalised text is in ``drop`` is replaced by one call
+    of ``helper`` with ``arguments``. ``statement`` is the reduction's own statement.
+    """
+
+    path: str
+    kind: Literal["guard", "wrap", "call", "wrapper"]
+    statement: Span
+    guard: Span | None
+    polarity: bool
+    drop: tuple[str, ...]
+    helper: str
+    arguments: tuple[tuple[str, str], ...]
+    import_from: str
+    safety: Safety
+    reason: str
+    #: for ``kind="call"``: the call whose arguments are to be replaced
+    call: Span | None = None
+    #: for ``kind="wrapper"``: the statements (guards included) that the wrapper's call replaces
+    replace: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One verdict of one rule at one place."""
+
+    rule: str
+    name: str
+    path: str
+    span: Span
+    severity: Severity
+    confidence: Confidence
+    message: str
+    function: str
+    class_name: str | None
+    relation: str | None = None
+    witness: str | None = None
+    #: the condition that decides, when there is one
+    guard: Span | None = None
+    related: tuple[Related, ...] = ()
+    remedy: str | None = None
+    fix: FixPlan | None = None
+
+    @property
+    def order(self) -> tuple[str, Span, str]:
+        return (self.path, self.span, self.rule)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A file that was judged (or held nothing to judge)."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A file that could not be judged."""
+
+    path: str
+    problem: Problem
+
+
+FileResult = Checked | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRow:
+    """One all-reduce-like call, as `matrix` shows it."""
+
+    path: str
+    span: Span
+    class_name: str | None
+    function: str
+    collective: str
+    axis: Axis
+    post_experts: bool
+    route: str
+    relation: str | None
+    #: every skip atom of this tree -> whether the guard honours it
+    atoms: tuple[tuple[str, bool], ...]
+    missing: tuple[str, ...]
+    absorber: bool | None
+    guard: str
+    pair: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Suppressed:
+    """A finding that a comment silences, with the reason given there."""
+
+    finding: Finding
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything one run found out. ``notes`` are told to the user beside the findings."""
+
+    findings: tuple[Finding, ...]
+    rows: tuple[MatrixRow, ...]
+    problems: tuple[Problem, ...]
+    suppressed: tuple[Suppressed, ...]
+    notes: tuple[str, ...]
+    atoms: tuple[str, ...]
+    files: int
+    seen: int
+
+    @property
+    def exit_code(self) -> int:
+        """2: something could not be judged; 1: findings; 0: neither."""
+        if any(problem.failed for problem in self.problems):
+            return 2
+        return 1 if self.findings else 0

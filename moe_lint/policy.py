@@ -1,0 +1,447 @@
+"""What this tree's helper means: its body, its signature, its wrappers, read from the tree under judgement.
+
+A tree without a helper is judged against the one that `moe-lint init` would add, built from the skip reasons that the
+tree's own guards use.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from moe_lint.expressions import FormulaBuilder, NotBoolean
+from moe_lint.formula import (
+    FALSE,
+    TRUE,
+    Atom,
+    Comparison,
+    Formula,
+    Or,
+    Relation,
+    TooManyAtoms,
+    atom_set,
+    compare,
+    conj,
+    disj,
+    negate,
+    substitute,
+)
+from moe_lint.index import ProjectIndex, Ref
+from moe_lint.model import Axis, Problem, SkipReason
+from moe_lint.profile import Profile, matches
+
+_EXPANSION_LIMIT = 400
+#: What follows the opening parenthesis of a call that is nothing but a call with plain arguments.
+_PLAIN_CALL = re.compile(r"[^()]*\)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Helper:
+    """The central predicate of a tree.
+
+    ``flags`` maps each of its parameters that is a layer-context flag to the flag's name. ``skips`` is its value as a
+    formula over its parameters and the predicates it calls.
+    """
+
+    name: str
+    path: str
+    line: int
+    axis_parameter: str | None
+    flags: tuple[tuple[str, str], ...]
+    defaults: tuple[tuple[str, bool], ...]
+    skips: Formula
+    #: `moe-lint init` would write it; the tree has none yet
+    proposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One reason for which the helper skips, as an atom or formula, with the text to show."""
+
+    text: str
+    formula: Formula
+
+
+class Policy:
+    """Judges guards against a helper."""
+
+    def __init__(self, index: ProjectIndex, helper: Helper | None, problems: tuple[Problem, ...] = ()) -> None:
+        self.index = index
+        self.profile: Profile = index.profile
+        self.helper = helper
+        self.problems = problems
+        self._builder = FormulaBuilder(index.profile)
+        self._predicates: dict[str, tuple[tuple[str, ...], Mapping[str, bool | None], Formula] | None] = {}
+        self._backend_members = self._read_backends()
+
+    # --- the helper
+
+    def skips(self, axis: Axis, in_scope: Iterable[str] | None = None) -> Formula:
+        """When the helper skips at a site of this axis. Flags that the site cannot pass take their defaults.
+
+        ``in_scope`` are the flags known at the site; None stands for all.
+        """
+        helper = self.helper
+        assert helper is not None
+        known = None if in_scope is None else set(in_scope)
+        values: dict[str, Formula] = {}
+        if helper.axis_parameter is not None:
+            values[helper.axis_parameter] = FALSE if axis == "EP" else TRUE
+        for parameter, flag in helper.flags:
+            if known is not None and flag not in known:
+                values[parameter] = TRUE if dict(helper.defaults).get(parameter) else FALSE
+        return self._bind(helper.skips, values)
+
+    def _bind(self, formula: Formula, values: Mapping[str, Formula]) -> Formula:
+        """Put values in for parameters, which are atoms, or names inside atoms that are calls."""
+        spellings = self.profile.flag_names
+        by_atom = {spellings.get(name, name): value for name, value in values.items()}
+
+        def value(name: str) -> Formula | None:
+            if name in by_atom:
+                return by_atom[name]
+            if "(" not in name or not any(re.search(rf"\b{re.escape(p)}\b", name) for p in values):
+                return None
+            return Atom(_rewrite(name, values))
+
+        return substitute(formula, value)
+
+    def called(self, atom: str) -> Formula | None:
+        """The meaning of an atom that is a call of the helper, None for any other."""
+        helper = self.helper
+        if helper is None or not atom.startswith(f"{helper.name}("):
+            return None
+        call = ast.parse(atom, mode="eval").body
+        if not isinstance(call, ast.Call):
+            return None
+        values: dict[str, Formula] = {
+            parameter: TRUE if default else FALSE for parameter, default in helper.defaults
+        }
+        names = [p for p, _ in helper.flags]
+        order = [helper.axis_parameter, *names] if helper.axis_parameter else names
+        for name, given in zip(order, call.args, strict=False):
+            if name is not None:
+                values[name] = self._builder.build(given)
+        for keyword in call.keywords:
+            if keyword.arg is not None:
+                values[keyword.arg] = self._builder.build(keyword.value)
+        return self._bind(helper.skips, values)
+
+    def helper_calls(self, formula: Formula) -> list[str]:
+        """The helper calls among the atoms of a formula."""
+        if self.helper is None:
+            return []
+        return [a for a in sorted(atom_set(formula)) if a.startswith(f"{self.helper.name}(")]
+
+    def with_helper(self, formula: Formula) -> Formula:
+        """The formula with every helper call replaced by what it means."""
+        return substitute(formula, self.called)
+
+    # --- reasons
+
+    def reasons(self, axis: Axis, in_scope: Iterable[str] | None = None) -> tuple[Reason, ...]:
+        """The disjuncts of the helper, looking through predicates that only delegate to others."""
+        found: dict[str, Reason] = {}
+        for part in self._disjuncts(self.skips(axis, in_scope), frozenset()):
+            if part != FALSE:
+                found.setdefault(str(part), Reason(str(part), part))
+        return tuple(found.values())
+
+    def _disjuncts(self, formula: Formula, seen: frozenset[str]) -> list[Formula]:
+        if isinstance(formula, Or):
+            return [d for part in formula.operands for d in self._disjuncts(part, seen)]
+        if isinstance(formula, Atom) and formula.name not in seen:
+            body = self._expansion(formula.name)
+            if body is not None and isinstance(body, Or):
+                return self._disjuncts(body, seen | {formula.name})
+        return [formula]
+
+    def delegates(self) -> frozenset[str]:
+        """Atoms that the helper merely delegates to: its halves, which a guard may use one by one."""
+        if self.helper is None:
+            return frozenset()
+        found: set[str] = set()
+        for axis in ("TP", "EP"):
+            stack = [self.skips("EP" if axis == "EP" else "TP")]
+            while stack:
+                formula = stack.pop()
+                for part in formula.operands if isinstance(formula, Or) else (formula,):
+                    if isinstance(part, Atom) and part.name not in found:
+                        body = self._expansion(part.name)
+                        if body is not None and isinstance(body, Or):
+                            found.add(part.name)
+                            stack.append(body)
+        return frozenset(found)
+
+    # --- predicates
+
+    def _expansion(self, atom: str) -> Formula | None:
+        """What an atom that calls a predicate of the tree means, None when it is not one."""
+        name, _, rest = atom.partition("(")
+        if not rest or not _PLAIN_CALL.match(rest) or not name.isidentifier() or (
+            self.helper is not None and name == self.helper.name
+        ):
+            return None
+        if name not in self._predicates:
+            self._predicates[name] = self._find_predicate(name)
+        predicate = self._predicates[name]
+        if predicate is None:
+            return None
+        params, defaults, body = predicate
+        call = ast.parse(atom, mode="eval").body
+        if not isinstance(call, ast.Call):
+            return None
+        values: dict[str, Formula] = {p: TRUE if d else FALSE for p, d in defaults.items() if d is not None}
+        values.update({p: self._builder.build(a) for p, a in zip(params, call.args, strict=False)})
+        values.update({k.arg: self._builder.build(k.value) for k in call.keywords if k.arg is not None})
+        return self._bind(body, values)
+
+    def _find_predicate(self, name: str) -> tuple[tuple[str, ...], Mapping[str, bool | None], Formula] | None:
+        ref = self._definition(name)
+        facts = self.index.facts(ref.path) if ref is not None else None
+        if ref is None or facts is None or ref.name not in facts.functions:
+            return None
+        try:
+            body = facts.condition(ref.name)
+        except NotBoolean:
+            return None
+        _, params, defaults = facts.header(ref.name)
+        return params, defaults, body
+
+    def _definition(self, name: str) -> Ref | None:
+        """A predicate is looked up where the helper stands, then wherever a module-level `def` of that name is."""
+        if self.helper is not None:
+            found = self.index.resolve(self.helper.path, name)
+            if found is not None:
+                return found
+        return find_function(self.index, name)
+
+    def expanded(self, formula: Formula) -> Formula:
+        """Every predicate call replaced by its body, as deep as the tree goes."""
+        budget = _EXPANSION_LIMIT
+
+        def expand(node: Formula, seen: frozenset[str]) -> Formula:
+            def value(atom: str) -> Formula | None:
+                nonlocal budget
+                body = None if atom in seen or budget <= 0 else self._expansion(atom)
+                if body is None:
+                    return None
+                budget -= 1
+                return expand(body, seen | {atom})
+
+            return substitute(node, value)
+
+        return expand(formula, frozenset())
+
+    # --- judging
+
+    def judge(self, guard: Formula, axis: Axis, in_scope: Iterable[str]) -> Comparison:
+        """How a guard (without its topology) relates to the helper. Raises ``TooManyAtoms``.
+
+        Compared as written first; only when that finds a difference are the predicates on both sides opened, so
+        that a guard that spells out what a predicate means is not called different from it.
+        """
+        reduces = self.with_helper(guard)
+        skips = disj(reason.formula for reason in self.reasons(axis, in_scope))
+        coarse = self._compare(self._as_reasons(reduces), skips)
+        if coarse.relation is Relation.EQUAL:
+            return coarse
+        try:
+            fine = self._compare(self.expanded(reduces), self.expanded(skips))
+        except TooManyAtoms:
+            return coarse
+        return coarse if fine.relation is coarse.relation else fine
+
+    def _as_reasons(self, formula: Formula) -> Formula:
+        """The delegating predicates of a formula opened, as `reasons` opens those of the helper."""
+        delegates = self.delegates()
+        for _ in range(8):
+            opened = substitute(formula, lambda a: self._expansion(a) if a in delegates else None)
+            if opened == formula:
+                break
+            formula = opened
+        return formula
+
+    def _compare(self, reduces: Formula, skips: Formula) -> Comparison:
+        return compare(reduces, skips, self._feasible(atom_set(reduces) | atom_set(skips)))
+
+    def missing(self, guard: Formula, axis: Axis, in_scope: Iterable[str] | None) -> tuple[str, ...]:
+        """The reasons for which the helper skips and in spite of which this guard reduces."""
+        reduces = self._as_reasons(self.with_helper(guard))
+        found = []
+        for reason in self.reasons(axis, in_scope):
+            try:
+                one = self._compare(reduces, reason.formula)
+                if one.over is None:
+                    continue
+                deep = self._compare(self.expanded(reduces), self.expanded(reason.formula))
+            except TooManyAtoms:
+                deep = one
+            if deep.over is not None:
+                found.append(reason.text)
+        return tuple(found)
+
+    # --- the a2a backend: members of one enum exclude one another
+
+    def _read_backends(self) -> frozenset[str]:
+        enum = self.profile.backend_enum
+        if not enum:
+            return frozenset()
+        pattern = re.compile(rf"^class {re.escape(enum)}\b", re.MULTILINE)
+        for path, text in self.index.texts.items():
+            if not pattern.search(text):
+                continue
+            facts = self.index.facts(path)
+            if facts is None or enum not in facts.classes:
+                continue
+            members = set()
+            for method in facts.classes[enum].methods:
+                try:
+                    body = facts.condition(f"{enum}.{method}")
+                except NotBoolean:
+                    continue
+                if isinstance(body, Atom) and body.name.startswith(f"{enum}.") and body.name.endswith("== self"):
+                    members.add(method)
+            return frozenset(members)
+        return frozenset()
+
+    def _feasible(self, names: Iterable[str]) -> Formula:
+        """At most one of the backend's `is_…()` holds (those that test for a single member)."""
+        prefix = f"{self.profile.backend_getter}."
+        backends = sorted(
+            name for name in names if name.startswith(prefix) and name[len(prefix) :].rstrip("()") in self._backend_members
+        )
+        return conj(
+            negate(conj((Atom(one), Atom(other))))
+            for position, one in enumerate(backends)
+            for other in backends[position + 1 :]
+        )
+
+    def backend_classes(self) -> dict[str, tuple[frozenset[str], Ref]]:
+        """Central class predicates (`is_deepep_class_backend()`): name -> (member names, definition)."""
+        found: dict[str, tuple[frozenset[str], Ref]] = {}
+        prefix = f"{self.profile.backend_getter}.is_"
+        pattern = re.compile(r"^def (is_\w+)\(\)", re.MULTILINE)
+        for path, text in self.index.texts.items():
+            if self.profile.backend_enum and f"class {self.profile.backend_enum}" not in text:
+                continue
+            facts = self.index.facts(path)
+            if facts is None:
+                continue
+            for name in pattern.findall(text):
+                try:
+                    body = facts.condition(name)
+                except (NotBoolean, KeyError):
+                    continue
+                parts = body.operands if isinstance(body, Or) else ()
+                members = {
+                    p.name[len(prefix) : -2] for p in parts if isinstance(p, Atom) and p.name.startswith(prefix)
+                }
+                if len(members) == len(parts) >= 2:
+                    found[name] = (frozenset(members), Ref(path, name))
+        return found
+
+
+def _rewrite(text: str, values: Mapping[str, Formula]) -> str:
+    """A call's text with parameter names replaced by constants, flags or atoms."""
+
+    class Rewriter(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            value = values.get(node.id)
+            if value == TRUE or value == FALSE:
+                return ast.Constant(value == TRUE)
+            if isinstance(value, Atom):
+                return ast.parse(value.name, mode="eval").body
+            return node
+
+    return ast.unparse(Rewriter().visit(ast.parse(text, mode="eval").body))
+
+
+def find_function(index: ProjectIndex, name: str) -> Ref | None:
+    """The module-level function of that name; among several, the one outside tests with the shortest path."""
+    pattern = re.compile(rf"^def {re.escape(name)}\(", re.MULTILINE)
+    found = [path for path, text in index.texts.items() if f"def {name}(" in text and pattern.search(text)]
+    found.sort(key=lambda path: (any("test" in part for part in PurePath(path).parts), len(path), path))
+    for path in found:
+        facts = index.facts(path)
+        if facts is not None and name in facts.functions:
+            return Ref(path, name)
+    return None
+
+
+def read_helper(index: ProjectIndex) -> tuple[Helper | None, tuple[Problem, ...]]:
+    """The helper of a tree, or the problem that keeps it from being understood, or neither when there is none."""
+    profile = index.profile
+    ref = find_function(index, profile.helper)
+    facts = index.facts(ref.path) if ref is not None else None
+    if ref is None or facts is None:
+        return None, ()
+    line, params, defaults = facts.header(ref.name)
+    flags = tuple((p, profile.flag_names[p]) for p in params if p in profile.flag_names)
+    axis = profile.axis_parameter if profile.axis_parameter in params else None
+    try:
+        skips = facts.condition(ref.name)
+    except NotBoolean as error:
+        message = f"`{profile.helper}` is not a boolean function: {error.what}; guards cannot be compared with it"
+        return None, (Problem(SkipReason.HELPER_NOT_BOOLEAN, ref.path, error.line, message),)
+    return (
+        Helper(
+            profile.helper,
+            ref.path,
+            line,
+            axis,
+            flags,
+            tuple((p, d) for p, d in defaults.items() if d is not None),
+            skips,
+        ),
+        (),
+    )
+
+
+def is_skip_predicate(atom: str, profile: Profile) -> bool:
+    """Whether an atom is a call of a skip predicate by the profile's naming."""
+    name, _, rest = atom.partition("(")
+    return rest == ")" and name.isidentifier() and matches(name, profile.skip_predicates)
+
+
+def propose_helper(index: ProjectIndex, used: Iterable[tuple[Axis, str]]) -> Helper:
+    """The helper that `moe-lint init` would add, from the skip atoms that the guards of each axis use.
+
+    A predicate that only TP-axis guards name is taken to concern the TP path only, if the tree has EP-axis guards
+    that could have named it; the layer-context flags concern both.
+    """
+    profile = index.profile
+    seen: dict[str, set[Axis]] = {}
+    axes: set[Axis] = set()
+    for axis, atom in used:
+        axes.add(axis)
+        if is_skip_predicate(atom, profile):
+            seen.setdefault(atom, set()).add(axis)
+    parameter = profile.axis_parameter or None
+    parts: list[Formula] = [Atom(flag.name) for flag in profile.flags]
+    for atom in sorted(seen):
+        tp_only = seen[atom] == {"TP"} and "EP" in axes and parameter is not None
+        parts.append(conj((Atom(parameter or ""), Atom(atom))) if tp_only else Atom(atom))
+    return Helper(
+        profile.helper,
+        _home_of(index, sorted(seen)),
+        0,
+        parameter,
+        tuple((flag.name, flag.name) for flag in reversed(profile.flags)),
+        tuple((flag.name, False) for flag in reversed(profile.flags)),
+        disj(parts),
+        proposed=True,
+    )
+
+
+def _home_of(index: ProjectIndex, predicates: list[str]) -> str:
+    """The file that defines most of the skip predicates: the helper belongs beside them."""
+    homes: dict[str, int] = {}
+    for atom in predicates:
+        ref = find_function(index, atom[: atom.index("(")])
+        if ref is not None:
+            homes[ref.path] = homes.get(ref.path, 0) + 1
+    return min(homes, key=lambda path: (-homes[path], path)) if homes else ""

@@ -1,0 +1,269 @@
+"""Profiles: which names to look for in an engine's tree, loaded from TOML and validated.
+
+A profile holds vocabulary only. The meaning of the names is read from the tree under judgement.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from moe_lint.model import Axis
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; the text names the file and the key."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A layer-context flag: its name, other spellings, the question that computes it, who sums when it is set."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    predicate: str = ""
+    absorber: str = "an absorber downstream"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The vocabulary of one engine. Pattern lists are ``fnmatch`` patterns over single identifiers."""
+
+    name: str
+    collectives: Mapping[str, Axis]
+    helper: str
+    axis_parameter: str
+    wrappers: tuple[str, ...]
+    flags: tuple[Flag, ...]
+    skip_predicates: tuple[str, ...]
+    publishers: tuple[str, ...]
+    markers: tuple[str, ...]
+    ownership: tuple[str, ...]
+    absorber_constructors: tuple[str, ...]
+    expert_attributes: tuple[str, ...]
+    expert_functions: tuple[str, ...]
+    expert_constructors: tuple[str, ...]
+    expert_exclude: tuple[str, ...]
+    barriers: tuple[str, ...]
+    sizes: tuple[str, ...]
+    backend_getter: str
+    backend_enum: str
+
+    @cached_property
+    def flag_names(self) -> Mapping[str, str]:
+        """Every spelling of a flag -> its name."""
+        return {spelling: flag.name for flag in self.flags for spelling in (flag.name, *flag.aliases)}
+
+    def is_size(self, text: str) -> bool:
+        """Whether ``text`` (``self.tp_size``, ``get_parallel().tp_size``, ``world_size()``) is a group's size."""
+        last = text.rsplit(".", 1)[-1]
+        return matches(last, self.sizes)
+
+    def is_expert_attribute(self, name: str) -> bool:
+        return matches(name, self.expert_attributes) and not matches(name, self.expert_exclude)
+
+    def is_expert_function(self, name: str) -> bool:
+        return matches(name, self.expert_functions) and not matches(name, self.expert_exclude)
+
+    def is_expert_constructor(self, name: str) -> bool:
+        return matches(name, self.expert_constructors)
+
+    def is_barrier(self, name: str) -> bool:
+        return matches(name, self.barriers)
+
+    def is_absorber_constructor(self, name: str) -> bool:
+        return matches(name, self.absorber_constructors)
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Identifiers of which a file must hold one to be worth parsing."""
+        return tuple(
+            dict.fromkeys(
+                (
+                    *self.collectives,
+                    *self.wrappers,
+                    self.helper,
+                    "all_reduce(",
+                    *(c.strip("*") for c in self.absorber_constructors),
+                )
+            )
+        )
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+#: section -> key -> kind. ``None`` as a section holds the top level.
+_SCHEMA: dict[str, dict[str, str]] = {
+    "helper": {"name": "str", "axis_parameter": "str", "wrappers": "list"},
+    "predicates": {"skip": "list"},
+    "context": {"publish": "list", "markers": "list", "ownership": "list"},
+    "absorbers": {"constructors": "list"},
+    "experts": {
+        "attributes": "list",
+        "functions": "list",
+        "constructors": "list",
+        "exclude": "list",
+        "barriers": "list",
+    },
+    "topology": {"sizes": "list"},
+    "backends": {"getter": "str", "enum": "str"},
+}
+_FLAG_KEYS = {"name": "str", "aliases": "list", "predicate": "str", "absorber": "str"}
+_TOP_KEYS = ("name", "extends", "collectives", "flags", *_SCHEMA)
+_AXES: dict[str, Axis] = {"TP": "TP", "EP": "EP", "other": "other"}
+
+
+def bundled_profiles() -> tuple[str, ...]:
+    folder = resources.files("moe_lint") / "profiles"
+    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def load_profile(reference: str) -> Profile:
+    """Load a bundled profile by name or a file by path. Raises ``ProfileError``."""
+    return _build(_merged(reference, ()), reference)
+
+
+def _merged(reference: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if reference in seen:
+        raise ProfileError(f"{reference}: profiles extend each other in a circle: {' -> '.join((*seen, reference))}")
+    data = _read(reference)
+    _validate(data, reference)
+    base = data.pop("extends", None)
+    return _merge(_merged(base, (*seen, reference)), data) if base else data
+
+
+def _read(reference: str) -> dict[str, Any]:
+    if reference in bundled_profiles():
+        raw = (resources.files("moe_lint") / "profiles" / f"{reference}.toml").read_bytes()
+    elif reference.endswith(".toml") or "/" in reference:
+        try:
+            raw = Path(reference).read_bytes()
+        except OSError as error:
+            raise ProfileError(f"{reference}: cannot read the profile: {error.strerror}") from None
+    else:
+        known = ", ".join(bundled_profiles())
+        raise ProfileError(f"unknown profile {reference!r}: bundled are {known}; a file is given by its path (*.toml)")
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{reference}: not valid TOML: {error}") from None
+
+
+def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Tables are merged, lists are appended to, a flag replaces the base's flag of that name, the rest is replaced."""
+    merged = dict(base)
+    for key, value in own.items():
+        if key == "flags":
+            kept = [flag for flag in base.get("flags", []) if flag["name"] not in {f["name"] for f in value}]
+            merged[key] = kept + value
+        elif isinstance(value, dict):
+            merged[key] = _merge(base.get(key, {}), value)
+        elif isinstance(value, list):
+            merged[key] = list(dict.fromkeys([*base.get(key, []), *value]))
+        else:
+            merged[key] = value
+    return merged
+
+
+def _validate(data: Mapping[str, Any], where: str) -> None:
+    for key, value in data.items():
+        if key not in _TOP_KEYS:
+            raise _unknown(where, key, _TOP_KEYS)
+        if key in ("name", "extends"):
+            _check_kind(where, key, value, "str")
+        elif key == "collectives":
+            _check_kind(where, key, value, "table")
+            for name, axis in value.items():
+                if axis not in _AXES:
+                    raise ProfileError(f"{where}: collectives.{name} = {axis!r}: an axis is one of {', '.join(_AXES)}")
+        elif key == "flags":
+            if not isinstance(value, list) or not all(isinstance(flag, dict) for flag in value):
+                raise ProfileError(f"{where}: flags must be an array of tables ([[flags]])")
+            for flag in value:
+                if "name" not in flag:
+                    raise ProfileError(f"{where}: a flag has no name")
+                _check_table(where, "flags", flag, _FLAG_KEYS)
+        else:
+            _check_kind(where, key, value, "table")
+            _check_table(where, key, value, _SCHEMA[key])
+
+
+def _check_table(where: str, section: str, table: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
+    for key, value in table.items():
+        if key not in kinds:
+            raise _unknown(where, f"{section}.{key}", [f"{section}.{k}" for k in kinds])
+        _check_kind(where, f"{section}.{key}", value, kinds[key])
+
+
+def _check_kind(where: str, key: str, value: object, kind: str) -> None:
+    right = {
+        "str": isinstance(value, str),
+        "table": isinstance(value, dict),
+        "list": isinstance(value, list) and all(isinstance(item, str) for item in value),
+    }[kind]
+    if not right:
+        wanted = {"str": "a string", "table": "a table", "list": "a list of strings"}[kind]
+        raise ProfileError(f"{where}: {key} must be {wanted}")
+
+
+def _unknown(where: str, key: str, known: Iterable[str]) -> ProfileError:
+    close = get_close_matches(key, list(known), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return ProfileError(f"{where}: unknown key {key!r}{hint}")
+
+
+def _build(data: Mapping[str, Any], where: str) -> Profile:
+    def table(section: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = data.get(section, {})
+        return found
+
+    def names(section: str, key: str) -> tuple[str, ...]:
+        return tuple(table(section).get(key, ()))
+
+    if not data.get("collectives"):
+        raise ProfileError(f"{where}: a profile needs [collectives]: at least one reduction and its axis")
+    if not table("helper").get("name"):
+        raise ProfileError(f"{where}: a profile needs helper.name: the central predicate that guards must call")
+    return Profile(
+        name=data.get("name", where),
+        collectives={name: _AXES[axis] for name, axis in data["collectives"].items()},
+        helper=table("helper")["name"],
+        axis_parameter=table("helper").get("axis_parameter", ""),
+        wrappers=names("helper", "wrappers"),
+        flags=tuple(
+            Flag(
+                name=flag["name"],
+                aliases=tuple(flag.get("aliases", ())),
+                predicate=flag.get("predicate", ""),
+                absorber=flag.get("absorber", Flag.absorber),
+            )
+            for flag in data.get("flags", ())
+        ),
+        skip_predicates=names("predicates", "skip"),
+        publishers=names("context", "publish"),
+        markers=names("context", "markers"),
+        ownership=names("context", "ownership"),
+        absorber_constructors=names("absorbers", "constructors"),
+        expert_attributes=names("experts", "attributes"),
+        expert_functions=names("experts", "functions"),
+        expert_constructors=names("experts", "constructors"),
+        expert_exclude=names("experts", "exclude"),
+        barriers=names("experts", "barriers"),
+        sizes=names("topology", "sizes"),
+        backend_getter=table("backends").get("getter", ""),
+        backend_enum=table("backends").get("enum", ""),
+    )

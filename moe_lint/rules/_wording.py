@@ -1,0 +1,74 @@
+"""How witnesses, guards and remedies are told: the same words in every rule."""
+
+from __future__ import annotations
+
+from moe_lint.formula import State
+from moe_lint.policy import Policy
+from moe_lint.sites import Site
+
+
+def named(texts: tuple[str, ...]) -> str:
+    """`a`, `a` and `b`, or `a`, `b` and `c`."""
+    quoted = [f"`{text}`" for text in texts]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+
+
+def setting(state: State, policy: Policy) -> str:
+    """A state in the user's words: which conditions hold in it."""
+    flags = {flag.name for flag in policy.profile.flags}
+    parts = [f"{name}=True" if name in flags else f"{name} true" for name in state.true()]
+    return " and ".join(f"`{p.removesuffix(' true')}`{' true' if p.endswith(' true') else ''}" for p in parts)
+
+
+def absorber_of(state: State, policy: Policy) -> str:
+    """Who sums downstream in a state in which the helper skips."""
+    for flag in policy.profile.flags:
+        if flag.name in state.true():
+            return flag.absorber
+    return "whoever absorbs the reduction there"
+
+
+def over_witness(site: Site, policy: Policy) -> str | None:
+    """The state in which the site reduces although somebody downstream does, in one sentence."""
+    state = site.comparison.over if site.comparison is not None else None
+    if state is None:
+        return None
+    when = setting(state, policy)
+    where = f"with {when}" if when else "in every state"
+    return (
+        f"{where} this all-reduce still runs, and {absorber_of(state, policy)} sums again: "
+        "the output is multiplied by the group size"
+    )
+
+
+def under_witness(site: Site, policy: Policy) -> str | None:
+    """The state in which nobody reduces, in one sentence."""
+    state = site.comparison.under if site.comparison is not None else None
+    if state is None:
+        return None
+    when = setting(state, policy)
+    where = f"with {when} and no skip reason" if when else "with no skip reason at all"
+    return f"{where} this all-reduce does not run, and nobody else sums: each rank keeps its own partial sum"
+
+
+def witness(site: Site, policy: Policy) -> str | None:
+    sentences = [s for s in (over_witness(site, policy), under_witness(site, policy)) if s is not None]
+    return "; ".join(sentences) or None
+
+
+def helper_call(site: Site, policy: Policy) -> str:
+    """The call that belongs at a site, as source text."""
+    helper = policy.helper
+    assert helper is not None
+    arguments = ", ".join(f"{name}={value}" for name, value in helper_arguments(site, policy))
+    return f"{helper.name}({arguments})"
+
+
+def helper_arguments(site: Site, policy: Policy) -> tuple[tuple[str, str], ...]:
+    """(parameter, source text) of the helper call that belongs at a site: its axis and the flags in scope."""
+    helper = policy.helper
+    assert helper is not None
+    scope = dict(site.flags)
+    arguments = [(helper.axis_parameter, str(site.axis != "EP"))] if helper.axis_parameter is not None else []
+    arguments += [(parameter, scope[flag]) for parameter, flag in helper.flags if flag in scope]
+    return tuple(arguments)

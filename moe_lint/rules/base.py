@@ -1,0 +1,113 @@
+"""What a rule is: a code, a name, prose, cases, and one pure method over the judged sites."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from moe_lint.index import ProjectIndex
+from moe_lint.model import Confidence, Finding, FixPlan, Related, Severity, Span
+from moe_lint.policy import Policy
+from moe_lint.sites import Site, deciding_part
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything a rule may look at."""
+
+    index: ProjectIndex
+    policy: Policy
+    sites: tuple[Site, ...]
+
+    def judged(self) -> Iterable[Site]:
+        """The post-experts sites that were compared with the helper."""
+        return (site for site in self.sites if site.post_experts and site.comparison is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An example: files of a small tree. A line that ends in ``# <- CODE`` is where the rule must report."""
+
+    name: str
+    files: Mapping[str, str]
+
+
+class Rule:
+    """A rule. The class docstring is its documentation: what it finds, why that is wrong, an example, the fix."""
+
+    code: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    severity: ClassVar[Severity] = Severity.ERROR
+    confidence: ClassVar[Confidence] = Confidence.HIGH
+    VALID: ClassVar[tuple[Case, ...]] = ()
+    INVALID: ClassVar[tuple[Case, ...]] = ()
+
+    @property
+    def on_by_default(self) -> bool:
+        return self.confidence is not Confidence.LOW
+
+    @property
+    def documentation(self) -> str:
+        return inspect.cleandoc(type(self).__doc__ or "")
+
+    @property
+    def summary(self) -> str:
+        return self.documentation.partition("\n\n")[0].replace("\n", " ")
+
+    def check(self, context: Context) -> Iterable[Finding]:
+        """The findings in a tree. Looks at values only; reads no file."""
+        raise NotImplementedError
+
+    def finding(
+        self,
+        site: Site,
+        message: str,
+        context: Context,
+        *,
+        severity: Severity | None = None,
+        witness: str | None = None,
+        remedy: str | None = None,
+        fix: FixPlan | None = None,
+        related: tuple[Related, ...] = (),
+    ) -> Finding:
+        """A finding at a site, with the helper's definition as a related place."""
+        helper = context.policy.helper
+        guard = deciding_part(site, context.policy.profile)
+        place: tuple[Related, ...] = ()
+        if helper is not None and not helper.proposed:
+            place = (Related(helper.path, helper.line, f"`{helper.name}` decides here"),)
+        return Finding(
+            self.code,
+            self.name,
+            site.path,
+            site.raw.span,
+            severity or self.severity,
+            self.confidence,
+            message,
+            site.raw.function.rsplit(".", 1)[-1] if site.raw.class_name is None else short_name(site),
+            site.raw.class_name,
+            site.relation.value if site.relation is not None else None,
+            witness,
+            guard.span if guard is not None else None,
+            (*related, *place),
+            remedy,
+            fix,
+        )
+
+
+def short_name(site: Site) -> str:
+    """The function's name inside its class."""
+    return site.raw.function.removeprefix(f"{site.raw.class_name}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A spot that is not a reduction: a call, a condition."""
+
+    path: str
+    span: Span
+    function: str
+    class_name: str | None
+    related: tuple[Related, ...] = field(default=())

@@ -1,0 +1,205 @@
+"""Raw sites x policy -> judged sites: is it post-experts, who decides, how does its guard relate to the helper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moe_lint.dataflow import Dataflow, Where
+from moe_lint.facts import GuardPart, RawSite
+from moe_lint.formula import (
+    TRUE,
+    Atom,
+    Comparison,
+    Formula,
+    Relation,
+    TooManyAtoms,
+    assign,
+    atom_set,
+    conj,
+    negate,
+    satisfiable,
+    substitute,
+)
+from moe_lint.index import ProjectIndex, Ref
+from moe_lint.model import Axis, Problem, Route, SkipReason
+from moe_lint.policy import Policy, is_skip_predicate
+from moe_lint.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One all-reduce-like call, judged. ``guard`` has its topology atoms set to true."""
+
+    path: str
+    raw: RawSite
+    post_experts: bool
+    guard: Formula
+    route: Route
+    absorber: bool | None
+    #: flag -> its spelling at the site
+    flags: tuple[tuple[str, str], ...]
+    comparison: Comparison | None = None
+    missing: tuple[str, ...] = ()
+    problem: SkipReason | None = None
+
+    @property
+    def relation(self) -> Relation | None:
+        return self.comparison.relation if self.comparison is not None else None
+
+    @property
+    def axis(self) -> Axis:
+        return self.raw.axis
+
+    @property
+    def known_flags(self) -> tuple[str, ...]:
+        return tuple(flag for flag, _ in self.flags)
+
+    @property
+    def in_wrapper(self) -> bool:
+        return self.raw.class_name is None
+
+    @property
+    def method(self) -> str:
+        return self.raw.function.rsplit(".", 1)[-1]
+
+
+def without_topology(formula: Formula, profile: Profile) -> Formula:
+    """The formula in the states in which every group has more than one rank: "more than one rank" is no skip reason."""
+
+    def value(atom: str) -> Formula | None:
+        text, _, bound = atom.rpartition(" > ")
+        return TRUE if text and bound.isdigit() and profile.is_size(text) else None
+
+    return substitute(formula, value)
+
+
+def is_skip_atom(atom: str, profile: Profile) -> bool:
+    return atom in {flag.name for flag in profile.flags} or is_skip_predicate(atom, profile)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSite:
+    """A site before the policy is known."""
+
+    path: str
+    raw: RawSite
+    post_experts: bool
+    guard: Formula
+    absorber: bool | None
+
+
+def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) -> FoundSite:
+    """Everything about a site that does not depend on the helper."""
+    reached = conj(part.formula for part in raw.guard)
+    where = Where(path, raw.class_name, raw.function.removesuffix(".<lambda>"), reached)
+    post_experts = raw.collective in index.profile.wrappers or dataflow.is_post_experts(raw.origins, where)
+    absorber: bool | None = None
+    if post_experts:
+        owner = Ref(path, raw.class_name if raw.class_name is not None else raw.function)
+        absorber = index.has_absorber(owner)
+    return FoundSite(path, raw, post_experts, without_topology(reached, index.profile), absorber)
+
+
+def skip_atoms_used(sites: Iterable[FoundSite], profile: Profile) -> list[tuple[Axis, str]]:
+    """(axis, atom) of every skip atom that the guards of post-experts sites name; (axis, "") where none is named."""
+    used: list[tuple[Axis, str]] = []
+    for site in sites:
+        if site.post_experts and site.raw.axis != "other":
+            names = [a for a in sorted(atom_set(site.guard)) if is_skip_atom(a, profile)]
+            used += [(site.raw.axis, name) for name in names or [""]]
+    return used
+
+
+def judge_site(found: FoundSite, policy: Policy) -> Site:
+    """The verdict on one site."""
+    raw, profile = found.raw, policy.profile
+    flags = _flags_in_scope(found, policy)
+    route = _route(found, policy)
+    comparison: Comparison | None = None
+    missing: tuple[str, ...] = ()
+    problem: SkipReason | None = None
+    judged = found.post_experts and policy.helper is not None and route not in (Route.WRAPPER, Route.DEFERRED)
+    if judged and raw.axis == "other":
+        problem = SkipReason.UNKNOWN_AXIS
+    elif judged:
+        guard = _without_ownership(found.guard, profile)
+        try:
+            comparison = policy.judge(guard, raw.axis, [flag for flag, _ in flags])
+            scope = [flag for flag, _ in flags] if route is Route.HELPER else None
+            missing = policy.missing(guard, raw.axis, scope)
+        except TooManyAtoms:
+            problem = SkipReason.TOO_MANY_ATOMS
+    return Site(
+        found.path,
+        raw,
+        found.post_experts,
+        found.guard,
+        route,
+        found.absorber,
+        flags,
+        comparison,
+        missing,
+        problem,
+    )
+
+
+def _flags_in_scope(found: FoundSite, policy: Policy) -> tuple[tuple[str, str], ...]:
+    """Flags that the site could hand to the helper; all of them where the helper reads a published context."""
+    profile = policy.profile
+    scope = {profile.flag_names[spelling]: spelling for spelling in found.raw.flags}
+    helper = policy.helper
+    if helper is not None and not helper.flags:
+        return tuple((flag.name, scope.get(flag.name, flag.name)) for flag in profile.flags)
+    return tuple(sorted(scope.items()))
+
+
+def _route(found: FoundSite, policy: Policy) -> Route:
+    profile, guard = policy.profile, found.guard
+    if found.raw.collective in profile.wrappers:
+        return Route.WRAPPER
+    names = atom_set(guard)
+    if any(marker in name for name in names for marker in profile.markers) and _requires(guard, profile.markers):
+        return Route.DEFERRED
+    if policy.helper_calls(guard):
+        return Route.HELPER
+    if policy.helper is not None and names & policy.delegates():
+        return Route.HELPER if not any(is_skip_atom(n, profile) for n in names - policy.delegates()) else Route.INLINE
+    reasons = {reason.text for axis in ("TP", "EP") for reason in policy.reasons(axis)} if policy.helper else set()
+    if any(is_skip_atom(name, profile) or name in reasons for name in names):
+        return Route.INLINE
+    if any(name.rsplit(".", 1)[-1] in profile.ownership for name in names):
+        return Route.OWNED
+    return Route.NONE
+
+
+def _requires(guard: Formula, words: Iterable[str]) -> bool:
+    """Whether the guard implies some atom that holds one of the words."""
+    for name in atom_set(guard):
+        if any(word in name for word in words):
+            try:
+                if not satisfiable(conj((guard, negate(Atom(name))))):
+                    return True
+            except TooManyAtoms:
+                return False
+    return False
+
+
+def _without_ownership(guard: Formula, profile: Profile) -> Formula:
+    """The guard for a caller that leaves the reduction to this block."""
+    for name in sorted(atom_set(guard)):
+        if name.rsplit(".", 1)[-1] in profile.ownership:
+            kept = assign(guard, name, TRUE)
+            guard = kept if satisfiable(kept) else assign(guard, name, negate(TRUE))
+    return guard
+
+
+def deciding_part(site: Site, profile: Profile) -> GuardPart | None:
+    """The innermost condition of a site that names more than topology, else the innermost condition."""
+    for part in reversed(site.raw.guard):
+        if part.kind != "early-exit" and without_topology(part.formula, profile) != TRUE:
+            return part
+    for part in reversed(site.raw.guard):
+        if part.kind != "early-exit":
+            return part
+    return None

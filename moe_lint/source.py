@@ -1,0 +1,55 @@
+"""Bytes -> text and syntax tree. `ast` first; libcst's parser decides whether a file that `ast` refuses is broken."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+import warnings
+
+from moe_lint.model import SkipReason
+
+
+class SourceError(ValueError):
+    """A file that cannot be judged: why, and on which line."""
+
+    def __init__(self, reason: SkipReason, line: int, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.line = line
+        self.message = message
+
+
+def decode(data: bytes) -> str:
+    """The text of a Python file: PEP 263 encodings and byte-order marks are honoured. Raises ``SourceError``."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        return data.decode(encoding)
+    except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+        raise SourceError(SkipReason.UNDECODABLE, 1, f"not readable as text: {error}") from None
+
+
+def parse(text: str) -> ast.Module:
+    """The syntax tree. Raises ``SourceError``; its message tells grammar newer than this Python from a real error."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes and the like in the target's strings are not our business
+            return ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        what = getattr(error, "msg", None) or str(error)
+        if _libcst_parses(text):
+            what = f"needs a newer Python than this one to be parsed: {what}"
+        raise SourceError(SkipReason.SYNTAX_ERROR, line, f"syntax error: {what}") from None
+    except (RecursionError, MemoryError):
+        raise SourceError(SkipReason.SYNTAX_ERROR, 1, "nested too deeply to be parsed") from None
+
+
+def _libcst_parses(text: str) -> bool:
+    import libcst
+
+    try:
+        libcst.parse_module(text)
+    except Exception:  # libcst raises several kinds; any of them means that it cannot parse the text either
+        return False
+    return True

@@ -1,0 +1,135 @@
+"""`# moe-lint: ignore[MOE001] reason`: read with `tokenize`, so that prose and strings never suppress."""
+
+from __future__ import annotations
+
+import io
+import re
+import tokenize
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from moe_lint.model import Confidence, Finding, Severity, Span, Suppressed
+
+UNUSED = "MOE901"
+WITHOUT_REASON = "MOE902"
+MALFORMED = "MOE903"
+
+_DIRECTIVE = re.compile(r"^#\s*moe-lint\s*:\s*(?P<rest>.*)$")
+_IGNORE = re.compile(r"^ignore\[(?P<codes>[^\]]*)\]\s*(?P<reason>.*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """One comment: the codes (or names) it silences, its reason, and where it stands."""
+
+    codes: tuple[str, ...]
+    reason: str
+    span: Span
+    #: nothing but the comment stands on its line, so it also speaks for the line below
+    alone: bool
+    valid: bool = True
+
+
+def read_directives(text: str) -> list[Directive]:
+    """The directives of a file. A file that cannot be tokenised has none: it is reported as broken elsewhere."""
+    if "moe-lint" not in text:
+        return []
+    found: list[Directive] = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            match = _DIRECTIVE.match(token.string) if token.type == tokenize.COMMENT else None
+            if match is None:
+                continue
+            (line, column), (end_line, end_column) = token.start, token.end
+            span = Span(line, column + 1, end_line, end_column + 1)
+            alone = not token.line[:column].strip()
+            ignore = _IGNORE.match(match["rest"].strip())
+            codes = tuple(c.strip() for c in ignore["codes"].split(",") if c.strip()) if ignore else ()
+            if ignore is None or not codes:
+                found.append(Directive((), match["rest"].strip(), span, alone, valid=False))
+            else:
+                found.append(Directive(codes, ignore["reason"].strip(), span, alone))
+    except (tokenize.TokenError, SyntaxError):
+        return found
+    return found
+
+
+def apply_directives(
+    findings: Sequence[Finding], texts: Mapping[str, str], known: Mapping[str, str], active: frozenset[str]
+) -> tuple[list[Finding], list[Suppressed]]:
+    """Split findings into open and silenced ones; add findings about the directives themselves.
+
+    A directive works from the first or last line of the finding's statement, or from the line above it. ``known`` maps
+    rule codes to names; an unused directive is reported only if all its rules were ``active`` in this run.
+    """
+    by_path: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_path.setdefault(finding.path, []).append(finding)
+    open_findings: list[Finding] = []
+    silenced: list[Suppressed] = []
+    for path in sorted({*texts, *by_path}):
+        directives = read_directives(texts.get(path, ""))
+        used: set[Directive] = set()
+        for finding in by_path.get(path, ()):
+            match = next((d for d in directives if _covers(d, finding)), None)
+            if match is None:
+                open_findings.append(finding)
+            else:
+                used.add(match)
+                silenced.append(Suppressed(finding, match.reason))
+        open_findings += _about(path, directives, used, known, active)
+    return sorted(open_findings, key=lambda f: f.order), silenced
+
+
+def _covers(directive: Directive, finding: Finding) -> bool:
+    if not {finding.rule, finding.name} & set(directive.codes):
+        return False
+    line = directive.span.line
+    spans = [finding.span] + ([finding.guard] if finding.guard is not None else [])
+    edges = {edge for span in spans for edge in (span.line, span.end_line)}
+    return line in edges or (directive.alone and line + 1 in {span.line for span in spans})
+
+
+def _about(
+    path: str, directives: Sequence[Directive], used: set[Directive], known: Mapping[str, str], active: frozenset[str]
+) -> list[Finding]:
+    codes = {**{name: code for code, name in known.items()}, **{code: code for code in known}}
+    found: list[Finding] = []
+
+    def add(rule: str, directive: Directive, message: str) -> None:
+        if rule in active:
+            found.append(
+                Finding(
+                    rule,
+                    known[rule],
+                    path,
+                    directive.span,
+                    Severity.WARNING,
+                    Confidence.HIGH,
+                    message,
+                    "",
+                    None,
+                )
+            )
+
+    for directive in directives:
+        if not directive.valid:
+            add(
+                MALFORMED,
+                directive,
+                f"`moe-lint: {directive.reason}` is no directive; write `# moe-lint: ignore[CODE] reason`",
+            )
+            continue
+        unknown = [code for code in directive.codes if code not in codes]
+        listed = ", ".join(directive.codes)
+        if unknown:
+            add(MALFORMED, directive, f"`ignore[{listed}]` names no rule: {', '.join(unknown)}")
+        elif directive not in used and {codes[c] for c in directive.codes} <= active:
+            add(UNUSED, directive, f"`ignore[{listed}]` silences nothing here; remove it")
+        elif not directive.reason:
+            add(
+                WITHOUT_REASON,
+                directive,
+                f"`ignore[{listed}]` gives no reason; say why after the bracket",
+            )
+    return found
