@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe_lint.facts import CallFact, CallResult, Experts, Origins, Param
+from moe_lint.facts import CallFact, CallResult, Experts, Origin, Origins, Param
 from moe_lint.formula import TRUE, Formula, TooManyAtoms, conj, satisfiable
 from moe_lint.index import ProjectIndex, Ref
 
@@ -42,12 +42,13 @@ class Dataflow:
         self.index = index
         self.profile = index.profile
         self._returns: dict[tuple[Ref, int | None], _Sources] = {}
+        self._passes: dict[tuple[Ref, str], bool] = {}
 
     def is_post_experts(self, origins: Origins, where: Where) -> bool:
         """Whether a value with these origins holds the output of experts, here or by what some caller passes."""
-        return self._from_experts(origins, where, 0, frozenset())
+        return self._from_experts(origins, where, 0)
 
-    def _from_experts(self, origins: Origins, where: Where, depth: int, seen: frozenset[tuple[Ref, str]]) -> bool:
+    def _from_experts(self, origins: Origins, where: Where, depth: int) -> bool:
         sources = self._sources(origins, where)
         if sources.experts:
             return True
@@ -56,14 +57,17 @@ class Dataflow:
         ):
             return False  # what an absorber is handed is not this site's to judge: it settles sums, it does not owe them
         function = Ref(where.path, where.function)
-        return any(
-            self._passed(function, name, depth, seen | {(function, name)})
-            for name in sorted(sources.params)
-            if (function, name) not in seen
-        )
+        return any(self._passed(function, name, depth) for name in sorted(sources.params))
 
-    def _passed(self, function: Ref, param: str, depth: int, seen: frozenset[tuple[Ref, str]]) -> bool:
+    def _passed(self, function: Ref, param: str, depth: int) -> bool:
         """Whether some caller passes the experts' output for a parameter."""
+        key = (function, param)
+        if key not in self._passes:
+            self._passes[key] = False  # a recursive call passes on what it was passed
+            self._passes[key] = self._find_passed(function, param, depth)
+        return self._passes[key]
+
+    def _find_passed(self, function: Ref, param: str, depth: int) -> bool:
         facts = self.index.function(function)
         if facts is None or param not in facts.params:
             return False
@@ -75,13 +79,13 @@ class Dataflow:
             if param not in params or any(self.profile.is_barrier(owner) for owner in owners):
                 continue
             where = Where(path, call.class_name, call.function)
-            if self._from_experts(argument_origins(call, params, param), where, depth + 1, seen):
+            if self._from_experts(argument_origins(call, params, param), where, depth + 1):
                 return True
         return False
 
     def _sources(self, origins: Origins, where: Where) -> _Sources:
         found = _NONE
-        for origin in origins:
+        for origin in sorted(origins, key=_cheapest_first):
             if isinstance(origin, Experts):
                 return _EXPERTS
             if isinstance(origin, Param):
@@ -109,7 +113,7 @@ class Dataflow:
             if t.condition is None or _compatible(where.holds, t.condition)
         ]
         if not targets:
-            return self._sources(call.inputs, where)
+            return _EXPERTS if self._inside_experts(call.callee, where) else self._sources(call.inputs, where)
         found = _NONE
         for target in targets:
             returned = self._returned(target.function, call.element)
@@ -118,6 +122,15 @@ class Dataflow:
             if returned.params:
                 found |= self._sources(call.inputs, where)
         return found
+
+    def _inside_experts(self, callee: str, where: Where) -> bool:
+        """A call of an own part inside an expert layer (`self.quant_method.apply(…)` in a `FusedMoE`)."""
+        if not callee.startswith("self.") or where.class_name is None:
+            return False
+        return any(
+            self.profile.is_expert_constructor(owner.name.rsplit(".", 1)[-1])
+            for owner in self.index.mro(Ref(where.path, where.class_name))
+        )
 
     def _built_as_experts(self, callee: str, where: Where) -> bool:
         """Whether ``self.x`` was built by a constructor of expert layers."""
@@ -148,6 +161,13 @@ class Dataflow:
                         found |= self._sources(origins, where)
             self._returns[key] = found
         return self._returns[key]
+
+
+def _cheapest_first(origin: Origin) -> tuple[int, str]:
+    """Origins that answer without opening another file come first."""
+    if isinstance(origin, CallResult):
+        return (1 if origin.named_experts else 3, origin.callee)
+    return (0, "") if isinstance(origin, Experts) else (2, origin.name)
 
 
 def argument_origins(call: CallFact, params: list[str], param: str) -> Origins:

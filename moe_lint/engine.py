@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,7 +108,7 @@ def analyse(
         find_site(path, raw, index, dataflow)
         for path in sorted(texts)
         if reader.may_hold_sites(texts[path])
-        for raw in _raw_sites(index, path, reader.call_pattern)
+        for raw in _raw_sites(index, path, reader.call_words)
     ]
     helper, helper_problems = read_helper(index)
     used = skip_atoms_used(found, profile)
@@ -139,15 +138,16 @@ class _Reader:
         self.problems: dict[str, Problem] = {}
         self._texts: dict[str, str | None] = {}
         names = [*profile.collectives, *profile.wrappers]
-        absorbers = [re.escape(c).replace(r"\*", "") for c in profile.absorber_constructors]
-        central = [re.escape(n) for n in (profile.helper, f"class {profile.backend_enum}") if n != "class "]
-        self.call_pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")\b|all_?reduce_?\s*\(", re.I)
-        self._named = re.compile("|".join(map(re.escape, names)))
-        self._marks = re.compile(("|".join([*map(re.escape, names), *absorbers, *central])).encode())
-        self._generic = re.compile(rb"all_?reduce_?\(", re.I)
+        central = [profile.helper, f"class {profile.backend_enum}"] if profile.backend_enum else [profile.helper]
+        absorbers = [constructor.strip("*") for constructor in profile.absorber_constructors]
+        self._words = [word.encode() for word in _shortest([*names, *absorbers, *central])]
+        #: what the name of a reduction may hold
+        self.call_words = _shortest(["all_reduce", "allreduce", *names])
 
-    def may_hold_sites(self, text: str) -> bool:
-        return self._named.search(text) is not None or ("expert" in text and "reduce" in text)
+    @staticmethod
+    def may_hold_sites(text: str) -> bool:
+        """Whether a file speaks of experts at all; only there can a reduction follow them."""
+        return "expert" in text or "moe" in text or "MoE" in text or "MOE" in text
 
     def candidate(self, path: str) -> str | None:
         """The text of a file that may matter, else None."""
@@ -158,9 +158,10 @@ class _Reader:
         except OSError as error:
             self._fail(path, SkipReason.UNREADABLE, 1, f"cannot be read: {error.strerror or error}")
             return None
-        wanted = self._marks.search(data) or (b"expert" in data and self._generic.search(data))
-        if not wanted and path not in self.explicit:
-            return None
+        if path not in self.explicit and not any(word in data for word in self._words):
+            # a reduction under a name that the profile does not list matters only beside experts
+            if b"all_reduce" not in data or b"expert" not in data:
+                return None
         try:
             return decode(data)
         except SourceError as error:
@@ -182,13 +183,18 @@ class _Reader:
         self.problems.setdefault(path, Problem(reason, path, line, message))
 
 
-def _raw_sites(index: ProjectIndex, path: str, pattern: re.Pattern[str]) -> list[RawSite]:
+def _shortest(words: Iterable[str]) -> list[str]:
+    """The words without those that hold another one: where a long one occurs, the short one does."""
+    unique = list(dict.fromkeys(words))
+    return [word for word in unique if not any(other != word and other in word for other in unique)]
+
+
+def _raw_sites(index: ProjectIndex, path: str, words: Iterable[str]) -> list[RawSite]:
     """The reductions of one file, in order."""
     facts = index.facts(path)
     if facts is None:
         return []
-    text = index.texts[path]
-    lines = {text.count("\n", 0, match.start()) + 1 for match in pattern.finditer(text)}
+    lines = {line for word in words for line in index.lines_of(path, word)}
     found = {
         (site.span, site.collective): site for name in facts.functions_at(lines) for site in facts.function(name).sites
     }

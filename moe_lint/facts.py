@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -200,6 +201,7 @@ _NO_VALUES = frozenset(
         "stride",
     }
 )
+#: A name that says "this is an all-reduce".
 _REDUCTION = re.compile(r"(?:^|_)all_?reduce_?$", re.IGNORECASE)
 _NOT_A_REDUCTION = re.compile(
     r"^_*(?:should|can|is|has|use|uses|add|register|get|set|init|compile|enable|disable|skip|test|make|create|build)_"
@@ -222,6 +224,11 @@ def span_of(node: ast.expr | ast.stmt, lines: list[str]) -> Span:
     return Span(
         node.lineno, column(node.lineno, node.col_offset), end_line, column(end_line, node.end_col_offset or 0)
     )
+
+
+def is_reduction_name(name: str) -> bool:
+    """Whether a function's name says that it is an all-reduce (`all_reduce`, `symm_mem_all_reduce`)."""
+    return _REDUCTION.search(name) is not None and _NOT_A_REDUCTION.match(name) is None
 
 
 def group_axis(text: str) -> Axis:
@@ -261,7 +268,7 @@ class FileFacts:
         self.modules: frozenset[str] = frozenset()
         self._definitions: dict[str, _Definition] = {}
         self._class_nodes: dict[str, ast.ClassDef] = {}
-        self._class_envs: dict[str, dict[str, ast.expr]] = {}
+        self._class_envs: dict[str, _ClassEnv] = {}
         self._read: dict[str, FunctionFacts] = {}
         self._conditions: dict[str, Formula | NotBoolean] = {}
         self._read_imports(tree)
@@ -272,6 +279,7 @@ class FileFacts:
     def _read_imports(self, tree: ast.Module) -> None:
         """Imports anywhere in the file: function-local ones name the same things."""
         modules: set[str] = set()
+        ambiguous: set[str] = set()
         for node in _imports(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -283,9 +291,13 @@ class FileFacts:
                 for alias in node.names:
                     name = alias.asname or alias.name
                     self.imports.setdefault(name, (module, alias.name))
-                    if alias.asname:
+                    if self.imports[name][1] != alias.name:
+                        ambiguous.add(name)  # `if npu: from x import y_npu as y`, `else: from x import y`
+                    elif alias.asname:
                         self.aliases[name] = alias.name
                     modules.add(name)  # `from package import module`
+        for name in ambiguous:
+            self.aliases.pop(name, None)
         self.modules = frozenset(modules)
 
     def _headers(self, body: list[ast.stmt], class_name: str | None, parent: str | None, prefix: str) -> None:
@@ -329,20 +341,18 @@ class FileFacts:
         return frozenset(a.arg for a in self._definitions[qualname].node.args.kwonlyargs)
 
     @cached_property
-    def _spans(self) -> list[tuple[int, int, str]]:
-        """(first line, negated last line, name) of every function: sorted, an inner one after its outer one."""
-        return sorted(
-            (d.node.lineno, -(d.node.end_lineno or d.node.lineno), name) for name, d in self._definitions.items()
-        )
+    def _owners(self) -> list[str | None]:
+        """Line number -> the innermost function around it."""
+        owners: list[str | None] = [None] * (len(self.lines) + 2)
+        for name, definition in sorted(self._definitions.items(), key=lambda item: item[1].node.lineno):
+            node = definition.node
+            end = node.end_lineno or node.lineno
+            owners[node.lineno : end + 1] = [name] * (end + 1 - node.lineno)
+        return owners
 
     def functions_at(self, lines: Iterable[int]) -> list[str]:
         """The innermost functions around the given lines, in order, each once."""
-        found: dict[str, None] = {}
-        for line in sorted(lines):
-            inside = [name for start, end, name in self._spans if start <= line <= -end]
-            if inside:
-                found[inside[-1]] = None
-        return list(found)
+        return [name for name in dict.fromkeys(self._owners[line] for line in sorted(lines)) if name is not None]
 
     def class_at(self, line: int) -> str | None:
         """The innermost class around a line."""
@@ -407,7 +417,7 @@ class FileFacts:
         class_env = self._env_of(definition.class_name)
 
         def build(expression: ast.expr, local: Mapping[str, ast.expr]) -> Formula:
-            resolver = Resolver(class_env.get, self.aliases, self.modules, self.profile)
+            resolver = Resolver(class_env, self.aliases, self.modules, self.profile)
             return self.builder.build(resolver.resolve(inline(expression, local)))
 
         if len(definition.node.body) > 24:
@@ -417,36 +427,58 @@ class FileFacts:
         except NotBoolean as error:
             return error
 
-    def _env_of(self, class_name: str | None) -> dict[str, ast.expr]:
+    def _env_of(self, class_name: str | None) -> Callable[[str], ast.expr | None]:
         if class_name is None:
-            return {}
+            return lambda text: None
         if class_name not in self._class_envs:
-            self._class_envs[class_name] = _class_env(self._class_nodes[class_name])
-        return self._class_envs[class_name]
+            self._class_envs[class_name] = _ClassEnv(self._class_nodes[class_name])
+        return self._class_envs[class_name].get
 
 
-def _class_env(node: ast.ClassDef) -> dict[str, ast.expr]:
+class _ClassEnv:
     """``self.x`` -> its condition, for properties and for attributes that the class assigns exactly once."""
-    found: dict[str, ast.expr] = {}
-    counts: dict[str, int] = {}
-    for method in node.body:
-        if not isinstance(method, ast.FunctionDef):
-            continue
-        if _is_property(method):
-            body = [s for s in method.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-            counts[method.name] = counts.get(method.name, 0) + 1
-            if len(body) == 1 and isinstance(body[0], ast.Return) and body[0].value is not None:
-                if is_condition(body[0].value):
-                    found[f"self.{method.name}"] = body[0].value
-            continue
-        local = {n.id for n in ast.walk(method) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        local |= {a.arg for a in _arguments(method)} - {"self"}
-        for name, value, plain in _self_assignments(method):
-            counts[name] = counts.get(name, 0) + (1 if plain else 2)
-            if value is not None and is_condition(value):
-                if not any(isinstance(n, ast.Name) and n.id in local for n in ast.walk(value)):
-                    found[f"self.{name}"] = value
-    return {text: value for text, value in found.items() if counts[text[5:]] == 1}
+
+    def __init__(self, node: ast.ClassDef) -> None:
+        self._methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
+        self._found: dict[str, ast.expr | None] = {}
+        self._locals: dict[str, set[str]] = {}
+
+    def get(self, text: str) -> ast.expr | None:
+        if not text.startswith("self."):
+            return None
+        if text not in self._found:
+            self._found[text] = self._find(text[5:])
+        return self._found[text]
+
+    def _find(self, name: str) -> ast.expr | None:
+        values = [self._returned(m) for m in self._methods if m.name == name and _is_property(m)]
+        values += [self._portable(method, value) for method, value in self._assignments.get(name, ())]
+        value = values[0] if len(values) == 1 else None
+        return value if value is not None and is_condition(value) else None
+
+    @cached_property
+    def _assignments(self) -> dict[str, list[tuple[ast.FunctionDef, ast.expr | None]]]:
+        """Attribute -> (method, value) of each assignment; no value where it is not a plain unconditional one."""
+        found: dict[str, list[tuple[ast.FunctionDef, ast.expr | None]]] = {}
+        for method in self._methods:
+            for name, value in _self_assignments(method):
+                found.setdefault(name, []).append((method, value))
+        return found
+
+    @staticmethod
+    def _returned(method: ast.FunctionDef) -> ast.expr | None:
+        body = [s for s in method.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+        return body[0].value if len(body) == 1 and isinstance(body[0], ast.Return) else None
+
+    def _portable(self, method: ast.FunctionDef, value: ast.expr | None) -> ast.expr | None:
+        """The value when other methods understand it: it names no local of the method that assigns it."""
+        if value is None:
+            return None
+        if method.name not in self._locals:
+            stored = {n.id for n in ast.walk(method) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            self._locals[method.name] = stored | {a.arg for a in _arguments(method)} - {"self"}
+        local = self._locals[method.name]
+        return None if any(isinstance(n, ast.Name) and n.id in local for n in ast.walk(value)) else value
 
 
 @dataclass(slots=True)
@@ -470,7 +502,7 @@ class _FunctionReader:
         file: FileFacts,
         qualname: str,
         class_name: str | None,
-        class_env: Mapping[str, ast.expr],
+        class_env: Callable[[str], ast.expr | None],
         taint: Mapping[str, Origins],
     ) -> None:
         self.file = file
@@ -489,7 +521,7 @@ class _FunctionReader:
         self.params: tuple[str, ...] = ()
         self.assigned: set[str] = set()
         self.statement: ast.stmt | None = None
-        self.names: dict[str, int] = {}
+        self.node: ast.AST | None = None
 
     def facts(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> FunctionFacts:
         return FunctionFacts(
@@ -511,17 +543,17 @@ class _FunctionReader:
 
     def run(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         self.params = tuple(a.arg for a in _arguments(node))
-        self._count_names(node)
+        self.node = node
         for name in self.params:
             self.flow.taint[name] = frozenset({Param(name)}) if name != "self" else NOTHING
         self.assigned.update(self.params)
         self.block(node.body)
 
-    def _count_names(self, node: ast.AST) -> None:
+    @cached_property
+    def names(self) -> dict[str, int]:
         """How often each name is read: a local condition that is read once may be rewritten where it is assigned."""
-        for child in ast.walk(node):
-            if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Load):
-                self.names[child.id] = self.names.get(child.id, 0) + 1
+        assert self.node is not None
+        return Counter(n.id for n in ast.walk(self.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
 
     def block(self, body: list[ast.stmt]) -> tuple[bool, Formula]:
         """Run a block. Returns whether it always leaves, and under which condition it falls through."""
@@ -638,7 +670,7 @@ class _FunctionReader:
         while isinstance(written, ast.UnaryOp) and isinstance(written.op, ast.Not):
             written, positive = written.operand, not positive
         carrier = None
-        if isinstance(written, ast.Name) and self.names.get(written.id) == 1 and written.id in self.flow.carriers:
+        if isinstance(written, ast.Name) and written.id in self.flow.carriers and self.names.get(written.id) == 1:
             written = self.flow.carriers[written.id]
             carrier = span_of(written, self.file.lines)
         else:
@@ -800,7 +832,7 @@ class _FunctionReader:
 
     def _lookup(self, text: str) -> ast.expr | None:
         value = self.flow.env.get(text)
-        return self.class_env.get(text) if value is None else value
+        return self.class_env(text) if value is None else value
 
     def formula(self, node: ast.expr) -> Formula:
         return self.file.builder.build(self.resolve(node))
@@ -902,7 +934,7 @@ class _FunctionReader:
             return self.profile.collectives[last]
         if last in self.profile.wrappers:
             return "TP"
-        if not _REDUCTION.search(last) or _NOT_A_REDUCTION.match(last):
+        if not is_reduction_name(last):
             return None
         groups = [ast.unparse(k.value) for k in node.keywords if k.arg == "group"]
         if isinstance(node.func, ast.Attribute):
@@ -1002,14 +1034,14 @@ class _FunctionReader:
         last = callee.rsplit(".", 1)[-1]
         if last in _NO_VALUES or self.profile.is_barrier(last):
             return NOTHING
-        if receiver:  # a method of a tensor: `x.view(…)`, `x.mul_(y)`
-            return inputs | receiver
-        if last in self.profile.collectives or last in self.profile.wrappers:
-            return inputs
         through_attribute = "." in callee
         experts = self.profile.is_expert_function(last) or (
             through_attribute and not callee.startswith("torch.") and self._names_experts(callee)
         )
+        if receiver and not experts:  # a method of a tensor: `x.view(…)`, `x.mul_(y)`
+            return inputs | receiver
+        if last in self.profile.collectives or last in self.profile.wrappers:
+            return inputs
         if callee.startswith(("torch.", "F.")) and not experts:
             return inputs
         return frozenset({CallResult(callee, element, _bounded(inputs), experts)})
@@ -1143,10 +1175,11 @@ def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return bool(names & {"property", "cached_property"})
 
 
-def _self_assignments(method: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None, bool]]:
-    """(attribute, value, whether it is assigned unconditionally and plainly) for each store to ``self.x``."""
-    top = set(map(id, method.body))
-    for statement in ast.walk(method):
+def _self_assignments(method: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None]]:
+    """(attribute, value) for each store to ``self.x``; no value unless it is assigned unconditionally and plainly."""
+    stack: list[tuple[ast.stmt, bool]] = [(statement, True) for statement in method.body]
+    while stack:
+        statement, plain = stack.pop()
         targets: list[ast.expr] = []
         value: ast.expr | None = None
         if isinstance(statement, ast.Assign):
@@ -1155,16 +1188,13 @@ def _self_assignments(method: ast.FunctionDef) -> Iterator[tuple[str, ast.expr |
             targets, value = [statement.target], statement.value
         elif isinstance(statement, ast.AugAssign):
             targets = [statement.target]
+        else:
+            stack += [(inner, False) for block in _inner_blocks(statement) for inner in block]
         for target in targets:
-            elements = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
-            for element in elements:
-                if (
-                    isinstance(element, ast.Attribute)
-                    and isinstance(element.value, ast.Name)
-                    and element.value.id == "self"
-                ):
-                    plain = id(statement) in top and element is target and value is not None
-                    yield element.attr, value if plain else None, plain
+            for element in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
+                base = element.value if isinstance(element, ast.Attribute) else None
+                if isinstance(element, ast.Attribute) and isinstance(base, ast.Name) and base.id == "self":
+                    yield element.attr, value if plain and element is target else None
 
 
 def _shape(statement: ast.stmt, call: ast.Call) -> tuple[str, str | None]:

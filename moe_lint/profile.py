@@ -5,12 +5,13 @@ A profile holds vocabulary only. The meaning of the names is read from the tree 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
-from functools import cached_property
+from fnmatch import translate
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Profile:
     expert_constructors: tuple[str, ...]
     expert_exclude: tuple[str, ...]
     barriers: tuple[str, ...]
+    other_layers: tuple[str, ...]
     sizes: tuple[str, ...]
     backend_getter: str
     backend_enum: str
@@ -86,24 +88,15 @@ class Profile:
     def is_absorber_constructor(self, name: str) -> bool:
         return matches(name, self.absorber_constructors)
 
-    @cached_property
-    def words(self) -> tuple[str, ...]:
-        """Identifiers of which a file must hold one to be worth parsing."""
-        return tuple(
-            dict.fromkeys(
-                (
-                    *self.collectives,
-                    *self.wrappers,
-                    self.helper,
-                    "all_reduce(",
-                    *(c.strip("*") for c in self.absorber_constructors),
-                )
-            )
-        )
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a name matches one of the ``fnmatch`` patterns (case counts)."""
+    return _pattern(patterns).match(name) is not None
 
 
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+@lru_cache(maxsize=64)
+def _pattern(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(translate(pattern) for pattern in patterns) or "(?!)")
 
 
 #: section -> key -> kind. ``None`` as a section holds the top level.
@@ -118,6 +111,7 @@ _SCHEMA: dict[str, dict[str, str]] = {
         "constructors": "list",
         "exclude": "list",
         "barriers": "list",
+        "other_layers": "list",
     },
     "topology": {"sizes": "list"},
     "backends": {"getter": "str", "enum": "str"},
@@ -263,6 +257,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         expert_constructors=names("experts", "constructors"),
         expert_exclude=names("experts", "exclude"),
         barriers=names("experts", "barriers"),
+        other_layers=names("experts", "other_layers"),
         sizes=names("topology", "sizes"),
         backend_getter=table("backends").get("getter", ""),
         backend_enum=table("backends").get("enum", ""),

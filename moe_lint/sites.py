@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moe_lint.dataflow import Dataflow, Where
-from moe_lint.facts import GuardPart, RawSite
+from moe_lint.facts import GuardPart, RawSite, is_reduction_name
 from moe_lint.formula import (
     TRUE,
     Atom,
@@ -93,7 +93,11 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
     """Everything about a site that does not depend on the helper."""
     reached = conj(part.formula for part in raw.guard)
     where = Where(path, raw.class_name, raw.function.removesuffix(".<lambda>"), reached)
-    post_experts = raw.collective in index.profile.wrappers or dataflow.is_post_experts(raw.origins, where)
+    inside = raw.function.removesuffix(".<lambda>").rsplit(".", 1)[-1]
+    wrappers = index.profile.wrappers
+    post_experts = raw.collective in wrappers or inside in wrappers
+    if not post_experts and not is_reduction_name(inside):  # the body of a collective is not a site of its own
+        post_experts = dataflow.is_post_experts(raw.origins, where)
     absorber: bool | None = None
     if post_experts:
         owner = Ref(path, raw.class_name if raw.class_name is not None else raw.function)
