@@ -10,9 +10,9 @@ from pathlib import Path
 from moe_lint.dataflow import Dataflow
 from moe_lint.discover import python_files, tree_of
 from moe_lint.facts import FileFacts, RawSite
-from moe_lint.formula import Relation, atom_set
+
 from moe_lint.index import ProjectIndex
-from moe_lint.model import Finding, MatrixRow, Problem, Report, Route, SkipReason, Suppressed
+from moe_lint.model import Confidence, Finding, MatrixRow, Problem, Report, Route, SkipReason, Span, Suppressed
 from moe_lint.policy import Policy, propose_helper, read_helper
 from moe_lint.profile import Profile
 from moe_lint.rules import Context, Rule, all_rules
@@ -52,9 +52,10 @@ class Tree:
 def run(options: Options, overlay: Mapping[str, str] | None = None) -> Report:
     """Judge the paths. ``overlay`` replaces the text of files (by path), to judge a rewrite before it is written."""
     chosen = _chosen_rules(options)
+    selected = frozenset(rule.code for rule in chosen) if options.select else frozenset()
     groups = _groups(options.paths)
     reports = [
-        _report(analyse(root, options.profile, overlay, explicit), targets, chosen)
+        _report(analyse(root, options.profile, overlay, explicit), targets, chosen, selected)
         for root, (targets, explicit) in groups.items()
     ]
     return reports[0] if len(reports) == 1 else _joined(reports)
@@ -231,9 +232,16 @@ def _chosen_rules(options: Options) -> list[Rule]:
     return [rule for rule in selected if rule.code not in ignored]
 
 
-def _report(tree: Tree, targets: set[str], rules: Sequence[Rule]) -> Report:
+def _report(tree: Tree, targets: set[str], rules: Sequence[Rule], selected: frozenset[str]) -> Report:
     context = Context(tree.index, tree.policy, tree.sites)
-    raw = {finding for rule in rules for finding in rule.check(context) if finding.path in targets}
+    raw = {
+        finding
+        for rule in rules
+        for finding in rule.check(context)
+        if finding.path in targets and (finding.confidence is not Confidence.LOW or rule.code in selected)
+    }
+    disagreements = _disagreements(tree, raw)
+    raw = {finding for finding in raw if (finding.path, finding.span) not in disagreements}
     findings, suppressed = apply_directives(
         sorted(raw, key=lambda f: f.order),
         {path: text for path, text in tree.texts.items() if path in targets},
@@ -241,7 +249,8 @@ def _report(tree: Tree, targets: set[str], rules: Sequence[Rule]) -> Report:
         frozenset(rule.code for rule in rules),
     )
     shown = [site for site in tree.sites if site.path in targets]
-    problems = [p for p in tree.problems if p.path in targets or p.reason is SkipReason.HELPER_NOT_BOOLEAN]
+    problems = [*disagreements.values()]
+    problems += [p for p in tree.problems if p.path in targets or p.reason is SkipReason.HELPER_NOT_BOOLEAN]
     return Report(
         tuple(_relative(f) for f in findings),
         _rows(shown, tree.policy),
@@ -252,6 +261,24 @@ def _report(tree: Tree, targets: set[str], rules: Sequence[Rule]) -> Report:
         len(targets),
         len(shown),
     )
+
+
+def _disagreements(tree: Tree, findings: Iterable[Finding]) -> dict[tuple[str, Span], Problem]:
+    """Reported sites whose guard libcst reads differently from `ast`."""
+    reported = {(finding.path, finding.span) for finding in findings}
+    found: dict[tuple[str, Span], Problem] = {}
+    for site in tree.sites:
+        key = (site.path, site.raw.span)
+        facts = tree.index.facts(site.path) if key in reported else None
+        if facts is None:
+            continue
+        from moe_lint.guard_visitor import read_again, seen_by_ast  # libcst is loaded only when there is a finding
+
+        name = site.raw.function.replace(".<lambda>", "")
+        if read_again(site.raw, facts.extent(name), facts.lines) != seen_by_ast(site.raw.guard):
+            message = f"`ast` and libcst read the guard of `{site.raw.collective}` differently: please report this"
+            found[key] = Problem(SkipReason.DISAGREEMENT, site.path, site.raw.span.line, message)
+    return found
 
 
 def _notes(tree: Tree, shown: Sequence[Site]) -> tuple[str, ...]:
@@ -328,4 +355,4 @@ def _display(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
-__all__ = ["Options", "Relation", "Tree", "UsageError", "FoundSite", "analyse", "atom_set", "run"]
+

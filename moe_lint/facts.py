@@ -10,7 +10,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -73,12 +73,16 @@ class GuardPart:
     formula: Formula
     #: the operands of the top-level `and` (`or`, where the condition must be false): text, and what must hold
     operands: tuple[tuple[str, Formula], ...] = ()
-    #: where the expression of the condition stands: `span`, or the assignment of a local that only this test reads
+    #: `operands` are joined by `and` (each must hold), else by `or` (none may)
+    positive: bool = True
+    #: where the operands stand when the condition is a local that only this test reads: the value assigned to it
     carrier: Span | None = None
     #: the whole `if` statement
     statement: Span | None = None
     #: the guarded block holds nothing but one statement, so its condition may be rewritten
     exclusive: bool = False
+    #: the condition alone decides; not so where only some paths through an `if` above leave the function
+    plain: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +340,11 @@ class FileFacts:
         """(line, parameters, defaults) of a function, without reading its body."""
         node = self._definitions[qualname].node
         return node.lineno, tuple(a.arg for a in _arguments(node)), dict(_defaults(node.args))
+
+    def extent(self, qualname: str) -> tuple[int, int]:
+        """First and last line of a function, its decorators left out."""
+        node = self._definitions[qualname].node
+        return node.lineno, node.end_lineno or node.lineno
 
     def keyword_only(self, qualname: str) -> frozenset[str]:
         return frozenset(a.arg for a in self._definitions[qualname].node.args.kwonlyargs)
@@ -644,16 +653,17 @@ class _FunctionReader:
             return True
         if left_then:
             through = conj((negate(condition), through_else))
-            self.guard.append(self._part(statement.test, False, "early-exit", through, whole, alone))
+            part = self._part(statement.test, False, "early-exit", through, whole, alone)
+            self.guard.append(replace(part, plain=not statement.orelse))
         elif left_else:
             self.flow = then
             through = conj((condition, through_then))
-            self.guard.append(self._part(statement.test, True, "early-exit", through, whole, False))
+            self.guard.append(replace(self._part(statement.test, True, "early-exit", through, whole), plain=False))
         else:
             self.flow = self._merge(statement.test, then, self.flow)
             through = choose(condition, through_then, through_else)
             if through_then != TRUE or through_else != TRUE:
-                self.guard.append(self._part(statement.test, True, "early-exit", through, whole, False))
+                self.guard.append(replace(self._part(statement.test, True, "early-exit", through, whole), plain=False))
         return False
 
     def _part(
@@ -681,7 +691,9 @@ class _FunctionReader:
             (ast.unparse(part), self.formula(part) if positive else negate(self.formula(part))) for part in parts
         )
         span = span_of(test, self.file.lines)
-        return GuardPart(ast.unparse(test), polarity, kind, span, formula, operands, carrier, statement, exclusive)
+        return GuardPart(
+            ast.unparse(test), polarity, kind, span, formula, operands, positive, carrier, statement, exclusive
+        )
 
     def _loop(self, statement: ast.For | ast.AsyncFor | ast.While) -> None:
         if isinstance(statement, ast.While):

@@ -100,7 +100,11 @@ def negate(formula: Formula) -> Formula:
 
 
 def choose(condition: Formula, then: Formula, otherwise: Formula) -> Formula:
-    """``then if condition else otherwise``."""
+    """``then if condition else otherwise``, kept short where a branch is constant: `if a: return True` is `a or …`."""
+    if then == TRUE or otherwise == FALSE:
+        return disj((condition, otherwise)) if then == TRUE else conj((condition, then))
+    if then == FALSE or otherwise == TRUE:
+        return conj((negate(condition), otherwise)) if then == FALSE else disj((negate(condition), then))
     return disj((conj((condition, then)), conj((negate(condition), otherwise))))
 
 

@@ -63,6 +63,10 @@ class ProjectIndex:
         self._absorbs: dict[Ref, bool | None] = {}
         self._calls: dict[Ref, list[tuple[str, CallFact]]] = {}
 
+    @cached_property
+    def known_paths(self) -> frozenset[str]:
+        return frozenset(self._paths)
+
     def facts(self, path: str) -> FileFacts | None:
         if path not in self._facts:
             self._facts[path] = self._load(path)

@@ -60,6 +60,7 @@ class SkipReason(str, Enum):
     TOO_MANY_ATOMS = "too-many-atoms"  #: a guard has more conditions than a truth table is built for
     UNKNOWN_AXIS = "unknown-axis"  #: a post-experts reduction whose group is neither TP nor EP
     UNKNOWN_ABSORBER = "unknown-absorber"  #: nobody in the tree was seen building this block
+    DISAGREEMENT = "front-ends-disagree"  #: `ast` and libcst read a guard differently: a defect of moe-lint
 
 
 @dataclass(frozen=True, slots=True)

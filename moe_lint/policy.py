@@ -236,6 +236,42 @@ class Policy:
 
         return expand(formula, frozenset())
 
+    # --- where to import it from
+
+    def import_module(self, importer: str) -> str | None:
+        """The module from which a file should import the helper: one that it already imports from, if it can."""
+        helper = self.helper
+        if helper is None or not helper.path:
+            return None
+        facts = self.index.facts(importer)
+        homes = [home for path in (self._export(helper), helper.path) if path and (home := self._dotted(path, importer))]
+        used = {module for module, _ in facts.imports.values()} if facts is not None else set()
+        return next((home for home in homes if home in used), homes[0] if homes else None)
+
+    def _export(self, helper: Helper) -> str | None:
+        """The package that re-exports the helper (or will, when `init` adds it beside its predicates)."""
+        package = str(PurePath(helper.path).parent / "__init__.py")
+        facts = self.index.facts(package) if package in self.index.known_paths else None
+        if facts is None or package == helper.path:
+            return None
+        if helper.name in facts.imports:
+            return package
+        exports = any(
+            original is not None and self.index.module_path(module, package) == helper.path
+            for module, original in facts.imports.values()
+        )
+        return package if helper.proposed and exports else None
+
+    def _dotted(self, path: str, importer: str) -> str | None:
+        """The absolute name of a module, as a file that imports its own package absolutely would write it."""
+        parts = list(PurePath(path).with_suffix("").parts)
+        if parts[-1] == "__init__":
+            parts.pop()
+        facts = self.index.facts(importer)
+        heads = {module.split(".")[0] for module, _ in facts.imports.values()} if facts is not None else set()
+        starts = [i for i, part in enumerate(parts) if part in heads and i < len(parts) - 1]
+        return ".".join(parts[starts[-1] :]) if starts else None
+
     # --- judging
 
     def judge(self, guard: Formula, axis: Axis, in_scope: Iterable[str]) -> Comparison:

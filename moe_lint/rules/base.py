@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
+from moe_lint.formula import Relation
 from moe_lint.index import ProjectIndex
-from moe_lint.model import Confidence, Finding, FixPlan, Related, Severity, Span
+from moe_lint.model import Confidence, Finding, FixPlan, Related, Severity
 from moe_lint.policy import Policy
 from moe_lint.sites import Site, deciding_part
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Context:
     """Everything a rule may look at."""
 
@@ -24,6 +26,24 @@ class Context:
     def judged(self) -> Iterable[Site]:
         """The post-experts sites that were compared with the helper."""
         return (site for site in self.sites if site.post_experts and site.comparison is not None)
+
+    def groups(self) -> Iterable[list[Site]]:
+        """The judged sites, class by class."""
+        found: dict[tuple[str, str], list[Site]] = {}
+        for site in self.judged():
+            if site.raw.class_name is not None:
+                found.setdefault((site.path, site.raw.class_name), []).append(site)
+        return found.values()
+
+    @cached_property
+    def wrappers(self) -> Mapping[str, str]:
+        """Collective -> the tree's wrapper that runs it under exactly the helper's condition, and does nothing else."""
+        found: dict[str, str] = {}
+        for name in self.policy.profile.wrappers:
+            inside = [s for s in self.sites if s.raw.class_name is None and s.raw.function == name]
+            if len(inside) == 1 and inside[0].relation is Relation.EQUAL:
+                found.setdefault(inside[0].raw.collective, name)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +120,3 @@ class Rule:
 def short_name(site: Site) -> str:
     """The function's name inside its class."""
     return site.raw.function.removeprefix(f"{site.raw.class_name}.")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A spot that is not a reduction: a call, a condition."""
-
-    path: str
-    span: Span
-    function: str
-    class_name: str | None
-    related: tuple[Related, ...] = field(default=())

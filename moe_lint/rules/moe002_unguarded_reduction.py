@@ -4,12 +4,32 @@ from collections.abc import Iterable
 
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route
+from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
 
 
 class UnguardedReduction(Rule):
-    """TODO"""
+    """An all-reduce after the experts runs whatever the layer around it absorbs.
+
+    The decoder layer that builds this block has an absorber (a `LayerCommunicator`): in some configurations it fuses
+    the sum with the next residual add, or replaces it by a reduce-scatter. A block that reduces all the same sums
+    twice there, and every token is scaled by the group size. With default settings on one machine nothing shows.
+
+    Instead of
+
+        if self.tp_size > 1:
+            x = tensor_model_parallel_all_reduce(x)
+
+    ask the helper:
+
+        if self.tp_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=True):
+            x = tensor_model_parallel_all_reduce(x)
+
+    The fix is corrective: it stops the reduction in the states in which somebody else sums. It passes the
+    layer-context flags that are in scope; a flag that the decoder does not hand down must be added by hand. Blocks
+    without an absorber are right as they are and are not reported (see MOE003).
+    """
 
     code = "MOE002"
     name = "unguarded-reduction"
@@ -21,8 +41,10 @@ class UnguardedReduction(Rule):
                 continue
             yield self.finding(
                 site,
-                "all-reduce after the experts has no skip condition",
+                f"all-reduce after the experts ignores every skip reason, but an absorber surrounds "
+                f"`{site.raw.class_name or site.raw.function}`",
                 context,
                 witness=witness(site, policy),
                 remedy=f"guard it with `not {helper_call(site, policy)}`",
+                fix=plan_guard(site, context),
             )

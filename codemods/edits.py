@@ -1,0 +1,62 @@
+"""Edits of a text: what to replace, by position; everything else stays as it is, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moe_lint.model import Span
+
+
+class CannotRewrite(ValueError):
+    """A rewrite that would not keep what the file says; the text is the reason."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Edit:
+    """Replace the characters from ``start`` up to ``end`` (offsets from 0) by ``text``."""
+
+    start: int
+    end: int
+    text: str
+
+
+class Source:
+    """A text with its lines, for turning spans into offsets."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.newline = "\r\n" if "\r\n" in text else "\n"
+        self._starts = [0]
+        for line in text.split("\n")[:-1]:
+            self._starts.append(self._starts[-1] + len(line) + 1)
+
+    def offset(self, line: int, column: int) -> int:
+        """The offset of a position; both count from 1, columns in characters."""
+        return self._starts[line - 1] + column - 1
+
+    def range(self, span: Span) -> tuple[int, int]:
+        return self.offset(span.line, span.column), self.offset(span.end_line, span.end_column)
+
+    def line_of(self, offset: int) -> tuple[int, int]:
+        """Start and end (without its newline) of the line around an offset."""
+        start = self.text.rfind("\n", 0, offset) + 1
+        end = self.text.find("\n", offset)
+        end = len(self.text) if end < 0 else end
+        return start, end - 1 if self.text[start:end].endswith("\r") else end
+
+    def indent_at(self, offset: int) -> str:
+        start, end = self.line_of(offset)
+        line = self.text[start:end]
+        return line[: len(line) - len(line.lstrip())]
+
+
+def apply_edits(text: str, edits: Iterable[Edit]) -> str:
+    """The text with all edits made. Raises ``CannotRewrite`` when two of them overlap."""
+    ordered = sorted(set(edits), reverse=True)
+    for later, earlier in zip(ordered, ordered[1:], strict=False):
+        if earlier.end > later.start:
+            raise CannotRewrite("two rewrites overlap")
+    for edit in ordered:
+        text = text[: edit.start] + edit.text + text[edit.end :]
+    return text

@@ -1,0 +1,268 @@
+"""Rewrite the condition of a reduction: its skip part becomes one call of the central helper.
+
+The condition is taken apart with libcst, which keeps every space and comment; the parts that stay are put back as they
+were written. The layout of a condition without comments follows black (88 columns).
+"""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Sequence
+
+import libcst as cst
+
+from codemods.edits import CannotRewrite, Edit, Source
+from moe_lint.model import FixPlan
+
+LINE_LENGTH = 88
+_KEYWORDS = ("if", "elif", "while", "assert", "return", "=", "not")
+
+
+def guard_edits(plan: FixPlan, text: str) -> list[Edit]:
+    """The edits that carry out a plan, imports left aside. Raises ``CannotRewrite``."""
+    source = Source(text)
+    if plan.kind == "guard":
+        return [_rewrite_condition(plan, source)]
+    if plan.kind == "call":
+        return [_rewrite_call(plan, source)]
+    if plan.kind == "wrap":
+        return [_wrap(plan, source)]
+    return [_use_wrapper(plan, source)]
+
+
+def _rewrite_condition(plan: FixPlan, source: Source) -> Edit:
+    assert plan.guard is not None
+    start, end = _with_parentheses(source, *source.range(plan.guard))
+    written = source.text[start:end]
+    core_start, core_end = source.range(plan.guard)
+    core = source.text[core_start:core_end]
+    first, rest = _chain(core, plan.polarity)
+    operands = [first, *(operand for _, operand in rest)]
+    drop = [_normal(operand) in plan.drop for operand in operands]
+    if sum(drop) < len(plan.drop):
+        raise CannotRewrite("a condition to be replaced is not an operand of its own")
+    negation = "not " if plan.polarity else ""
+    if "#" in written:
+        core = _splice(first, rest, drop, plan, negation, source, core_start)
+        return Edit(core_start, core_end, core)
+    kept: list[str | None] = []
+    for operand, dropped in zip(operands, drop, strict=True):
+        if not dropped:
+            kept.append(operand.strip())
+        elif None not in kept:
+            kept.append(None)
+    if None not in kept:
+        kept.append(None)
+    return Edit(start, end, _layout(kept, plan, negation, source, start, end))
+
+
+def _chain(core: str, conjunction: bool) -> tuple[str, list[tuple[str, str]]]:
+    """The operands of the top-level `and` (or `or`) and the operators between them; joined, they are the source."""
+    module = cst.Module(body=[])
+    node = cst.parse_expression(f"({core})")
+    if not module.code_for_node(node) == f"({core})":
+        raise CannotRewrite("libcst does not give the condition back as it is written")
+    wanted = cst.And if conjunction else cst.Or
+    node = node.with_changes(lpar=node.lpar[1:], rpar=node.rpar[:-1])
+    rest: list[tuple[str, str]] = []
+    while isinstance(node, cst.BooleanOperation) and isinstance(node.operator, wanted) and not node.lpar:
+        rest.append((module.code_for_node(node.operator), module.code_for_node(node.right)))
+        node = node.left
+    lead = core[: len(core) - len(core.lstrip())]
+    joined = module.code_for_node(node) + "".join(o + r for o, r in reversed(rest))
+    if lead + joined != core and joined != core.strip():
+        raise CannotRewrite("the condition cannot be taken apart without loss")
+    return module.code_for_node(node), rest[::-1]
+
+
+def _splice(
+    first: str,
+    rest: Sequence[tuple[str, str]],
+    drop: Sequence[bool],
+    plan: FixPlan,
+    negation: str,
+    source: Source,
+    start: int,
+) -> str:
+    """Replace operands one by one and keep every comment and line break between them."""
+    operator = "and" if plan.polarity else "or"
+    indent = source.indent_at(start)
+    placed = False
+    result = ""
+
+    def call(column: int, inner_indent: str) -> str:
+        one_line = negation + _call(plan)
+        if column + len(one_line) <= LINE_LENGTH:
+            return one_line
+        return negation + _exploded(plan, inner_indent, source.newline)
+
+    for position, ((glue, operand), dropped) in enumerate(zip([("", first), *rest], drop, strict=True)):
+        line_indent = _last_indent(result + glue, indent)
+        if not dropped:
+            result += glue + operand
+        elif not placed:
+            placed = True
+            here = len((result + glue).rsplit("\n", 1)[-1]) if position else len(indent) + 3
+            result += glue + call(here, line_indent)
+        elif "#" in glue:
+            result += glue[: glue.rindex(operator)].rstrip(" \t").removesuffix(source.newline + indent)
+    if not placed:
+        glue = rest[-1][0] if rest else f" {operator} "
+        if "#" in glue:
+            glue = f"{source.newline}{_last_indent(result, indent)}{operator} "
+        result += glue + call(len((result + glue).rsplit("\n", 1)[-1]), _last_indent(result + glue, indent))
+    return result
+
+
+def _last_indent(text: str, fallback: str) -> str:
+    if "\n" not in text:
+        return fallback
+    line = text.rsplit("\n", 1)[-1]
+    return line[: len(line) - len(line.lstrip())]
+
+
+def _layout(
+    kept: Sequence[str | None], plan: FixPlan, negation: str, source: Source, start: int, end: int
+) -> str:
+    """The new condition as black would lay it out. None stands for the helper call."""
+    operator = " and " if plan.polarity else " or "
+    newline = source.newline
+    line_start, _ = source.line_of(start)
+    _, line_end = source.line_of(end)
+    prefix, suffix = source.text[line_start:start], source.text[end:line_end]
+    indent = source.indent_at(start)
+    call = negation + _call(plan)
+    one_line = operator.join(call if part is None else part for part in kept)
+    if "\n" not in one_line and len(prefix + one_line + suffix) <= LINE_LENGTH:
+        return one_line
+    plain = all(part is None or "\n" not in part for part in kept)
+    head = operator.join(f"{negation}{plan.helper}(" if part is None else part for part in kept)
+    if kept[-1] is None and len(kept) <= 2 and plain and len(prefix + head) <= LINE_LENGTH:
+        before = "".join(f"{part}{operator}" for part in kept[:-1])
+        return before + negation + _exploded(plan, indent, newline)
+    inner = f"{indent}    "
+    lines = []
+    for position, part in enumerate(kept):
+        lead = inner if position == 0 else f"{inner}{operator.lstrip()}"
+        if part is not None:
+            lines.append(lead + part)
+        elif len(lead + call) <= LINE_LENGTH:
+            lines.append(lead + call)
+        else:
+            lines.append(lead + negation + _exploded(plan, inner, newline))
+    return f"({newline}{newline.join(lines)}{newline}{indent})"
+
+
+def _call(plan: FixPlan) -> str:
+    arguments = ", ".join(f"{name}={value}" if name else value for name, value in plan.arguments)
+    return f"{plan.helper}({arguments})"
+
+
+def _exploded(plan: FixPlan, indent: str, newline: str) -> str:
+    """The call with its arguments on lines of their own: one line if they fit, else one line each."""
+    inner = f"{indent}    "
+    arguments = [f"{name}={value}" for name, value in plan.arguments]
+    together = inner + ", ".join(arguments)
+    lines = [together] if len(together) <= LINE_LENGTH else [f"{inner}{argument}," for argument in arguments]
+    return f"{plan.helper}({newline}{newline.join(lines)}{newline}{indent})"
+
+
+def _with_parentheses(source: Source, start: int, end: int) -> tuple[int, int]:
+    """The span of a condition with the parentheses around the whole of it, if there are any."""
+    text = source.text
+    before, after = text[:start].rstrip(), text[end:]
+    if not before.endswith("(") or not after.lstrip().startswith(")"):
+        return start, end
+    opener = len(before) - 1
+    word = text[:opener].rstrip()
+    if not any(word.endswith(keyword) for keyword in _KEYWORDS):
+        return start, end
+    between = text[opener + 1 : start] + after[: len(after) - len(after.lstrip())]
+    if between.strip():
+        return start, end
+    return opener, end + len(after) - len(after.lstrip()) + 1
+
+
+class _Arguments(cst.CSTTransformer):
+    """Gives the one call of a function its new arguments."""
+
+    def __init__(self, plan: FixPlan) -> None:
+        self.plan = plan
+        self.found = 0
+        self.replaced: cst.Call | None = None
+
+    def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:
+        function = original_node.func
+        name = function.attr.value if isinstance(function, cst.Attribute) else getattr(function, "value", None)
+        if name != self.plan.helper:
+            return updated_node
+        self.found += 1
+        self.replaced = original_node
+        return updated_node
+
+
+def _rewrite_call(plan: FixPlan, source: Source) -> Edit:
+    """Replace the arguments of the helper call in a condition."""
+    assert plan.guard is not None
+    start, end = source.range(plan.guard)
+    core = source.text[start:end]
+    finder = _Arguments(plan)
+    cst.parse_expression(f"({core})").visit(finder)
+    if finder.found != 1 or finder.replaced is None:
+        raise CannotRewrite(f"`{plan.helper}` is not called by its own name exactly once in the condition")
+    old = cst.Module(body=[]).code_for_node(finder.replaced)
+    if "#" in old or core.count(old) != 1:
+        raise CannotRewrite("the helper call holds comments, which would be lost")
+    at = start + core.index(old)
+    line_start, _ = source.line_of(at)
+    _, line_end = source.line_of(at + len(old))
+    prefix, suffix = source.text[line_start:at], source.text[at + len(old) : line_end]
+    new = _call(plan)
+    if len(prefix + new + suffix) > LINE_LENGTH or "\n" in old:
+        new = _exploded(plan, source.indent_at(at), source.newline)
+    return Edit(at, at + len(old), new)
+
+
+def _wrap(plan: FixPlan, source: Source) -> Edit:
+    """Put a bare `x = f(x)` or `return f(x)` under a condition of its own."""
+    start, end = source.range(plan.statement)
+    line_start, _ = source.line_of(start)
+    if source.text[line_start:start].strip():
+        raise CannotRewrite("the reduction shares its line with another statement")
+    statement = source.text[start:end]
+    indent, newline = source.indent_at(start), source.newline
+    step = "\t" if indent.startswith("\t") else "    "
+    condition = f"if not {_call(plan)}:"
+    if len(indent + condition) > LINE_LENGTH:
+        condition = f"if not {_exploded(plan, indent, newline)}:"
+    inner = textwrap.indent(statement, step).removeprefix(step)
+    text = f"{condition}{newline}{indent}{step}{inner}"
+    node = ast.parse(textwrap.dedent(indent + statement)).body[0]
+    if isinstance(node, ast.Return) and isinstance(node.value, ast.Call):
+        text += f"{newline}{indent}return {ast.unparse(node.value.args[0])}"
+    return Edit(start, end, text)
+
+
+def _use_wrapper(plan: FixPlan, source: Source) -> Edit:
+    """Replace a guarded reduction, guard included, by a call of the tree's wrapper."""
+    span = plan.replace[0]
+    start, end = source.range(span)
+    if "#" in source.text[start:end]:
+        raise CannotRewrite("the guard holds comments, which would be lost")
+    inner_start, inner_end = source.range(plan.statement)
+    node = ast.parse(textwrap.dedent(source.indent_at(inner_start) + source.text[inner_start:inner_end])).body[0]
+    call = _call(plan)
+    if isinstance(node, ast.Return):
+        following = source.text[end:].lstrip()
+        operand = plan.arguments[0][1]
+        if span != plan.statement and not following.startswith(f"return {operand}"):
+            raise CannotRewrite("the function goes on after the guarded return")
+        return Edit(start, end, f"return {call}")
+    if not isinstance(node, ast.Assign):
+        raise CannotRewrite("the reduction is not an assignment of its own")
+    return Edit(start, end, f"{ast.unparse(node.targets[0])} = {call}")
+
+
+def _normal(operand: str) -> str:
+    return ast.unparse(ast.parse(f"({operand}\n)", mode="eval").body)

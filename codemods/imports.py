@@ -1,0 +1,138 @@
+"""Add a name to a file's imports, and remove the names that a rewrite left unused."""
+
+from __future__ import annotations
+
+import ast
+
+from codemods.edits import Edit, Source
+from codemods.guards import LINE_LENGTH
+from moe_lint.model import Span
+
+
+def import_edits(before: str, after: str, module: str, name: str) -> list[Edit]:
+    """The edits of ``after`` that import ``name`` from ``module`` and drop what ``after`` no longer uses.
+
+    Only names that ``before`` used and ``after`` does not are dropped: unused imports of old are not ours.
+    """
+    tree = ast.parse(after)
+    unused = _used(ast.parse(before)) - _used(tree)
+    statements = [node for node in _top_level(tree) if isinstance(node, ast.ImportFrom)]
+    source = Source(after)
+    bound = {alias.asname or alias.name for node in statements for alias in node.names}
+    edits: list[Edit] = []
+    host: ast.ImportFrom | None = None
+    if name and name not in bound:
+        host = next((node for node in statements if _module(node) == module), None)
+        if host is None:
+            edits.append(_new_statement(tree, source, module, name))
+    for node in statements:
+        gone = [a for a in node.names if (a.asname or a.name) in unused]
+        if gone or node is host:
+            edits.append(_changed(node, source, name if node is host else None, {a.name for a in gone}))
+    return edits
+
+
+def _used(tree: ast.AST) -> set[str]:
+    """Names that the code (or its `__all__`) uses, imports aside."""
+    used: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            used.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            used.add(node.value)
+    return used
+
+
+def _top_level(tree: ast.Module) -> list[ast.stmt]:
+    return list(tree.body)
+
+
+def _module(node: ast.ImportFrom) -> str:
+    return "." * node.level + (node.module or "")
+
+
+def _order(name: str) -> tuple[int, str]:
+    """isort's order of imported names: CONSTANTS, Classes, the rest."""
+    kind = 0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2
+    return kind, name
+
+
+def _new_statement(tree: ast.Module, source: Source, module: str, name: str) -> Edit:
+    """`from module import name` beside the imports of the same package, in alphabetical order."""
+    text = f"from {module} import {name}"
+    if len(text) > LINE_LENGTH:
+        text = f"from {module} import ({source.newline}    {name},{source.newline})"
+    root = module.split(".")[0]
+    froms = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.level == 0 and n.module != "__future__"]
+    family = [n for n in froms if (n.module or "").split(".")[0] == root] or froms
+    later = [n for n in family if (n.module or "") > module]
+    earlier = [n for n in family if (n.module or "") < module]
+    if earlier:
+        last = earlier[-1] if not later or earlier[-1].lineno < later[0].lineno else None
+        if last is None:
+            last = [n for n in earlier if n.lineno < later[0].lineno][-1:] and [
+                n for n in earlier if n.lineno < later[0].lineno
+            ][-1]
+        if last:
+            _, end = source.line_of(source.offset(last.end_lineno or last.lineno, 1))
+            return Edit(end, end, f"{source.newline}{text}")
+    if later:
+        start = source.offset(later[0].lineno, 1)
+        return Edit(start, start, f"{text}{source.newline}")
+    imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    docstring = tree.body[:1] if ast.get_docstring(tree) is not None else []
+    anchor = (imports or docstring)[-1:]
+    if anchor:
+        _, end = source.line_of(source.offset(anchor[0].end_lineno or anchor[0].lineno, 1))
+        return Edit(end, end, f"{source.newline}{text}")
+    return Edit(0, 0, f"{text}{source.newline}")
+
+
+def _changed(node: ast.ImportFrom, source: Source, add: str | None, remove: set[str]) -> Edit:
+    """An import statement with a name added and names removed; lines that stay are kept as they are."""
+    span = Span(node.lineno, node.col_offset + 1, node.end_lineno or node.lineno, 1)
+    start = source.offset(span.line, span.column)
+    _, end = source.line_of(source.offset(span.end_line, 1))
+    text = source.text[start:end]
+    names = [alias for alias in node.names if alias.name not in remove]
+    if not names and add is None:
+        return Edit(start, min(end + len(source.newline), len(source.text)), "")
+    if "\n" in text:
+        edited = _changed_lines(text, add, remove, source.newline)
+        if edited is not None:
+            return Edit(start, end, edited)
+    comment = ""
+    if "#" in text and "\n" not in text:
+        comment = "  " + text[text.index("#") :]
+    written = [f"{a.name} as {a.asname}" if a.asname else a.name for a in names]
+    if add is not None:
+        written = sorted([*written, add], key=lambda item: _order(item.split(" ")[0]))
+    head = f"from {_module(node)} import "
+    one_line = head + ", ".join(written)
+    if "\n" not in text and len(one_line + comment) <= LINE_LENGTH:
+        return Edit(start, end, one_line + comment)
+    lines = "".join(f"    {item},{source.newline}" for item in written)
+    return Edit(start, end, f"{head}({comment}{source.newline}{lines})")
+
+
+def _changed_lines(text: str, add: str | None, remove: set[str], newline: str) -> str | None:
+    """A parenthesised import with one name a line, changed line by line; None when it is laid out otherwise."""
+    lines = text.split(newline)
+    inner = lines[1:-1]
+    names = [line.split("#")[0].strip().rstrip(",") for line in inner]
+    if lines[-1].strip() != ")" or not all(name.split(" ")[0].isidentifier() or not name for name in names):
+        return None
+    if any(name and not line.split("#")[0].rstrip().endswith(",") for name, line in zip(names, inner, strict=True)):
+        return None
+    kept = [
+        (name, line) for name, line in zip(names, inner, strict=True) if name.split(" ")[0] not in remove or not name
+    ]
+    if any("#" in line for name, line in zip(names, inner, strict=True) if name.split(" ")[0] in remove and name):
+        return None
+    if add is not None:
+        position = next(
+            (i for i, (name, _) in enumerate(kept) if name and _order(name.split(" ")[0]) > _order(add)), len(kept)
+        )
+        indent = next((line[: len(line) - len(line.lstrip())] for name, line in kept if name), "    ")
+        kept.insert(position, (add, f"{indent}{add},"))
+    return newline.join([lines[0], *(line for _, line in kept), lines[-1]])

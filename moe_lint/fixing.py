@@ -1,0 +1,193 @@
+"""FixPlans -> new texts, each proved: parsed again, judged again, and stable under a second run."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_lint.engine import Options, run
+from moe_lint.model import Finding, FixPlan, Report, Safety
+from moe_lint.source import SourceError, decode, parse
+
+
+@dataclass(frozen=True, slots=True)
+class FileFix:
+    """The rewrite of one file. ``path`` is as the report shows it."""
+
+    path: str
+    before: str
+    after: str
+    plans: tuple[FixPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FixResult:
+    """What came of fixing: the files to write, the report after writing them, and what was left alone and why."""
+
+    fixed: tuple[FileFix, ...]
+    report: Report
+    #: (path, line, reason) of rewrites that could not be proved or carried out
+    not_proven: tuple[tuple[str, int, str], ...]
+    held_back: int
+
+
+#: Which rewrites each choice of the user allows.
+ALLOWED: Mapping[str, frozenset[Safety]] = {
+    "safe": frozenset({Safety.SAFE}),
+    "default": frozenset({Safety.SAFE, Safety.CORRECTIVE}),
+    "unsafe": frozenset(Safety),
+}
+
+
+def fix(options: Options, report: Report, allowed: frozenset[Safety]) -> FixResult:
+    """Carry out the allowed plans of a report, keep those that can be proved, and judge the result."""
+    by_file: dict[str, dict[FixPlan, None]] = {}
+    held_back = 0
+    for finding in report.findings:
+        if finding.fix is None:
+            continue
+        if finding.fix.safety in allowed and not _has_stuck_twin(finding, report, allowed):
+            by_file.setdefault(finding.path, {})[finding.fix] = None
+        else:
+            held_back += 1
+    not_proven: list[tuple[str, int, str]] = []
+    fixes: dict[str, FileFix] = {}
+    for path, plans in by_file.items():
+        done = _rewrite(path, list(plans), not_proven)
+        if done is not None:
+            fixes[path] = done
+    after = report
+    while fixes:
+        after = run(options, {str(Path(f.path).resolve()): f.after for f in fixes.values()})
+        unproved = {path: why for path, f in fixes.items() if (why := _unproved(f, report, after, allowed))}
+        if not unproved:
+            break
+        for path, why in unproved.items():
+            not_proven += [(path, plan.statement.line, why) for plan in fixes.pop(path).plans]
+            after = report
+    return FixResult(tuple(fixes.values()), after, tuple(sorted(set(not_proven))), held_back)
+
+
+def _has_stuck_twin(finding: Finding, report: Report, allowed: frozenset[Safety]) -> bool:
+    """Whether the other half of an EP/TP pair has a finding that cannot be fixed: a pair is fixed as a pair."""
+    rows = {(row.path, row.span): row.pair for row in report.rows if row.pair is not None}
+    pair = rows.get((finding.path, finding.span))
+    if pair is None:
+        return False
+    fixable = {
+        (f.path, f.span) for f in report.findings if f.fix is not None and f.fix.safety in allowed
+    }
+    return any(
+        rows.get((other.path, other.span)) == pair
+        and other.path == finding.path
+        and other.relation is not None
+        and (other.path, other.span) not in fixable
+        for other in report.findings
+    )
+
+
+def _rewrite(path: str, plans: list[FixPlan], not_proven: list[tuple[str, int, str]]) -> FileFix | None:
+    """The file with its plans carried out; a plan that cannot be is left out."""
+    from codemods.edits import CannotRewrite, apply_edits  # libcst is loaded only when there is something to rewrite
+    from codemods.guards import guard_edits
+    from codemods.imports import import_edits
+
+    before = decode(Path(path).read_bytes())
+    edits = []
+    carried: list[FixPlan] = []
+    for plan in plans:
+        try:
+            edits += guard_edits(plan, before)
+            carried.append(plan)
+        except CannotRewrite as error:
+            not_proven.append((path, plan.statement.line, str(error)))
+    if not carried:
+        return None
+    try:
+        after = apply_edits(before, edits)
+        for plan in carried:
+            name = plan.helper if plan.kind != "call" else ""
+            after = apply_edits(after, import_edits(before, after, plan.import_from, name))
+    except (CannotRewrite, SyntaxError) as error:
+        not_proven += [(path, plan.statement.line, str(error)) for plan in carried]
+        return None
+    return FileFix(path, before, after, tuple(carried))
+
+
+def _unproved(fixed: FileFix, before: Report, after: Report, allowed: frozenset[Safety]) -> str | None:
+    """Why a rewritten file may not be written, None when it may."""
+    try:
+        parse(fixed.after)
+    except SourceError as error:
+        return f"the rewritten file does not parse: {error.message}"
+    old, new = _keys(before, fixed.path), _keys(after, fixed.path)
+    appeared = new - old
+    if appeared:
+        rule, function, _ = next(iter(appeared))
+        return f"the rewrite would bring up {rule} in `{function}`"
+    left = [f for f in after.findings if f.path == fixed.path and f.fix is not None and f.fix.safety in allowed]
+    if left:
+        return f"{left[0].rule} would still be reported after the rewrite"
+    return None
+
+
+def _keys(report: Report, path: str) -> Counter[tuple[str, str, str | None]]:
+    return Counter((f.rule, f.function, f.class_name) for f in report.findings if f.path == path)
+
+
+def diff(fixes: Iterable[FileFix]) -> str:
+    """A unified diff of all rewrites, as `patch -p1` takes it."""
+    chunks = []
+    for one in sorted(fixes, key=lambda f: f.path):
+        lines = difflib.unified_diff(
+            one.before.splitlines(keepends=True),
+            one.after.splitlines(keepends=True),
+            f"a/{one.path.lstrip('/')}",
+            f"b/{one.path.lstrip('/')}",
+        )
+        for line in lines:
+            chunks.append(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n")
+    return "".join(chunks)
+
+
+def write(path: str, before: str, after: str) -> None:
+    """Replace a file's text at once: in its own encoding, with its mode kept, never half written.
+
+    Raises ``OSError`` when the file cannot be replaced, ``UnicodeEncodeError`` when its encoding lacks a character.
+    """
+    target = Path(path).resolve()
+    data = target.read_bytes()
+    encoded = _encode(after, data)
+    if _encode(before, data) != data:
+        raise OSError(0, "the file changed while it was being judged", path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(encoded)
+        os.chmod(temporary, target.stat().st_mode)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _encode(text: str, original: bytes) -> bytes:
+    import io
+    import tokenize
+
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(original).readline)
+    return text.encode(encoding)
+
+
+def behaviour(fixes: Sequence[FileFix]) -> list[tuple[str, int, Safety, str]]:
+    """(path, line, safety, reason) of every rewrite: what changed in behaviour."""
+    return [
+        (one.path, plan.statement.line, plan.safety, plan.reason)
+        for one in sorted(fixes, key=lambda f: f.path)
+        for plan in sorted(one.plans, key=lambda p: p.statement)
+    ]

@@ -1,0 +1,115 @@
+"""The second front end: find a reduction in the libcst tree and read its guard again.
+
+`ast` narrows a tree down quickly; every site that is about to be reported is read once more from the concrete syntax,
+by code that shares nothing with `facts`. When the two disagree about a site, the site is not reported: the
+disagreement is.
+"""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Sequence
+
+import libcst as cst
+from libcst.metadata import MetadataWrapper, PositionProvider
+
+from moe_lint.facts import GuardPart, RawSite
+
+#: (condition, whether it must hold), outermost first
+Conditions = list[tuple[str, bool]]
+
+_LEAVES = (cst.Return, cst.Raise, cst.Continue, cst.Break)
+
+
+class GuardVisitor(cst.CSTVisitor):
+    """Collects the conditions around the call that starts at ``line``, ``column`` (both from 1, in characters)."""
+
+    METADATA_DEPENDENCIES = (PositionProvider,)
+
+    def __init__(self, line: int, column: int) -> None:
+        super().__init__()
+        self._start = (line, column - 1)
+        self._path: list[cst.CSTNode] = []
+        self._module = cst.Module(body=[])
+        self.conditions: Conditions | None = None
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        if self.conditions is not None:
+            return False
+        self._path.append(node)
+        if isinstance(node, cst.Call):
+            start = self.get_metadata(PositionProvider, node).start
+            if (start.line, start.column) == self._start:
+                self.conditions = self._read()
+        return True
+
+    def on_leave(self, original_node: cst.CSTNode) -> None:
+        if self._path and self._path[-1] is original_node:
+            self._path.pop()
+
+    def _read(self) -> Conditions:
+        found: Conditions = []
+        for node, inner in zip(self._path, self._path[1:], strict=False):
+            if isinstance(node, cst.If | cst.While) and inner is not node.test:
+                found.append((self._text(node.test), inner is node.body))
+            elif isinstance(node, cst.IfExp) and inner is not node.test:
+                found.append((self._text(node.test), inner is node.body))
+            elif isinstance(node, cst.BooleanOperation) and inner is node.right:
+                found.append((self._text(node.left), isinstance(node.operator, cst.And)))
+            elif isinstance(node, cst.FunctionDef | cst.ClassDef | cst.Lambda):
+                # what guards the definition of a lambda guards its call; a nested function starts afresh
+                found = found if isinstance(node, cst.Lambda) else []
+            if isinstance(node, cst.IndentedBlock | cst.Module):
+                found += self._early_exits(node.body, inner)
+        return found
+
+    def _early_exits(self, body: Sequence[cst.CSTNode], until: cst.CSTNode) -> Conditions:
+        """`if c: return …` before the statement: c does not hold after it."""
+        found: Conditions = []
+        for statement in body:
+            if statement is until:
+                break
+            if isinstance(statement, cst.If) and statement.orelse is None and _leaves(statement.body):
+                found.append((self._text(statement.test), False))
+        return found
+
+    def _text(self, node: cst.BaseExpression) -> str:
+        return normal(self._module.code_for_node(node))
+
+
+def _leaves(body: cst.BaseSuite) -> bool:
+    """Whether a block ends by leaving: its last statement returns, raises, continues or breaks."""
+    last = body.body[-1] if body.body else None
+    if isinstance(last, cst.SimpleStatementLine):
+        return bool(last.body) and isinstance(last.body[-1], _LEAVES)
+    if isinstance(body, cst.SimpleStatementSuite):
+        return isinstance(last, _LEAVES)
+    if isinstance(last, cst.If) and isinstance(last.orelse, cst.Else):
+        return _leaves(last.body) and _leaves(last.orelse.body)
+    return isinstance(last, cst.With) and _leaves(last.body)
+
+
+def normal(source: str) -> str:
+    """A condition's text without layout and comments."""
+    return ast.unparse(ast.parse(f"({source}\n)", mode="eval").body)
+
+
+def read_again(site: RawSite, function: tuple[int, int], lines: Sequence[str]) -> Conditions | None:
+    """The conditions around a site as libcst sees them; None when the call is not found.
+
+    ``function`` is the first and last line of the function around it: only that much is parsed.
+    """
+    first, last = function
+    source = "\n".join(lines[first - 1 : last]) + "\n"
+    dedented = textwrap.dedent(source)
+    indent = len(source.splitlines()[0]) - len(dedented.splitlines()[0])
+    wrapper = MetadataWrapper(cst.parse_module(dedented), unsafe_skip_copy=True)
+    visitor = GuardVisitor(site.span.line - first + 1, site.span.column - indent)
+    wrapper.visit(visitor)
+    return visitor.conditions
+
+
+def seen_by_ast(guard: Sequence[GuardPart]) -> Conditions:
+    """The conditions of a guard in the form in which the visitor reads them."""
+    return [(part.text, part.polarity) for part in guard if part.plain]

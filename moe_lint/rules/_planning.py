@@ -1,0 +1,171 @@
+"""Judged site -> FixPlan: what a codemod is to rewrite, and how safe that is. Computed, never assumed."""
+
+from __future__ import annotations
+
+from moe_lint.formula import TRUE, Formula, Relation, atom_set
+from moe_lint.model import FixPlan, Route, Safety, Span
+from moe_lint.policy import Policy
+from moe_lint.rules._wording import helper_arguments, named, over_witness, under_witness
+from moe_lint.rules.base import Context
+from moe_lint.sites import Site, is_skip_atom, without_topology
+
+
+def plan(site: Site, context: Context) -> FixPlan | None:
+    """The rewrite that routes a site through the helper, whatever its guard does today."""
+    return plan_call(site, context) if site.route is Route.HELPER else plan_guard(site, context)
+
+
+def plan_guard(site: Site, context: Context) -> FixPlan | None:
+    """Replace the skip part of a site's guard by the helper, or by the tree's wrapper. None: by hand only."""
+    policy = context.policy
+    module = policy.import_module(site.path)
+    if policy.helper is None or module is None or site.axis == "other":
+        return None
+    return _wrapper_plan(site, context, module) or _guard_plan(site, policy, module) or _wrap_plan(site, policy, module)
+
+
+def plan_call(site: Site, context: Context) -> FixPlan | None:
+    """Correct the arguments of the helper call in a site's guard."""
+    policy = context.policy
+    helper = policy.helper
+    if helper is None:
+        return None
+    parts = [part for part in site.raw.guard if policy.helper_calls(part.formula)]
+    if len(parts) != 1 or len(policy.helper_calls(parts[0].formula)) != 1:
+        return None
+    safety, reason = _safety(site, policy)
+    return FixPlan(
+        site.path,
+        "call",
+        site.raw.statement,
+        parts[0].carrier or parts[0].span,
+        parts[0].positive,
+        (),
+        helper.name,
+        helper_arguments(site, policy),
+        "",
+        safety,
+        reason,
+    )
+
+
+def _guard_plan(site: Site, policy: Policy, module: str) -> FixPlan | None:
+    helper = policy.helper
+    assert helper is not None
+    kinds = {part: [_kind(formula, policy) for _, formula in part.operands] for part in site.raw.guard}
+    carrying = [part for part, found in kinds.items() if {"skip", "mixed"} & set(found)]
+    if any("mixed" in found for found in kinds.values()) or len(carrying) > 1:
+        return None
+    if carrying:
+        target = carrying[0]
+    else:
+        inner = [part for part in site.raw.guard if part.kind in ("if", "ternary") and part.exclusive]
+        if not inner or inner[-1] is not site.raw.guard[-1]:
+            return None
+        target = inner[-1]
+    if target.kind not in ("if", "else", "ternary", "early-exit"):
+        return None
+    safety, reason = _safety(site, policy)
+    if not target.exclusive:
+        safety, reason = Safety.UNSAFE, "the condition also guards other statements"
+    drop = tuple(text for (text, _), kind in zip(target.operands, kinds[target], strict=True) if kind == "skip")
+    return FixPlan(
+        site.path,
+        "guard",
+        site.raw.statement,
+        target.carrier or target.span,
+        target.positive,
+        drop,
+        helper.name,
+        helper_arguments(site, policy),
+        module,
+        safety,
+        reason,
+    )
+
+
+def _wrap_plan(site: Site, policy: Policy, module: str) -> FixPlan | None:
+    """A bare `x = all_reduce(x)` or `return all_reduce(x)` gets an `if` of its own."""
+    helper = policy.helper
+    assert helper is not None
+    if site.route is not Route.NONE or not _stands_alone(site):
+        return None
+    safety, reason = _safety(site, policy)
+    return FixPlan(
+        site.path,
+        "wrap",
+        site.raw.statement,
+        None,
+        True,
+        (),
+        helper.name,
+        helper_arguments(site, policy),
+        module,
+        safety,
+        reason,
+    )
+
+
+def _stands_alone(site: Site) -> bool:
+    raw = site.raw
+    return raw.operand.isidentifier() and (
+        raw.shape == "return" or (raw.shape == "assign" and raw.target == raw.operand)
+    )
+
+
+def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
+    """`x = wrapper(x)` in a tree whose sanctioned form is a wrapper that does just what this site does."""
+    wrapper = context.wrappers.get(site.raw.collective)
+    if wrapper is None or not _stands_alone(site):
+        return None
+    whole: Span | None = None
+    for part in site.raw.guard:
+        if all(_kind(formula, context.policy) in ("topology", "skip") for _, formula in part.operands):
+            if part.kind != "if" or part.carrier is not None or not part.exclusive or part.statement is None:
+                return None
+            whole = whole or part.statement
+        elif whole is not None:
+            return None  # a foreign condition inside: replacing the outer statement would lose it
+    safety, reason = _safety(site, context.policy)
+    return FixPlan(
+        site.path,
+        "wrapper",
+        site.raw.statement,
+        None,
+        True,
+        (),
+        wrapper,
+        (("", site.raw.operand),),
+        module,
+        safety,
+        reason,
+        replace=(whole or site.raw.statement,),
+    )
+
+
+def _kind(formula: Formula, policy: Policy) -> str:
+    """What an operand of a condition is about: topology, skip, foreign, or mixed (skip and foreign in one)."""
+    rest = without_topology(formula, policy.profile)
+    if rest == TRUE:
+        return "topology"
+    names = atom_set(rest)
+    reasons = {name for axis in ("TP", "EP") for reason in policy.reasons(axis) for name in atom_set(reason.formula)}
+    known = reasons | policy.delegates() | set(policy.helper_calls(rest))
+    skips = {name for name in names if name in known or is_skip_atom(name, policy.profile)}
+    if not skips:
+        return "foreign"
+    return "skip" if skips == names else "mixed"
+
+
+def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
+    """The safety of routing a site through the helper, and the reason in one line."""
+    if site.relation is Relation.EQUAL:
+        return Safety.SAFE, "the same decision in every state"
+    told = site.absorber or site.route in (Route.INLINE, Route.HELPER)
+    if site.relation is Relation.WEAKER and told:
+        skipped = named(site.missing) if site.missing else "the states that the helper skips"
+        return Safety.CORRECTIVE, f"stops reducing for {skipped}"
+    if site.relation is Relation.WEAKER:
+        return Safety.UNSAFE, "no absorber was found around this block: the sum could be lost"
+    return Safety.UNSAFE, under_witness(site, policy) or over_witness(site, policy) or "the decision changes"
+

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from moe_lint.model import Finding, Route
+from moe_lint.rules._calls import axis_is_wrong
+from moe_lint.rules._planning import plan_call
+from moe_lint.rules._wording import helper_call, witness
+from moe_lint.rules.base import Context, Rule
+
+
+class WrongAxis(Rule):
+    """The helper is asked about the other axis than the one that the guarded all-reduce sums over.
+
+    The helper's answer depends on the axis: an FP4 all-gather absorbs the TP sum, not the EP sum. A copied guard with
+    the wrong axis argument skips, or fails to skip, in exactly that state.
+
+    Instead of
+
+        if self.ep_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=True):
+            x = moe_expert_parallel_all_reduce(x)
+
+    write
+
+        if self.ep_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=False):
+            x = moe_expert_parallel_all_reduce(x)
+
+    The fix changes the argument. It is corrective where the guard reduced too often; where it skipped too often, it
+    brings a reduction back and needs `--unsafe-fixes`.
+    """
+
+    code = "MOE004"
+    name = "wrong-axis"
+
+    def check(self, context: Context) -> Iterable[Finding]:
+        policy = context.policy
+        for site in context.judged():
+            if site.route is Route.HELPER and axis_is_wrong(site, policy):
+                asked = "EP" if site.axis == "TP" else "TP"
+                yield self.finding(
+                    site,
+                    f"the helper is asked about the {asked} axis, but `{site.raw.collective}` sums over the "
+                    f"{site.axis} axis",
+                    context,
+                    witness=witness(site, policy),
+                    remedy=f"call `{helper_call(site, policy)}`",
+                    fix=plan_call(site, context),
+                )

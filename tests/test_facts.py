@@ -1,0 +1,1042 @@
+"""What one file says: guards and operands of its reductions, read from small snippets."""
+
+from __future__ import annotations
+
+from textwrap import dedent, indent
+
+import pytest
+
+from moe_lint.expressions import NotBoolean
+from moe_lint.facts import (
+    NOTHING,
+    Argument,
+    CallResult,
+    Experts,
+    FileFacts,
+    FunctionFacts,
+    Origins,
+    Param,
+    RawSite,
+    group_axis,
+    is_reduction_name,
+)
+from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, Or, atom_set, conj, table
+from moe_lint.model import Span
+from moe_lint.profile import load_profile
+from moe_lint.source import parse
+
+PROFILE = load_profile("sglang")
+A, B, C, D = (Atom(name) for name in ("self.a", "self.b", "self.c", "self.d"))
+REDUCE = "tensor_model_parallel_all_reduce"
+FUSION = Atom("should_allreduce_fusion")
+TP = Atom("self.tp_size > 1")
+
+
+def facts(text: str) -> FileFacts:
+    source = dedent(text)
+    return FileFacts("f.py", parse(source), source, PROFILE)
+
+
+def method(body: str, head: str = "", params: str = "self, x") -> FunctionFacts:
+    """The facts of a method with this body (`R` is short for the TP all-reduce)."""
+    text = f"{dedent(head)}\nclass Block:\n    def forward({params}):\n{indent(dedent(body), ' ' * 8)}\n"
+    return facts(text.replace("R(", f"{REDUCE}(")).function("Block.forward")
+
+
+def sites(body: str, head: str = "", params: str = "self, x") -> tuple[RawSite, ...]:
+    return method(body, head, params).sites
+
+
+def site(body: str, head: str = "", params: str = "self, x") -> RawSite:
+    (found,) = sites(body, head, params)
+    return found
+
+
+def guard(raw: RawSite) -> Formula:
+    return conj(part.formula for part in raw.guard)
+
+
+def equivalent(one: Formula, other: Formula) -> bool:
+    names = sorted(atom_set(one) | atom_set(other))
+    return table(one, names) == table(other, names)
+
+
+def check(body: str, *wanted: Formula, head: str = "", params: str = "self, x") -> None:
+    """The sites of a method, in order, are reached exactly when ``wanted`` says."""
+    found = [guard(raw) for raw in sites(body, head, params)]
+    assert len(found) == len(wanted)
+    for reached, condition in zip(found, wanted, strict=True):
+        assert equivalent(reached, condition), f"{reached}  is not  {condition}"
+
+
+def leaves(origins: Origins) -> set[str]:
+    """The names at the bottom of a history: parameters as `name`, callees as `name()` (`name()!`: the experts)."""
+    found: set[str] = set()
+    for origin in origins:
+        if isinstance(origin, Param):
+            found.add(origin.name)
+        elif isinstance(origin, Experts):
+            found.add(f"{origin.via}()!")
+        else:
+            found.add(f"{origin.callee}(){'!' if origin.named_experts else ''}")
+            found |= leaves(origin.inputs)
+    return found
+
+
+def operand(body: str, params: str = "self, x") -> set[str]:
+    """Where the operand of the last reduction of a method comes from."""
+    return leaves(sites(body, params=params)[-1].origins)
+
+
+# --- guards: if, else, early exits
+
+
+def test_a_bare_reduction_has_no_guard() -> None:
+    assert site("x = R(x)").guard == ()
+
+
+def test_nested_ifs_are_conjoined() -> None:
+    check("if self.a:\n    if self.b:\n        x = R(x)", And((A, B)))
+
+
+def test_else_arms_negate_every_condition_above() -> None:
+    body = """
+        if self.a:
+            x = R(x)
+        elif self.b:
+            x = R(x)
+        else:
+            x = R(x)
+        x = R(x)
+    """
+    check(body, A, And((Not(A), B)), And((Not(A), Not(B))), TRUE)
+
+
+def test_an_early_return_negates_its_condition() -> None:
+    check("if self.a:\n    return x\nx = R(x)", Not(A))
+
+
+@pytest.mark.parametrize("exit_", ["return x", "raise ValueError"])
+def test_every_way_to_leave_counts_as_an_early_exit(exit_: str) -> None:
+    check(f"if self.a:\n    {exit_}\nx = R(x)", Not(A))
+
+
+def test_an_else_that_returns_keeps_the_condition() -> None:
+    check("if self.a:\n    y = x\nelse:\n    return x\nx = R(x)", A)
+
+
+def test_early_returns_add_up() -> None:
+    check("if self.a:\n    return x\nif self.b:\n    return x\nx = R(x)", And((Not(A), Not(B))))
+
+
+def test_a_nested_early_return_holds_under_both_conditions() -> None:
+    check("if self.a:\n    if self.b:\n        return x\n    y = x\nx = R(x)", Not(And((A, B))))
+
+
+def test_nested_early_returns_in_both_arms() -> None:
+    body = """
+        if self.a:
+            if self.b:
+                return x
+        else:
+            if self.c:
+                return x
+        x = R(x)
+    """
+    check(body, Or((And((A, Not(B))), And((Not(A), Not(C))))))
+
+
+def test_an_early_return_three_levels_down() -> None:
+    body = """
+        if self.a:
+            if self.b:
+                if self.c:
+                    return x
+        x = R(x)
+    """
+    check(body, Not(And((A, B, C))))
+
+
+def test_an_early_return_inside_the_arm_that_does_not_leave_the_other_does() -> None:
+    body = """
+        if self.a:
+            return x
+        else:
+            if self.b:
+                return x
+        x = R(x)
+    """
+    check(body, And((Not(A), Not(B))))
+
+
+def test_a_return_in_both_arms_ends_the_function() -> None:
+    assert sites("if self.a:\n    return x\nelse:\n    return x\nx = R(x)") == ()
+
+
+def test_code_after_a_return_is_never_reached() -> None:
+    assert sites("return x\nx = R(x)") == ()
+
+
+def test_a_guard_ends_with_its_block() -> None:
+    check("if self.a:\n    y = x\nx = R(x)", TRUE)
+
+
+def test_an_early_return_does_not_reach_back() -> None:
+    check("x = R(x)\nif self.a:\n    return x", TRUE)
+
+
+# --- guards: expressions
+
+
+def test_a_ternary_guards_its_branches() -> None:
+    check("x = R(x) if self.a else x", A)
+    check("x = x if self.a else R(x)", Not(A))
+
+
+def test_nested_ternaries_are_conjoined() -> None:
+    check("x = x if self.a else (R(x) if self.b else x)", And((Not(A), B)))
+
+
+def test_the_test_of_a_ternary_is_not_guarded_by_it() -> None:
+    check("x = x if R(x) else x", TRUE)
+
+
+def test_and_reaches_its_later_operands_when_the_earlier_ones_hold() -> None:
+    check("self.a and self.b and R(x)", And((A, B)))
+
+
+def test_or_reaches_its_later_operands_when_the_earlier_ones_do_not() -> None:
+    check("self.a or self.b or R(x)", And((Not(A), Not(B))))
+
+
+def test_the_operand_of_another_call_is_found() -> None:
+    found = site("return self.norm(R(x), 1)")
+    assert (found.collective, found.shape, found.operand) == (REDUCE, "other", "x")
+
+
+# --- guards: names
+
+
+def test_a_local_stands_for_its_condition() -> None:
+    check("skip = self.a or self.b\ny = x\nif not skip:\n    x = R(x)", Not(Or((A, B))))
+
+
+def test_a_local_of_locals_is_resolved() -> None:
+    check("one = self.a\ntwo = one and self.b\nif two:\n    x = R(x)", And((A, B)))
+
+
+def test_a_local_is_what_it_was_when_the_condition_was_computed() -> None:
+    check("one = self.a\ntwo = not one\none = self.b\nif two:\n    x = R(x)", Not(A))
+
+
+def test_a_local_that_is_assigned_again_is_its_last_value() -> None:
+    check("skip = self.a\nskip = self.b\nif skip:\n    x = R(x)", B)
+
+
+def test_a_local_that_is_assigned_in_both_arms_is_a_choice() -> None:
+    body = "if self.a:\n    skip = self.b\nelse:\n    skip = self.c\nif skip:\n    x = R(x)"
+    check(body, Or((And((A, B)), And((Not(A), C)))))
+
+
+def test_a_local_that_is_assigned_in_one_arm_is_a_choice() -> None:
+    body = "skip = self.c\nif self.a:\n    skip = self.b\nif skip:\n    x = R(x)"
+    check(body, Or((And((A, B)), And((Not(A), C)))))
+
+
+def test_a_local_with_constants_in_its_arms_is_the_condition() -> None:
+    check("run = False\nif self.a:\n    run = True\nif run:\n    x = R(x)", A)
+
+
+def test_a_local_that_refers_to_itself_keeps_what_it_was() -> None:
+    check("run = self.a\nrun = run and self.b\nif run:\n    x = R(x)", And((A, B)))
+
+
+def test_a_local_that_a_loop_changes_is_not_taken_for_its_first_value() -> None:
+    found = guard(site("run = self.a\nfor y in x:\n    run = self.f(y)\nif run:\n    x = R(x)"))
+    assert not equivalent(found, A)
+
+
+def test_a_local_that_a_loop_changes_is_unknown_inside_the_loop() -> None:
+    found = guard(site("run = self.a\nfor y in x:\n    if run:\n        y = R(y)\n    run = self.b"))
+    assert not equivalent(found, A)
+
+
+def test_an_augmented_local_is_not_taken_for_its_first_value() -> None:
+    found = guard(site("run = self.a\nrun |= self.b\nif run:\n    x = R(x)"))
+    assert not equivalent(found, A)
+
+
+def test_a_walrus_is_an_assignment() -> None:
+    check("if (skip := self.a) and self.b:\n    return x\nif not skip:\n    x = R(x)", Not(A))
+
+
+def test_locals_that_are_assigned_together_keep_their_own_values() -> None:
+    check("one, two = self.a, self.b\nif one and not two:\n    x = R(x)", And((A, Not(B))))
+
+
+def test_a_flag_parameter_is_the_flag() -> None:
+    found = site("if not fuse_mlp_allreduce:\n    x = R(x)", params="self, x, fuse_mlp_allreduce=False")
+    assert guard(found) == Not(FUSION)
+    assert found.flags == ("fuse_mlp_allreduce",)
+
+
+def test_a_flag_that_is_a_local_counts_as_a_flag_in_scope() -> None:
+    assert site("use_reduce_scatter = self.ask()\nx = R(x)").flags == ("use_reduce_scatter",)
+
+
+def test_a_property_stands_for_its_condition() -> None:
+    found = facts(
+        f"""
+        from functools import cached_property
+        class Block:
+            @property
+            def skips(self):
+                '''When to skip.'''
+                return self.a or self.b
+            @cached_property
+            def many(self):
+                return self.tp_size > 1
+            def forward(self, x):
+                if self.many and not self.skips:
+                    x = {REDUCE}(x)
+                return x
+        """
+    ).function("Block.forward")
+    assert equivalent(guard(found.sites[0]), And((TP, Not(Or((A, B))))))
+
+
+def attribute_guard(text: str) -> Formula:
+    """The guard of `if self.run: reduce` in a class with these other methods."""
+    source = "class Block:\n" + indent(dedent(text), "    ")
+    source += f"\n    def forward(self, x):\n        if self.run:\n            x = {REDUCE}(x)\n"
+    return guard(facts(source).function("Block.forward").sites[0])
+
+
+def test_an_attribute_that_is_assigned_once_stands_for_its_condition() -> None:
+    assert attribute_guard("def __init__(self):\n    self.run = self.a and not self.b") == And((A, Not(B)))
+
+
+def test_an_attribute_of_attributes_is_resolved() -> None:
+    assert attribute_guard("def __init__(self):\n    self.half = self.a\n    self.run = not self.half") == Not(A)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def __init__(self):\n    self.run = self.a\n    self.run = self.b",
+        "def __init__(self):\n    self.run = self.a\ndef reset(self):\n    self.run = False",
+        "def __init__(self):\n    if self.b:\n        self.run = self.a",
+        "def __init__(self, config):\n    self.run = config.run",
+        "def __init__(self):\n    flag = ask()\n    self.run = flag",
+        "def __init__(self):\n    self.run, self.x = self.a, 1",
+        "def __init__(self):\n    self.run = self.a\n    self.run |= self.b",
+        "def __init__(self):\n    self.x = 1",
+        "def run(self):\n    return self.a",
+        "@property\ndef run(self):\n    y = self.a\n    y = log(y)\n    return y",
+    ],
+)
+def test_any_other_attribute_stays_an_atom(text: str) -> None:
+    assert attribute_guard(text) == Atom("self.run")
+
+
+def test_an_attribute_of_a_base_class_stays_an_atom() -> None:
+    found = facts(
+        f"""
+        class Base:
+            def __init__(self):
+                self.run = self.a
+        class Block(Base):
+            def forward(self, x):
+                if self.run:
+                    x = {REDUCE}(x)
+        """
+    )
+    assert guard(found.function("Block.forward").sites[0]) == Atom("self.run")
+
+
+# --- guards: imports
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "from engine.moe import get_moe_a2a_backend",
+        "from engine.moe import get_moe_a2a_backend as _backend",
+        "import engine.moe as moe",
+        "import engine.moe",
+        "from engine import moe",
+    ],
+)
+def test_a_question_has_one_name_however_it_is_imported(head: str) -> None:
+    name = head.rsplit(" ", 1)[-1]
+    name = name if "backend" in name else f"{name}.get_moe_a2a_backend"
+    check(f"if {name}().is_none():\n    x = R(x)", Atom("get_moe_a2a_backend().is_none()"), head=head)
+
+
+def test_a_function_local_import_alias_is_resolved() -> None:
+    body = "from engine.moe import get_moe_a2a_backend as _b\nif _b().is_none():\n    x = R(x)"
+    check(body, Atom("get_moe_a2a_backend().is_none()"))
+
+
+def test_an_aliased_collective_is_the_collective() -> None:
+    found = site("x = reduce(x)", head=f"from engine.distributed import {REDUCE} as reduce")
+    assert (found.callee, found.collective, found.axis) == (REDUCE, REDUCE, "TP")
+
+
+def test_a_collective_that_a_local_stands_for_is_the_collective() -> None:
+    assert site(f"reduce = {REDUCE}\nx = reduce(x)").collective == REDUCE
+
+
+def test_an_alias_with_two_meanings_is_not_resolved() -> None:
+    head = "if npu:\n    from engine import skip_npu as skip\nelse:\n    from engine import skip"
+    check("if skip():\n    x = R(x)", Atom("skip()"), head=head)
+
+
+def test_relative_imports_keep_their_dots() -> None:
+    found = facts("from ..layers import moe as m\nfrom . import utils\nimport a.b as c\nimport d.e\n").imports
+    assert found == {"m": ("..layers", "moe"), "utils": (".", "utils"), "c": ("a.b", None), "d": ("d", None)}
+
+
+# --- guards: other statements
+
+
+def test_a_loop_is_no_guard_and_its_site_is_found_once() -> None:
+    check("for y in x:\n    if self.a:\n        y = R(y)", A)
+
+
+def test_a_while_guards_its_body_and_not_what_follows() -> None:
+    check("while self.a:\n    x = R(x)\nx = R(x)", A, TRUE)
+
+
+def test_a_continue_is_an_early_exit_of_the_rest_of_the_body() -> None:
+    check("for y in x:\n    if self.a:\n        continue\n    y = R(y)\nx = R(x)", Not(A), TRUE)
+
+
+def test_a_with_block_is_no_guard() -> None:
+    check("with self.lock as l:\n    x = R(x)", TRUE)
+
+
+def test_an_early_return_in_a_with_block_holds_after_it() -> None:
+    check("with self.lock:\n    if self.a:\n        return x\nx = R(x)", Not(A))
+
+
+def test_a_with_block_that_returns_ends_the_function() -> None:
+    assert sites("with self.lock:\n    return x\nx = R(x)") == ()
+
+
+def test_a_try_is_no_guard_for_its_body() -> None:
+    check("try:\n    x = R(x)\nfinally:\n    self.done()", TRUE)
+
+
+def test_an_early_return_in_a_try_holds_after_it() -> None:
+    check("try:\n    if self.a:\n        return x\nexcept ValueError:\n    raise\nx = R(x)", Not(A))
+
+
+def test_sites_in_handlers_else_and_finally_are_found() -> None:
+    body = """
+        try:
+            y = x
+        except ValueError:
+            x = R(x)
+        else:
+            x = R(x)
+        finally:
+            x = R(x)
+    """
+    assert len(sites(body)) == 3
+
+
+def test_a_handler_that_falls_through_keeps_the_function_going() -> None:
+    assert len(sites("try:\n    return x\nexcept ValueError:\n    pass\nx = R(x)")) == 1
+
+
+def test_a_return_in_finally_ends_the_function() -> None:
+    assert sites("try:\n    y = x\nfinally:\n    return x\nx = R(x)") == ()
+
+
+def test_a_case_guards_its_body() -> None:
+    found = sites("match self.mode:\n    case 'sum':\n        x = R(x)\n    case _:\n        x = R(x)\nx = R(x)")
+    assert guard(found[0]) == Atom("self.mode == 'sum'")
+    assert guard(found[2]) == TRUE
+
+
+def test_a_guarded_case_needs_its_condition() -> None:
+    found = site("match self.mode:\n    case 'sum' if self.a:\n        x = R(x)")
+    assert equivalent(guard(found), And((Atom("self.mode == 'sum'"), A)))
+
+
+def test_a_case_that_returns_holds_back_the_rest() -> None:
+    found = site("match self.mode:\n    case 'sum':\n        return x\nx = R(x)")
+    assert equivalent(guard(found), Not(Atom("self.mode == 'sum'")))
+
+
+def test_a_lambda_in_init_is_read() -> None:
+    found = facts(
+        f"""
+        class Block:
+            def __init__(self):
+                if self.a:
+                    self.reduce = lambda y: {REDUCE}(y) if self.b else y
+        """
+    ).function("Block.__init__")
+    (raw,) = found.sites
+    assert raw.function == "Block.__init__.<lambda>"
+    assert raw.class_name == "Block"
+    assert equivalent(guard(raw), And((A, B)))
+    assert raw.origins == {Param("y")}
+
+
+def test_a_class_in_a_function_is_read() -> None:
+    found = facts(
+        f"""
+        def patch(block):
+            class Patched:
+                def __init__(self):
+                    self.run = self.a
+                def forward(self, x):
+                    if self.run:
+                        x = {REDUCE}(x)
+                    return x
+            block.__class__ = Patched
+        """
+    )
+    assert set(found.classes) == {"patch.Patched"}
+    assert found.classes["patch.Patched"].methods == {"__init__", "forward"}
+    (raw,) = found.function("patch.Patched.forward").sites
+    assert (raw.class_name, guard(raw)) == ("patch.Patched", A)
+
+
+def test_a_function_in_a_function_sees_the_tensors_around_it() -> None:
+    found = facts(
+        f"""
+        class Block:
+            def forward(self, x):
+                y = self.experts(x)
+                def finish():
+                    return {REDUCE}(y)
+                return finish()
+        """
+    )
+    (raw,) = found.function("Block.forward.finish").sites
+    assert leaves(raw.origins) == {"self.experts()!", "x"}
+    assert found.function("Block.forward").sites == ()
+
+
+def test_an_async_method_is_read() -> None:
+    found = facts(f"class Block:\n    async def forward(self, x):\n        return await self.f({REDUCE}(x))\n")
+    assert len(found.function("Block.forward").sites) == 1
+
+
+# --- guard parts
+
+
+def test_the_parts_of_a_guard_say_what_they_are() -> None:
+    body = """
+        if self.a:
+            return x
+        if self.b:
+            pass
+        else:
+            y = R(x) if self.c else x
+    """
+    parts = [(p.text, p.polarity, p.kind) for p in site(body).guard]
+    assert parts == [("self.a", False, "early-exit"), ("self.b", False, "else"), ("self.c", True, "ternary")]
+
+
+def test_the_operands_of_a_condition_are_listed() -> None:
+    (part,) = site("if self.tp_size > 1 and not (self.a or self.b):\n    x = R(x)").guard
+    assert part.operands == (("self.tp_size > 1", TP), ("not (self.a or self.b)", Not(Or((A, B)))))
+
+
+def test_the_operands_of_a_condition_that_must_be_false_are_those_of_the_or() -> None:
+    (part,) = site("if self.a or self.b:\n    return x\nx = R(x)").guard
+    assert part.operands == (("self.a", Not(A)), ("self.b", Not(B)))
+
+
+def test_a_local_that_only_the_test_reads_is_the_carrier() -> None:
+    raw = site("run = self.a and self.b\nif run:\n    x = R(x)")
+    (part,) = raw.guard
+    assert part.text == "run"
+    assert [text for text, _ in part.operands] == ["self.a", "self.b"]
+    assert part.carrier is not None
+    assert part.carrier.line == part.span.line - 1
+
+
+def test_a_local_that_is_read_twice_is_no_carrier() -> None:
+    (part,) = site("run = self.a and self.b\nself.log(run)\nif run:\n    x = R(x)").guard
+    assert part.carrier is None
+    assert part.operands == (("run", And((A, B))),)
+
+
+def test_a_block_with_one_statement_is_exclusive() -> None:
+    assert site("if self.a:\n    x = R(x)").guard[0].exclusive
+    assert not site("if self.a:\n    y = x\n    x = R(x)").guard[0].exclusive
+    assert not site("if self.a:\n    x = R(x)\nelse:\n    y = x").guard[0].exclusive
+
+
+# --- sites
+
+
+@pytest.mark.parametrize(
+    ("statement", "shape", "target"),
+    [
+        ("x = R(x)", "assign", "x"),
+        ("self.y = R(x)", "assign", "self.y"),
+        ("return R(x)", "return", None),
+        ("x = y = R(x)", "other", None),
+        ("x[0] = R(x)", "other", None),
+        ("R(x)", "other", None),
+        ("x = R(x) + 1", "other", None),
+        ("return x, R(x)", "other", None),
+    ],
+)
+def test_a_site_knows_how_it_stands_in_its_statement(statement: str, shape: str, target: str | None) -> None:
+    found = site(statement)
+    assert (found.shape, found.target) == (shape, target)
+
+
+def test_the_span_of_a_call_over_several_lines_counts_characters() -> None:
+    text = f"def f(x):\n    é = 'üü'; x = {REDUCE}(\n        x,\n    )\n"
+    (raw,) = facts(text).function("f").sites
+    assert raw.span == Span(2, 19, 4, 6)
+    assert raw.statement == Span(2, 15, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("call", "axis"),
+    [
+        ("tensor_model_parallel_all_reduce(x)", "TP"),
+        ("moe_tensor_model_parallel_all_reduce(x)", "TP"),
+        ("moe_expert_parallel_all_reduce(x)", "EP"),
+        ("attn_tp_all_reduce(x)", "other"),
+        ("get_tp_group().all_reduce(x)", "TP"),
+        ("get_moe_ep_group().all_reduce(x)", "EP"),
+        ("get_attention_tp_group().all_reduce(x)", "other"),
+        ("torch.distributed.all_reduce(x, group=get_tp_group().device_group)", "TP"),
+        ("torch.distributed.all_reduce(x, group=self.ep_group)", "EP"),
+        ("torch.distributed.all_reduce(x)", "other"),
+        ("expert_parallel_allreduce(x)", "EP"),
+        ("reduce_moe_output(x)", "TP"),
+    ],
+)
+def test_the_axis_of_a_reduction_is_told_by_its_name_or_its_group(call: str, axis: str) -> None:
+    assert site(f"y = {call}").axis == axis
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["all_reduce", "allreduce", "tensor_model_parallel_all_reduce", "symm_mem_all_reduce", "all_reduce_", "_all_reduce"],
+)
+def test_names_of_reductions(name: str) -> None:
+    assert is_reduction_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CustomAllReduceV2",
+        "_add_all_reduce",
+        "should_fuse_mlp_allreduce_with_next_layer",
+        "should_skip_post_experts_all_reduce",
+        "all_reduce_fusion",
+        "register_all_reduce",
+        "overall_reduce",
+        "reduce",
+        "all_gather",
+    ],
+)
+def test_names_that_merely_contain_the_word(name: str) -> None:
+    assert not is_reduction_name(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "axis"),
+    [
+        ("get_tp_group()", "TP"),
+        ("self.tensor_parallel_group", "TP"),
+        ("get_moe_ep_group()", "EP"),
+        ("expert_group", "EP"),
+        ("get_attn_tp_group()", "other"),
+        ("get_pp_group()", "other"),
+        ("group", "other"),
+        ("step_group", "other"),
+    ],
+)
+def test_the_axis_of_a_group_is_a_word_in_its_name(text: str, axis: str) -> None:
+    assert group_axis(text) == axis
+
+
+def test_reductions_are_found_wherever_an_expression_may_stand() -> None:
+    body = """
+        assert R(x)
+        y = [R(x), {R(x): R(x)}]
+        z = [y for y in R(x)]
+        self.f(*R(x), k=R(x))
+        w = f"{R(x)}"
+    """
+    assert len(sites(body)) == 8
+
+
+def test_a_reduction_in_the_element_of_a_comprehension_is_found_once() -> None:
+    assert len(sites("z = [R(y) for y in x]")) == 1
+
+
+# --- operands
+
+
+def test_a_parameter_comes_from_the_caller() -> None:
+    assert operand("x = R(x)") == {"x"}
+
+
+def test_the_output_of_the_experts_is_named() -> None:
+    raw = site("y = self.experts(x)\ny = R(y)")
+    assert raw.origins == {CallResult("self.experts", None, frozenset({Param("x")}), named_experts=True)}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "self.experts(x)",
+        "self.text_experts(x)",
+        "self.mlp.experts.forward(x)",
+        "layer.experts.run_all(x)",
+        "self.experts.apply(x)",
+        "fused_moe(x)",
+        "fused_experts_impl(x)",
+        "torch.ops.engine.fused_experts(x)",
+        "self.experts[0](x)",
+    ],
+)
+def test_every_way_to_run_the_experts(call: str) -> None:
+    assert any(name.endswith("!") for name in operand(f"y = {call}\ny = R(y)", "self, x, layer"))
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["self.shared_experts(x)", "self.mlp(x)", "select_experts(x)", "self.experts.load_weights(x)", "torch.experts(x)"],
+)
+def test_other_calls_are_not_the_experts(call: str) -> None:
+    assert not any(name.endswith("!") for name in operand(f"y = {call}\ny = R(y)"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "y = y + x",
+        "y = x + y",
+        "y += x",
+        "y = y.view(-1)",
+        "y = y.mul_(2).to(x.dtype)",
+        "y = torch.add(x, y)",
+        "y = F.pad(y, (0, 1))",
+        "y = -y",
+        "y = y[0]",
+        "y = y[:, 1:]",
+        "y = y if self.a else x",
+        "y = (y, x)[0]",
+        "y = self.scale * y",
+        "z = y\ny = z",
+        "y: Tensor = y",
+        "(y := y)",
+        "if self.a:\n    y = x",
+        "if self.a:\n    y = y * 2\nelse:\n    y = x",
+        "with self.lock:\n    y = y * 2",
+        "try:\n    y = y * 2\nexcept E:\n    y = x",
+        "for i in self.n:\n    y = y * 2",
+        "while self.a:\n    y = y * 2",
+        "y = self.down_proj(y)",
+        "y, _ = self.down_proj(y)",
+        "y = attach(y)",
+    ],
+)
+def test_the_experts_output_stays_the_experts_output(line: str) -> None:
+    assert "self.experts()!" in operand(f"y = self.experts(x)\n{line}\ny = R(y)")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "y = x",
+        "y = None",
+        "y = y.shape",
+        "y = y.shape[0]",
+        "y = y.dtype",
+        "y = y.size(0)",
+        "y = y.numel()",
+        "y = torch.empty_like(y)",
+        "y = y > 0",
+        "y = self.norm(y)",
+        "y = self.self_attn(y)",
+        "y = self.input_layernorm(y)",
+        "y = len(y)",
+        "if self.a:\n    y = x\nelse:\n    y = None",
+    ],
+)
+def test_what_no_longer_owes_the_sum_is_not_the_experts_output(line: str) -> None:
+    assert "self.experts()!" not in operand(f"y = self.experts(x)\n{line}\ny = R(y)")
+
+
+def test_out_is_an_assignment() -> None:
+    assert "self.experts()!" in operand("torch.add(x, self.experts(x), out=x)\ny = R(x)")
+
+
+def test_out_is_an_assignment_in_an_expression_too() -> None:
+    assert "self.experts()!" in operand("z = torch.add(x, self.experts(x), out=x)\ny = R(x)")
+
+
+def test_adding_in_place_changes_the_receiver() -> None:
+    body = "routed = self.experts(x)\nshared = self.shared_mlp(x)\nshared.add_(routed)\nfinal = shared\nfinal = R(final)"
+    assert operand(body) >= {"self.experts()!", "self.shared_mlp()"}
+
+
+def test_adding_in_place_does_not_change_what_is_added() -> None:
+    body = "routed = self.experts(x)\nshared = self.shared_mlp(x)\nshared.add_(routed)\nrouted = R(shared * 0)"
+    assert "self.experts()!" in operand(body)
+    assert operand("y = self.experts(x)\nx.add_(1)\ny = R(x)") == {"x"}
+
+
+def test_a_masked_store_adds_to_what_is_there() -> None:
+    body = "out = self.shared_mlp(x)\nout[mask] = self.experts(x[mask])\nout = R(out)"
+    assert operand(body, "self, x, mask") >= {"self.experts()!", "self.shared_mlp()"}
+
+
+def test_a_masked_augmented_store_adds_to_what_is_there() -> None:
+    body = "out = self.shared_mlp(x)\nout[mask] += self.experts(x[mask])\nout = R(out)"
+    assert operand(body, "self, x, mask") >= {"self.experts()!", "self.shared_mlp()"}
+
+
+def test_an_opaque_op_passes_on_what_it_was_given() -> None:
+    raw = site("y = torch.ops.engine.custom(x, self.experts(x))\ny = R(y)")
+    assert "self.experts()!" in leaves(raw.origins)
+    raw = site("y = engine_op(self.experts(x), 1)\ny = R(y)")
+    (origin,) = raw.origins
+    assert isinstance(origin, CallResult)
+    assert (origin.callee, origin.named_experts) == ("engine_op", False)
+    assert "self.experts()!" in leaves(origin.inputs)
+
+
+def test_unpacked_elements_keep_their_positions() -> None:
+    raw = site("shared, routed = self.both(x)\ny = R(routed)")
+    assert raw.origins == {CallResult("self.both", 1, frozenset({Param("x")}), named_experts=False)}
+
+
+def test_an_element_of_a_value_that_was_bound_whole_keeps_its_position() -> None:
+    raw = site("out = self.both(x)\nshared, routed = out\ny = R(shared)")
+    assert raw.origins == {CallResult("self.both", 0, frozenset({Param("x")}), named_experts=False)}
+
+
+def test_an_indexed_call_is_an_element() -> None:
+    raw = site("y = self.both(x)[1]\ny = R(y)")
+    assert raw.origins == {CallResult("self.both", 1, frozenset({Param("x")}), named_experts=False)}
+
+
+def test_a_tuple_is_unpacked_by_position() -> None:
+    assert "self.experts()!" not in operand("y, z = x, self.experts(x)\ny = R(y)")
+    assert "self.experts()!" in operand("y, z = x, self.experts(x)\ny = R(z)")
+
+
+def test_names_can_be_swapped() -> None:
+    assert "self.experts()!" in operand("y, z = x, self.experts(x)\ny, z = z, y\ny = R(y)")
+    assert "self.experts()!" not in operand("y, z = x, self.experts(x)\ny, z = z, y\ny = R(z)")
+
+
+def test_the_returns_of_a_function_are_listed_element_by_element() -> None:
+    found = method("if self.a:\n    return x, self.experts(x)\nreturn self.experts(x)").returns
+    assert [len(elements) for elements in found] == [2, 1]
+    assert leaves(found[0][0]) == {"x"}
+    assert leaves(found[0][1]) == leaves(found[1][0]) == {"self.experts()!", "x"}
+
+
+def test_a_loop_over_modules_carries_the_tensor_through() -> None:
+    assert operand("for layer in self.layers:\n    x = layer(x)\nx = R(x)") >= {"self.layers()", "x"}
+
+
+def test_a_loop_over_experts_runs_the_experts() -> None:
+    body = "out = torch.zeros(1)\nfor e in self.experts:\n    out += e(x)\nout = R(out)"
+    assert any(name.endswith("!") for name in operand(body))
+
+
+def test_a_loop_over_enumerated_experts_runs_the_experts() -> None:
+    body = "out = 0\nfor i, e in enumerate(self.experts):\n    out = out + e(x)\nout = R(out)"
+    assert any(name.endswith("!") for name in operand(body))
+
+
+def test_a_loop_over_expert_indices_runs_the_experts() -> None:
+    body = "out = 0\nfor i in range(self.n):\n    out = out + self.experts[i](x)\nout = R(out)"
+    assert any(name.endswith("!") for name in operand(body))
+
+
+def test_the_second_pass_of_a_loop_meets_what_the_first_left_behind() -> None:
+    assert "self.experts()!" in operand("y = x\nfor i in self.n:\n    x = R(y)\n    y = self.experts(x)")
+
+
+def test_a_very_long_history_keeps_its_sources() -> None:
+    steps = "\n".join(f"y = step{i}(y)" for i in range(60))
+    raw = site(f"y = self.experts(x)\n{steps}\ny = R(y)")
+    assert "self.experts()!" in leaves(raw.origins)
+    assert "x" in leaves(raw.origins)
+
+
+def test_constants_come_from_nothing() -> None:
+    assert site("y = R(1)").origins == NOTHING
+    assert site("y = R()").origins == NOTHING
+
+
+def test_a_reduced_value_is_still_made_from_its_operand() -> None:
+    assert "self.experts()!" in operand("y = R(self.experts(x))\ny = moe_expert_parallel_all_reduce(y)")
+
+
+# --- calls, attributes, headers
+
+
+def test_a_call_that_hands_on_a_flag_is_kept() -> None:
+    found = method("return self.mlp(x, False, fuse_mlp_allreduce, use_reduce_scatter=True)", params="self, x, fuse_mlp_allreduce")
+    (call,) = found.calls
+    assert call.callee == "self.mlp"
+    assert [a.keyword for a in call.arguments] == [None, None, None, "use_reduce_scatter"]
+    assert call.arguments[1] == Argument(None, "", False, NOTHING)
+    assert call.arguments[2].text == "fuse_mlp_allreduce"
+    assert call.arguments[3].literal is True
+
+
+def test_a_call_that_hands_on_nothing_is_not_kept() -> None:
+    assert method("self.log(1)\nreturn x").calls == ()
+
+
+def test_an_attribute_knows_its_constructors_and_its_condition() -> None:
+    found = facts(
+        """
+        class Layer:
+            def __init__(self, config, sparse):
+                if sparse:
+                    self.mlp = Block(config)
+                else:
+                    self.mlp = Dense(config) if config.x else wrap(Other(config))
+        """
+    ).attribute("Layer", "mlp")
+    assert [fact.callees for fact in found] == [("Block",), ("Dense", "wrap", "Other")]
+    assert [fact.condition for fact in found] == [Atom("sparse"), Not(Atom("sparse"))]
+
+
+def test_a_class_that_is_passed_by_reference_is_seen_through() -> None:
+    found = facts("class L:\n    def __init__(self):\n        kind = Block\n        self.mlp = kind(1)\n")
+    assert found.attribute("L", "mlp")[0].callees == ("Block",)
+
+
+def test_an_attribute_may_be_an_alias() -> None:
+    found = facts("class L:\n    def __init__(self):\n        self.run = self.forward_normal\n")
+    assert found.attribute("L", "run")[0].alias == "self.forward_normal"
+
+
+def test_parameters_and_their_defaults_are_listed() -> None:
+    found = facts("def f(a, /, b, c=False, *rest, d, e=True, g=3, **more):\n    pass\n")
+    assert found.header("f") == (1, ("a", "b", "c", "d", "e", "g"), {"c": False, "e": True, "g": None})
+    assert found.keyword_only("f") == {"d", "e", "g"}
+
+
+def test_the_headers_of_classes_and_functions_are_listed_whatever_they_stand_in() -> None:
+    found = facts(
+        """
+        if x:
+            class A(base.B, C[int], f()):
+                @property
+                def p(self): ...
+                def m(self): ...
+        else:
+            def g(): ...
+        try:
+            def h(): ...
+        except E:
+            def i(): ...
+        """
+    )
+    assert set(found.functions) == {"A.p", "A.m", "g", "h", "i"}
+    assert found.classes["A"].bases == ("base.B", "C")
+    assert found.classes["A"].methods == {"p", "m"}
+    assert found.classes["A"].properties == {"p"}
+
+
+def test_the_innermost_function_and_class_around_a_line_are_found() -> None:
+    found = facts("class A:\n    def m(self):\n        def n():\n            pass\n        return n\nx = 1\n")
+    assert found.functions_at([2]) == ["A.m"]
+    assert found.functions_at([4, 5, 6]) == ["A.m.n", "A.m"]
+    assert found.class_at(4) == "A"
+    assert found.class_at(6) is None
+
+
+def test_an_unknown_function_is_a_key_error() -> None:
+    with pytest.raises(KeyError):
+        facts("x = 1\n").function("f")
+
+
+# --- predicates
+
+
+def test_the_condition_of_a_predicate_is_its_value() -> None:
+    found = facts(
+        """
+        import engine.moe as moe
+        def skip(*, is_tp_path, fuse_mlp_allreduce=False):
+            '''When to skip.'''
+            if fuse_mlp_allreduce:
+                return True
+            return is_tp_path and moe.ask()
+        """
+    ).condition("skip")
+    assert equivalent(found, Or((FUSION, And((Atom("is_tp_path"), Atom("ask()"))))))
+
+
+def test_a_predicate_that_is_a_method_sees_the_class() -> None:
+    found = facts(
+        """
+        class A:
+            def __init__(self):
+                self.run = self.a or self.b
+            def skip(self):
+                return not self.run
+        """
+    )
+    assert found.condition("A.skip") == Not(Or((A, B)))
+
+
+def test_a_function_that_is_no_predicate_says_so_every_time() -> None:
+    found = facts("def skip(x):\n    for y in x:\n        return y\n")
+    for _ in range(2):
+        with pytest.raises(NotBoolean) as caught:
+            found.condition("skip")
+        assert caught.value.line == 2
+
+
+def test_a_body_that_is_too_long_is_no_predicate() -> None:
+    body = "\n".join(f"    x{i} = a" for i in range(30))
+    with pytest.raises(NotBoolean, match="too long"):
+        facts(f"def skip():\n{body}\n    return x1\n").condition("skip")
+
+
+def test_a_predicate_that_returns_nothing_is_false() -> None:
+    assert facts("def skip():\n    pass\n").condition("skip") == FALSE
+
+
+# --- hand-listed backends
+
+
+def test_a_hand_written_list_of_backends_is_noted() -> None:
+    found = method(
+        """
+        if get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake():
+            return self.forward_deepep(x)
+        return x
+        """
+    ).backend_tests
+    (test,) = found
+    assert test.members == {"deepep", "mooncake"}
+    assert test.chooses == {"forward_deepep"}
+
+
+def test_a_negated_list_of_backends_is_noted() -> None:
+    body = "if not get_moe_a2a_backend().is_deepep():\n    return x\nreturn self.f(x)"
+    assert [t.members for t in method(body).backend_tests] == [{"deepep"}]
+
+
+def test_a_mixed_condition_is_no_list_of_backends() -> None:
+    assert method("if get_moe_a2a_backend().is_deepep() or self.a:\n    return x").backend_tests == ()
