@@ -1,0 +1,1 @@
+"""moe-lint: the all-reduce after the experts runs exactly once."""

@@ -1,0 +1,3 @@
+from moe_lint.cli import main
+
+main()

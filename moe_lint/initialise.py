@@ -1,0 +1,126 @@
+"""`moe-lint init`: give a tree without a helper the one that its own guards add up to, and export it."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_lint.engine import UsageError, analyse
+from moe_lint.fixing import FileFix
+from moe_lint.formula import And, Atom, Formula, Or
+from moe_lint.policy import Helper
+from moe_lint.profile import Profile
+from moe_lint.source import decode
+
+
+@dataclass(frozen=True, slots=True)
+class InitPlan:
+    """The files that `init` changes, and where the helper will stand."""
+
+    files: tuple[FileFix, ...]
+    helper: Helper
+
+
+def plan_init(tree_path: str, profile: Profile, into: str | None = None) -> InitPlan | None:
+    """What `init` would write; None when the tree has a helper already. Raises ``UsageError``."""
+    path = Path(tree_path)
+    if not path.is_dir():
+        raise UsageError(f"{tree_path}: init needs the folder of a tree")
+    tree = analyse(path.resolve(), profile)
+    helper = tree.policy.helper
+    if tree.policy.problems:
+        problem = tree.policy.problems[0]
+        raise UsageError(f"{problem.path}:{problem.line}: {problem.message}")
+    if helper is None:
+        raise UsageError(f"{tree_path}: no guard names a skip reason and nothing absorbs: there is nothing to centralise")
+    if not helper.proposed:
+        return None
+    home = str(Path(into).resolve()) if into is not None else helper.path
+    if not home:
+        raise UsageError(f"{tree_path}: no module defines the skip predicates; name one with --into FILE")
+    if not Path(home).is_file():
+        raise UsageError(f"{into}: no such file")
+    before = decode(Path(home).read_bytes())
+    files = [FileFix(home, before, _with_helper(before, helper, profile), ())]
+    package = Path(home).parent / "__init__.py"
+    if package.is_file():
+        export = _with_export(decode(package.read_bytes()), Path(home).stem, helper.name)
+        if export is not None:
+            files.append(FileFix(str(package), decode(package.read_bytes()), export, ()))
+    return InitPlan(tuple(files), helper)
+
+
+def _with_helper(text: str, helper: Helper, profile: Profile) -> str:
+    """The module with the helper after the last skip predicate that it defines (else at its end)."""
+    newline = "\r\n" if "\r\n" in text else "\n"
+    names = {part.name.partition("(")[0] for part in _parts(helper.skips) if isinstance(part, Atom)}
+    nodes = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name in names]
+    lines = text.splitlines(keepends=True)
+    at = max((n.end_lineno or n.lineno for n in nodes), default=len(lines))
+    source = helper_source(helper, profile).replace("\n", newline)
+    head = "".join(lines[:at])
+    if head and not head.endswith("\n"):
+        head += newline
+    return head + newline + newline + source + "".join(lines[at:])
+
+
+def helper_source(helper: Helper, profile: Profile) -> str:
+    """The helper as source text."""
+    axis = helper.axis_parameter
+    parameters = ([f"{axis}: bool"] if axis else []) + [f"{name}: bool = False" for name, _ in helper.flags]
+    flags = {flag.name: flag for flag in profile.flags}
+    told, conditions, flag_names = [], [], []
+    for part in helper.skips.operands if isinstance(helper.skips, Or) else (helper.skips,):
+        if isinstance(part, Atom) and part.name in flags:
+            flag_names.append(part.name)
+            told.append(f"``{part.name}``: {flags[part.name].absorber}.")
+        else:
+            tp_only = isinstance(part, And)
+            predicate = part.operands[-1] if isinstance(part, And) else part
+            told.append(f"``{predicate}``{' (TP path only)' if tp_only else ''}: absorbed by what it selects.")
+            conditions.append(str(part))
+    if flag_names:
+        conditions.insert(0, " or ".join(flag_names))
+    reasons = "\n".join(
+        textwrap.fill(line, 84, initial_indent="  - ", subsequent_indent="    ", break_long_words=False) for line in told
+    )
+    use = f"\n\nPass ``{axis}=True`` for the TP all-reduce, ``False`` for the EP all-reduce." if axis else ""
+    docstring = textwrap.indent(
+        '"""Whether to skip the post-experts all-reduce because somebody downstream sums.\n\n'
+        f'Skip reasons, in order:\n{reasons}{use}\n"""',
+        "    ",
+        lambda line: bool(line.strip()),
+    )
+    body = "\n".join(f"    if {condition}:\n        return True" for condition in conditions)
+    signature = ",\n    ".join(["*", *parameters])
+    return f"def {helper.name}(\n    {signature},\n) -> bool:\n{docstring}\n{body}\n    return False\n"
+
+
+def _parts(formula: Formula) -> list[Formula]:
+    if isinstance(formula, Or | And):
+        return [inner for part in formula.operands for inner in _parts(part)]
+    return [formula]
+
+
+def _with_export(text: str, module: str, name: str) -> str | None:
+    """A package's `__init__` that re-exports from ``module``, with the helper added; None when it does not."""
+    from codemods.edits import Edit, Source, apply_edits
+    from codemods.imports import import_edits
+
+    tree = ast.parse(text)
+    host = next((n for n in tree.body if isinstance(n, ast.ImportFrom) and (n.module or "").endswith(module)), None)
+    if host is None:
+        return None
+    edits = import_edits(text, text, "." * host.level + (host.module or ""), name)
+    source = Source(text)
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple) and node.value.elts:
+            if any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+                last = node.value.elts[-1]
+                end = source.offset(last.end_lineno or last.lineno, (last.end_col_offset or 0) + 1)
+                indent = source.indent_at(source.offset(last.lineno, 1))
+                lead = f",{source.newline}{indent}" if node.lineno != last.lineno else ", "
+                edits.append(Edit(end, end, f'{lead}"{name}"'))
+    return apply_edits(text, edits)

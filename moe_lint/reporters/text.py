@@ -1,0 +1,141 @@
+"""Text for people: a code frame for every finding, in the style of rustc; the matrix as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from moe_lint.model import Finding, MatrixRow, Report, Severity
+
+_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
+_MAX_FRAME = 9
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the findings, the notes and a summary line."""
+    texts: dict[str, list[str]] = {}
+    for finding in report.findings:
+        console.print(_frame(finding, texts), soft_wrap=True)
+    for problem in report.problems:
+        if not problem.failed:
+            console.print(_line("note", "bold cyan", f"{problem.path}:{problem.line}: {problem.message}"), soft_wrap=True)
+    for note in report.notes:
+        console.print(_line("note", "bold cyan", note), soft_wrap=True)
+    console.print(summary(report), soft_wrap=True)
+
+
+def summary(report: Report) -> str:
+    """One line: what was found, what can be fixed, what was judged."""
+    sites = sum(row.post_experts for row in report.rows)
+    judged = f"{sites} post-experts reduction{_s(sites)} in {report.files} file{_s(report.files)}"
+    if not report.findings:
+        return f"No findings: {judged}."
+    fixable = sum(f.fix is not None for f in report.findings)
+    silenced = f", {len(report.suppressed)} suppressed" if report.suppressed else ""
+    count = len(report.findings)
+    return f"{count} finding{_s(count)} ({fixable} fixable){silenced}: {judged}."
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _line(label: str, style: str, message: str) -> Text:
+    return Text.assemble((label, style), f": {message}")
+
+
+def _frame(finding: Finding, texts: dict[str, list[str]]) -> Text:
+    style = _STYLE[finding.severity]
+    text = Text.assemble(
+        (f"{finding.severity.value}[{finding.rule}]", style), (f" {finding.name}: {finding.message}\n", "bold")
+    )
+    span = finding.span
+    width = len(str(span.end_line))
+    pad = " " * width
+    text.append(f"{pad}--> ", "blue")
+    text.append(f"{finding.path}:{span.line}:{span.column}")
+    where = ".".join(part for part in (finding.class_name, finding.function) if part)
+    text.append(f" in `{where}`\n" if where else "\n")
+    lines = texts.setdefault(finding.path, _read(finding.path))
+    first = min(span.line, finding.guard.line) if finding.guard is not None else span.line
+    shown = list(range(first, span.end_line + 1))
+    if len(shown) > _MAX_FRAME:
+        shown = [*shown[:3], *shown[-3:]]
+    previous = 0
+    text.append(f"{pad} |\n", "blue")
+    for number in shown:
+        if number > len(lines):
+            break
+        if previous and number != previous + 1:
+            text.append(f"{'.' * width}\n", "blue")
+        text.append(f"{number:>{width}} | ", "blue")
+        text.append(f"{lines[number - 1]}\n")
+        if number == span.line:
+            end = span.end_column if span.end_line == span.line else len(lines[number - 1]) + 1
+            marks = " " * (span.column - 1) + "^" * max(1, end - span.column)
+            text.append(f"{pad} | ", "blue")
+            text.append(f"{marks}\n", style)
+        previous = number
+    text.append(f"{pad} |\n", "blue")
+    for label, message in (("wrong", finding.witness), ("help", finding.remedy)):
+        if message:
+            text.append(f"{pad} = ", "blue")
+            text.append(label, "bold")
+            text.append(f": {message}\n")
+    for related in finding.related:
+        text.append(f"{pad} = ", "blue")
+        text.append("see", "bold")
+        text.append(f": {related.path}:{related.line}: {related.message}\n")
+    if finding.fix is not None:
+        text.append(f"{pad} = ", "blue")
+        text.append("fix", "bold")
+        text.append(f": {finding.fix.safety.value}: {finding.fix.reason}\n")
+    return text
+
+
+def _read(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    except OSError:
+        return []
+
+
+def show_matrix(report: Report, console: Console, every: bool) -> None:
+    """Print sites as rows and skip atoms as columns; EP/TP pairs stand together under one letter."""
+    rows = [row for row in report.rows if row.post_experts or every]
+    for atom_number, atom in enumerate(report.atoms, 1):
+        console.print(f"[{atom_number}] {atom}", markup=False, highlight=False, soft_wrap=True)
+    table = Table(show_lines=False, pad_edge=False, box=None, header_style="bold")
+    for column in ("site", "function", "axis", "pair", "route", "relation"):
+        table.add_column(column, no_wrap=column != "site", overflow="fold")
+    for number in range(1, len(report.atoms) + 1):
+        table.add_column(f"[{number}]".replace("[", r"\["), justify="center")
+    table.add_column("absorber", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row, report.atoms))
+    console.print(table)
+    for note in report.notes:
+        console.print(_line("note", "bold cyan", note), soft_wrap=True)
+
+
+def _cells(row: MatrixRow, columns: tuple[str, ...]) -> list[Text]:
+    colour = {"equal": "green", None: "dim"}.get(row.relation, "red")
+    honoured = dict(row.atoms)
+    marks = []
+    for column in columns:
+        value = honoured.get(column)
+        marks.append(Text("-", "dim") if value is None else Text("yes", "green") if value else Text("NO", "bold red"))
+    absorber = {True: Text("yes"), False: Text("no", "dim"), None: Text("?", "yellow")}[row.absorber]
+    return [
+        Text(f"{row.path}:{row.span.line}"),
+        Text(".".join(part for part in (row.class_name, row.function) if part)),
+        Text(row.axis),
+        Text("" if row.pair is None else f"#{row.pair}"),
+        Text(row.route),
+        Text(row.relation or "-", colour),
+        *marks,
+        absorber,
+    ]
