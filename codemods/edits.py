@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from moe_lint.model import Span
 
@@ -54,7 +55,7 @@ class Source:
 def apply_edits(text: str, edits: Iterable[Edit]) -> str:
     """The text with all edits made. Raises ``CannotRewrite`` when two of them overlap."""
     ordered = sorted(set(edits), reverse=True)
-    for later, earlier in zip(ordered, ordered[1:], strict=False):
+    for later, earlier in pairwise(ordered):
         if earlier.end > later.start:
             raise CannotRewrite("two rewrites overlap")
     for edit in ordered:

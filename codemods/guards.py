@@ -122,9 +122,7 @@ def _last_indent(text: str, fallback: str) -> str:
     return line[: len(line) - len(line.lstrip())]
 
 
-def _layout(
-    kept: Sequence[str | None], plan: FixPlan, negation: str, source: Source, start: int, end: int
-) -> str:
+def _layout(kept: Sequence[str | None], plan: FixPlan, negation: str, source: Source, start: int, end: int) -> str:
     """The new condition as black would lay it out. None stands for the helper call."""
     operator = " and " if plan.polarity else " or "
     newline = source.newline

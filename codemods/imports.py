@@ -67,15 +67,10 @@ def _new_statement(tree: ast.Module, source: Source, module: str, name: str) -> 
     family = [n for n in froms if (n.module or "").split(".")[0] == root] or froms
     later = [n for n in family if (n.module or "") > module]
     earlier = [n for n in family if (n.module or "") < module]
-    if earlier:
-        last = earlier[-1] if not later or earlier[-1].lineno < later[0].lineno else None
-        if last is None:
-            last = [n for n in earlier if n.lineno < later[0].lineno][-1:] and [
-                n for n in earlier if n.lineno < later[0].lineno
-            ][-1]
-        if last:
-            _, end = source.line_of(source.offset(last.end_lineno or last.lineno, 1))
-            return Edit(end, end, f"{source.newline}{text}")
+    before = [n for n in earlier if not later or n.lineno < later[0].lineno]
+    if before:
+        _, end = source.line_of(source.offset(before[-1].end_lineno or before[-1].lineno, 1))
+        return Edit(end, end, f"{source.newline}{text}")
     if later:
         start = source.offset(later[0].lineno, 1)
         return Edit(start, start, f"{text}{source.newline}")

@@ -27,7 +27,7 @@ def main() -> None:
 
     `check` is the default command: `moe-lint --fix python/`.
     """
-    # A run builds syntax trees and drops them all at the end: the collector would walk them in vain (a third of the time).
+    # A run builds syntax trees and drops them all at the end: the collector would walk them in vain.
     gc.disable()
 
 
@@ -150,7 +150,9 @@ def _show(report: Any, output: str, diff_only: bool = False) -> None:
 
 @main.command(epilog=EPILOG)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
-@click.option("--all", "every", is_flag=True, help="Also reductions that do not follow the experts (JSON has them all).")
+@click.option(
+    "--all", "every", is_flag=True, help="Also reductions that do not follow the experts (JSON has them all)."
+)
 @_profile_option
 @_format_option
 def matrix(paths: tuple[str, ...], every: bool, profile: str, output: str) -> None:

@@ -55,7 +55,9 @@ class Dataflow:
         if depth >= _CALLERS or (
             where.class_name is not None and self.index.is_absorber(Ref(where.path, where.class_name))
         ):
-            return False  # what an absorber is handed is not this site's to judge: it settles sums, it does not owe them
+            return (
+                False  # what an absorber is handed is not this site's to judge: it settles sums, it does not owe them
+            )
         function = Ref(where.path, where.function)
         return any(self._passed(function, name, depth) for name in sorted(sources.params))
 

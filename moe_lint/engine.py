@@ -1,4 +1,4 @@
-"""One run: paths -> files -> index -> policy -> sites -> findings -> `Report`. Reads files; writes nothing, exits never."""
+"""One run: paths -> files -> index -> policy -> sites -> findings -> `Report`. Reads files, writes none."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 from moe_lint.dataflow import Dataflow
 from moe_lint.discover import python_files, tree_of
 from moe_lint.facts import FileFacts, RawSite
-
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Confidence, Finding, MatrixRow, Problem, Report, Route, SkipReason, Span, Suppressed
 from moe_lint.policy import Policy, propose_helper, read_helper
 from moe_lint.profile import Profile
 from moe_lint.rules import Context, Rule, all_rules
-from moe_lint.sites import FoundSite, Site, find_site, judge_site, skip_atoms_used
+from moe_lint.sites import Site, find_site, judge_site, skip_atoms_used
 from moe_lint.source import SourceError, decode, parse
 from moe_lint.suppress import apply_directives
 
@@ -204,7 +203,7 @@ def _raw_sites(index: ProjectIndex, path: str, words: Iterable[str]) -> list[Raw
 
 def _site_problems(sites: Iterable[Site]) -> list[Problem]:
     texts = {
-        SkipReason.UNKNOWN_AXIS: "sums over a group that is neither the TP nor the EP axis; not compared with the helper",
+        SkipReason.UNKNOWN_AXIS: "sums over a group that is neither TP nor EP; not compared with the helper",
         SkipReason.TOO_MANY_ATOMS: "its guard has too many conditions for a truth table; not compared with the helper",
     }
     return [
@@ -353,6 +352,3 @@ def _display(path: str) -> str:
     except ValueError:  # another drive
         return path
     return path if relative.startswith("..") else relative
-
-
-

@@ -23,6 +23,8 @@ _FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.GtE: ast.LtE,
     ast.Eq: ast.Eq,
     ast.NotEq: ast.NotEq,
+    ast.Is: ast.Is,
+    ast.IsNot: ast.IsNot,
 }
 
 
@@ -54,6 +56,8 @@ class Resolver:
             return self._attribute(node)
         if isinstance(node, ast.Constant | ast.Lambda | ast.JoinedStr):
             return node
+        if isinstance(node, ast.NamedExpr):
+            return self.resolve(node.value)
         return self._children(node)
 
     def _name(self, node: ast.Name) -> ast.expr:
@@ -203,13 +207,17 @@ class FormulaBuilder:
             if isinstance(value, int):
                 return self._integer(left, operator, value)
         if isinstance(operator, ast.In | ast.NotIn) and isinstance(right, ast.Tuple | ast.List | ast.Set):
-            found = disj(Atom(f"{ast.unparse(left)} == {ast.unparse(item)}") for item in right.elts)
+            found = disj(self._pair(left, ast.Eq(), item) for item in right.elts)
             return found if isinstance(operator, ast.In) else negate(found)
         if isinstance(operator, ast.NotEq | ast.NotIn | ast.IsNot):
             positive = {ast.NotEq: ast.Eq, ast.NotIn: ast.In, ast.IsNot: ast.Is}[type(operator)]()
             return negate(self._pair(left, positive, right))
         first, second = left, right
-        if isinstance(operator, ast.Eq) and ast.unparse(left) > ast.unparse(right):
+        if (
+            isinstance(operator, ast.Eq)
+            and not isinstance(right, ast.Constant)
+            and ast.unparse(left) > ast.unparse(right)
+        ):
             first, second = right, left
         return Atom(ast.unparse(ast.Compare(first, [operator], [second])))
 

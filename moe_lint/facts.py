@@ -1,7 +1,7 @@
 """A parsed file -> FileFacts: what it says about reductions, guards, operands, classes and predicates.
 
-Reads with `ast`, looks into no other file; what it hands out (`FunctionFacts`, `Formula`) holds no syntax node. Names that only another file can explain stay
-symbolic (`CallResult`, base names, import targets); `index` resolves them.
+Reads with `ast`, looks into no other file; what it hands out (`FunctionFacts`, `Formula`) holds no syntax node. Names
+that only another file can explain stay symbolic (`CallResult`, base names, import targets); `index` resolves them.
 """
 
 from __future__ import annotations
@@ -225,9 +225,7 @@ def span_of(node: ast.expr | ast.stmt, lines: list[str]) -> Span:
         return offset + 1 if text.isascii() else len(text.encode()[:offset].decode(errors="ignore")) + 1
 
     end_line = node.end_lineno or node.lineno
-    return Span(
-        node.lineno, column(node.lineno, node.col_offset), end_line, column(end_line, node.end_col_offset or 0)
-    )
+    return Span(node.lineno, column(node.lineno, node.col_offset), end_line, column(end_line, node.end_col_offset or 0))
 
 
 def is_reduction_name(name: str) -> bool:
@@ -626,10 +624,7 @@ class _FunctionReader:
 
     def _inline_block(self, body: list[ast.stmt]) -> bool:
         """A block that is always run (``with``, ``try``): its early exits hold after it, too."""
-        for statement in body:
-            if self.run_statement(statement, body):
-                return True
-        return False
+        return any(self.run_statement(statement, body) for statement in body)
 
     def _if(self, statement: ast.If) -> bool:
         self.expression(statement.test)
@@ -701,7 +696,7 @@ class _FunctionReader:
             self.guard.append(self._part(statement.test, True, "while", self.formula(statement.test)))
         else:
             self.expression(statement.iter)
-            self._assign(statement.target, statement.iter)
+            self._assign_elements(statement.target, statement.iter)
         before = self.flow.copy()
         self._quiet(statement.body)  # what a first pass leaves behind is what the second one meets
         self.flow = self._merge(None, self.flow, before)
@@ -710,6 +705,16 @@ class _FunctionReader:
         if isinstance(statement, ast.While):
             self.guard.pop()
         self.block(statement.orelse)
+
+    def _assign_elements(self, target: ast.expr, iterable: ast.expr) -> None:
+        """The target of a loop; `enumerate` and `zip` hand on the elements of what they are given."""
+        name = iterable.func.id if isinstance(iterable, ast.Call) and isinstance(iterable.func, ast.Name) else ""
+        if isinstance(iterable, ast.Call) and isinstance(target, ast.Tuple) and name in ("enumerate", "zip"):
+            sources = [ast.Constant(0), *iterable.args[:1]] if name == "enumerate" else iterable.args
+            for element, source in zip(target.elts, sources, strict=False):
+                self._assign(element, source)
+        else:
+            self._assign(target, iterable)
 
     def _quiet(self, body: list[ast.stmt]) -> None:
         """Run a block for its effect on the flow only."""
@@ -743,20 +748,36 @@ class _FunctionReader:
 
     def _match(self, statement: ast.Match) -> bool:
         self.expression(statement.subject)
+        subject = ast.unparse(statement.subject)
         before = self.flow.copy()
         merged: _Flow | None = None
+        leaving: list[Formula] = []
+        open_cases = TRUE  # no case so far has matched
         for case in statement.cases:
             self.flow = before.copy()
-            text = f"{ast.unparse(statement.subject)} == {ast.unparse(case.pattern)}"
-            span = span_of(statement.subject, self.file.lines)
-            wildcard = isinstance(case.pattern, ast.MatchAs) and case.pattern.pattern is None
-            formula = TRUE if wildcard else self.file.builder.build(ast.Name(text, ast.Load()))
-            self.guard.append(GuardPart(text, True, "if", span, formula))
+            pattern = case.pattern
+            wildcard = isinstance(pattern, ast.MatchAs) and pattern.pattern is None
+            value = pattern.value if isinstance(pattern, ast.MatchValue) else ast.Name(ast.unparse(pattern), ast.Load())
+            test: ast.expr = ast.Compare(statement.subject, [ast.Eq()], [value])
+            matched = TRUE if wildcard else self.formula(test)
+            if case.guard is not None:
+                self.expression(case.guard)
+                matched = conj((matched, self.formula(case.guard)))
+            taken = conj((open_cases, matched))
+            open_cases = conj((open_cases, negate(matched)))
+            text, span = f"{subject} == {ast.unparse(pattern)}", span_of(statement.subject, self.file.lines)
+            self.guard.append(GuardPart(text, True, "case", span, taken, plain=False))
             left, _ = self.block(case.body)
             self.guard.pop()
-            if not left:
+            if left:
+                leaving.append(negate(taken))
+            else:
                 merged = self.flow if merged is None else self._merge(None, merged, self.flow)
         self.flow = before if merged is None else self._merge(None, merged, before)
+        if leaving:
+            through = conj(leaving)
+            span = span_of(statement.subject, self.file.lines)
+            self.guard.append(GuardPart(subject, False, "early-exit", span, through, plain=False))
         return False
 
     def _merge(self, test: ast.expr | None, one: _Flow, other: _Flow) -> _Flow:
@@ -811,15 +832,14 @@ class _FunctionReader:
         self.flow.taint[key] = taint
 
     def _bind(self, key: str, value: ast.expr) -> None:
+        resolved = self.resolve(value) if is_condition(value) else None  # in terms of what the name was before
         self.flow.env.pop(key, None)
         self.flow.carriers.pop(key, None)
-        if key in self.profile.flag_names or key.startswith("self.") or not is_condition(value):
+        if resolved is None or key in self.profile.flag_names or key.startswith("self."):
             return  # what `self.x` stands for is the class's business: other methods see it too
-        resolved = self.resolve(value)
-        if not is_condition(resolved) or any(dotted(n) == key for n in ast.walk(resolved) if isinstance(n, ast.Name)):
-            return
-        self.flow.env[key] = resolved
-        self.flow.carriers[key] = value
+        if is_condition(resolved) and not any(isinstance(n, ast.Name) and n.id == key for n in ast.walk(resolved)):
+            self.flow.env[key] = resolved
+            self.flow.carriers[key] = value
 
     def _note_attribute(self, name: str, value: ast.expr) -> None:
         callees = tuple(

@@ -79,9 +79,7 @@ def _has_stuck_twin(finding: Finding, report: Report, allowed: frozenset[Safety]
     pair = rows.get((finding.path, finding.span))
     if pair is None:
         return False
-    fixable = {
-        (f.path, f.span) for f in report.findings if f.fix is not None and f.fix.safety in allowed
-    }
+    fixable = {(f.path, f.span) for f in report.findings if f.fix is not None and f.fix.safety in allowed}
     return any(
         rows.get((other.path, other.span)) == pair
         and other.path == finding.path
@@ -150,8 +148,7 @@ def diff(fixes: Iterable[FileFix]) -> str:
             f"a/{one.path.lstrip('/')}",
             f"b/{one.path.lstrip('/')}",
         )
-        for line in lines:
-            chunks.append(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n")
+        chunks += [line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines]
     return "".join(chunks)
 
 

@@ -51,9 +51,9 @@ class GuardVisitor(cst.CSTVisitor):
     def _read(self) -> Conditions:
         found: Conditions = []
         for node, inner in zip(self._path, self._path[1:], strict=False):
-            if isinstance(node, cst.If | cst.While) and inner is not node.test:
-                found.append((self._text(node.test), inner is node.body))
-            elif isinstance(node, cst.IfExp) and inner is not node.test:
+            if (isinstance(node, cst.If | cst.While) and inner is not node.test) or (
+                isinstance(node, cst.IfExp) and inner is not node.test
+            ):
                 found.append((self._text(node.test), inner is node.body))
             elif isinstance(node, cst.BooleanOperation) and inner is node.right:
                 found.append((self._text(node.left), isinstance(node.operator, cst.And)))

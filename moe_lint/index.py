@@ -273,9 +273,7 @@ class ProjectIndex:
                 if facts is not None and found.name in facts.functions:
                     yield Target(found)
 
-    def _self_targets(
-        self, owner: Ref, rest: str, seen: frozenset[tuple[str, str | None, str]]
-    ) -> Iterator[Target]:
+    def _self_targets(self, owner: Ref, rest: str, seen: frozenset[tuple[str, str | None, str]]) -> Iterator[Target]:
         name, _, method = rest.partition(".")
         if not method:
             found = self.method(owner, name)

@@ -34,7 +34,9 @@ def plan_init(tree_path: str, profile: Profile, into: str | None = None) -> Init
         problem = tree.policy.problems[0]
         raise UsageError(f"{problem.path}:{problem.line}: {problem.message}")
     if helper is None:
-        raise UsageError(f"{tree_path}: no guard names a skip reason and nothing absorbs: there is nothing to centralise")
+        raise UsageError(
+            f"{tree_path}: no guard names a skip reason and nothing absorbs: there is nothing to centralise"
+        )
     if not helper.proposed:
         return None
     home = str(Path(into).resolve()) if into is not None else helper.path
@@ -84,7 +86,8 @@ def helper_source(helper: Helper, profile: Profile) -> str:
     if flag_names:
         conditions.insert(0, " or ".join(flag_names))
     reasons = "\n".join(
-        textwrap.fill(line, 84, initial_indent="  - ", subsequent_indent="    ", break_long_words=False) for line in told
+        textwrap.fill(line, 84, initial_indent="  - ", subsequent_indent="    ", break_long_words=False)
+        for line in told
     )
     use = f"\n\nPass ``{axis}=True`` for the TP all-reduce, ``False`` for the EP all-reduce." if axis else ""
     docstring = textwrap.indent(

@@ -117,9 +117,7 @@ class Policy:
         call = ast.parse(atom, mode="eval").body
         if not isinstance(call, ast.Call):
             return None
-        values: dict[str, Formula] = {
-            parameter: TRUE if default else FALSE for parameter, default in helper.defaults
-        }
+        values: dict[str, Formula] = {parameter: TRUE if default else FALSE for parameter, default in helper.defaults}
         names = [p for p, _ in helper.flags]
         order = [helper.axis_parameter, *names] if helper.axis_parameter else names
         for name, given in zip(order, call.args, strict=False):
@@ -181,8 +179,11 @@ class Policy:
     def _expansion(self, atom: str) -> Formula | None:
         """What an atom that calls a predicate of the tree means, None when it is not one."""
         name, _, rest = atom.partition("(")
-        if not rest or not _PLAIN_CALL.match(rest) or not name.isidentifier() or (
-            self.helper is not None and name == self.helper.name
+        if (
+            not rest
+            or not _PLAIN_CALL.match(rest)
+            or not name.isidentifier()
+            or (self.helper is not None and name == self.helper.name)
         ):
             return None
         if name not in self._predicates:
@@ -244,7 +245,9 @@ class Policy:
         if helper is None or not helper.path:
             return None
         facts = self.index.facts(importer)
-        homes = [home for path in (self._export(helper), helper.path) if path and (home := self._dotted(path, importer))]
+        homes = [
+            home for path in (self._export(helper), helper.path) if path and (home := self._dotted(path, importer))
+        ]
         used = {module for module, _ in facts.imports.values()} if facts is not None else set()
         return next((home for home in homes if home in used), homes[0] if homes else None)
 
@@ -348,7 +351,9 @@ class Policy:
         """At most one of the backend's `is_…()` holds (those that test for a single member)."""
         prefix = f"{self.profile.backend_getter}."
         backends = sorted(
-            name for name in names if name.startswith(prefix) and name[len(prefix) :].rstrip("()") in self._backend_members
+            name
+            for name in names
+            if name.startswith(prefix) and name[len(prefix) :].rstrip("()") in self._backend_members
         )
         return conj(
             negate(conj((Atom(one), Atom(other))))
@@ -373,9 +378,7 @@ class Policy:
                 except (NotBoolean, KeyError):
                     continue
                 parts = body.operands if isinstance(body, Or) else ()
-                members = {
-                    p.name[len(prefix) : -2] for p in parts if isinstance(p, Atom) and p.name.startswith(prefix)
-                }
+                members = {p.name[len(prefix) : -2] for p in parts if isinstance(p, Atom) and p.name.startswith(prefix)}
                 if len(members) == len(parts) >= 2:
                     found[name] = (frozenset(members), Ref(path, name))
         return found
@@ -387,7 +390,7 @@ def _rewrite(text: str, values: Mapping[str, Formula]) -> str:
     class Rewriter(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.expr:
             value = values.get(node.id)
-            if value == TRUE or value == FALSE:
+            if value in (TRUE, FALSE):
                 return ast.Constant(value == TRUE)
             if isinstance(value, Atom):
                 return ast.parse(value.name, mode="eval").body

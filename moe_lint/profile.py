@@ -137,6 +137,8 @@ def _merged(reference: str, seen: tuple[str, ...]) -> dict[str, Any]:
     data = _read(reference)
     _validate(data, reference)
     base = data.pop("extends", None)
+    if base is not None and base not in bundled_profiles() and reference not in bundled_profiles():
+        base = str(Path(reference).parent / base) if base.endswith(".toml") else base  # beside the file that names it
     return _merge(_merged(base, (*seen, reference)), data) if base else data
 
 
@@ -182,7 +184,7 @@ def _validate(data: Mapping[str, Any], where: str) -> None:
         elif key == "collectives":
             _check_kind(where, key, value, "table")
             for name, axis in value.items():
-                if axis not in _AXES:
+                if not isinstance(axis, str) or axis not in _AXES:
                     raise ProfileError(f"{where}: collectives.{name} = {axis!r}: an axis is one of {', '.join(_AXES)}")
         elif key == "flags":
             if not isinstance(value, list) or not all(isinstance(flag, dict) for flag in value):

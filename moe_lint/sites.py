@@ -22,7 +22,7 @@ from moe_lint.formula import (
     substitute,
 )
 from moe_lint.index import ProjectIndex, Ref
-from moe_lint.model import Axis, Problem, Route, SkipReason
+from moe_lint.model import Axis, Route, SkipReason
 from moe_lint.policy import Policy, is_skip_predicate
 from moe_lint.profile import Profile
 

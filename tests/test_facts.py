@@ -625,7 +625,14 @@ def test_the_axis_of_a_reduction_is_told_by_its_name_or_its_group(call: str, axi
 
 @pytest.mark.parametrize(
     "name",
-    ["all_reduce", "allreduce", "tensor_model_parallel_all_reduce", "symm_mem_all_reduce", "all_reduce_", "_all_reduce"],
+    [
+        "all_reduce",
+        "allreduce",
+        "tensor_model_parallel_all_reduce",
+        "symm_mem_all_reduce",
+        "all_reduce_",
+        "_all_reduce",
+    ],
 )
 def test_names_of_reductions(name: str) -> None:
     assert is_reduction_name(name)
@@ -785,7 +792,9 @@ def test_out_is_an_assignment_in_an_expression_too() -> None:
 
 
 def test_adding_in_place_changes_the_receiver() -> None:
-    body = "routed = self.experts(x)\nshared = self.shared_mlp(x)\nshared.add_(routed)\nfinal = shared\nfinal = R(final)"
+    body = (
+        "routed = self.experts(x)\nshared = self.shared_mlp(x)\nshared.add_(routed)\nfinal = shared\nfinal = R(final)"
+    )
     assert operand(body) >= {"self.experts()!", "self.shared_mlp()"}
 
 
@@ -890,7 +899,9 @@ def test_a_reduced_value_is_still_made_from_its_operand() -> None:
 
 
 def test_a_call_that_hands_on_a_flag_is_kept() -> None:
-    found = method("return self.mlp(x, False, fuse_mlp_allreduce, use_reduce_scatter=True)", params="self, x, fuse_mlp_allreduce")
+    found = method(
+        "return self.mlp(x, False, fuse_mlp_allreduce, use_reduce_scatter=True)", params="self, x, fuse_mlp_allreduce"
+    )
     (call,) = found.calls
     assert call.callee == "self.mlp"
     assert [a.keyword for a in call.arguments] == [None, None, None, "use_reduce_scatter"]

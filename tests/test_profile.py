@@ -103,7 +103,9 @@ def test_every_axis_is_accepted(tmp_path: Path) -> None:
 
 
 def test_the_spellings_of_a_flag_mean_the_flag(tmp_path: Path) -> None:
-    text = SMALL + '[[flags]]\nname = "fused"\naliases = ["fuse", "fusing"]\npredicate = "should_fuse"\nabsorber = "it"\n'
+    text = (
+        SMALL + '[[flags]]\nname = "fused"\naliases = ["fuse", "fusing"]\npredicate = "should_fuse"\nabsorber = "it"\n'
+    )
     profile = load_profile(write(tmp_path, text))
     assert profile.flag_names == {"fused": "fused", "fuse": "fused", "fusing": "fused"}
     assert (profile.flags[0].predicate, profile.flags[0].absorber) == ("should_fuse", "it")

@@ -42,7 +42,9 @@ def test_a_byte_order_mark_is_not_part_of_the_text() -> None:
     assert isinstance(parse(text).body[0], ast.Import)
 
 
-@pytest.mark.parametrize("head", ["# -*- coding: latin-1 -*-\n", "#!/usr/bin/python\n# vim: set fileencoding=latin-1 :\n"])
+@pytest.mark.parametrize(
+    "head", ["# -*- coding: latin-1 -*-\n", "#!/usr/bin/python\n# vim: set fileencoding=latin-1 :\n"]
+)
 def test_a_declared_encoding_is_honoured_on_the_first_two_lines(head: str) -> None:
     text = f"{head}x = 'ü'\n"
     assert decode(text.encode("latin-1")) == text

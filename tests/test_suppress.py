@@ -110,7 +110,9 @@ def test_every_comment_is_read_in_order() -> None:
     assert [(d.codes, d.span.line) for d in read_directives(text)] == [(("MOE001",), 1), (("MOE002",), 2)]
 
 
-@pytest.mark.parametrize("text", ["# moe-lint: ignore[MOE001] why\nx = (\n", "if x:\n        y\n    z  # moe-lint: x\n"])
+@pytest.mark.parametrize(
+    "text", ["# moe-lint: ignore[MOE001] why\nx = (\n", "if x:\n        y\n    z  # moe-lint: x\n"]
+)
 def test_a_file_that_cannot_be_tokenised_does_not_fail(text: str) -> None:
     read_directives(text)
 

@@ -21,7 +21,9 @@ def show(report: Report, console: Console) -> None:
         console.print(_frame(finding, texts), soft_wrap=True)
     for problem in report.problems:
         if not problem.failed:
-            console.print(_line("note", "bold cyan", f"{problem.path}:{problem.line}: {problem.message}"), soft_wrap=True)
+            console.print(
+                _line("note", "bold cyan", f"{problem.path}:{problem.line}: {problem.message}"), soft_wrap=True
+            )
     for note in report.notes:
         console.print(_line("note", "bold cyan", note), soft_wrap=True)
     console.print(summary(report), soft_wrap=True)

@@ -19,6 +19,8 @@ def all_rules() -> tuple[Rule, ...]:
         if module.name.startswith("moe"):
             names = vars(import_module(f"{__name__}.{module.name}"))
             found += [
-                value() for value in names.values() if isinstance(value, type) and issubclass(value, Rule) and value.code
+                value()
+                for value in names.values()
+                if isinstance(value, type) and issubclass(value, Rule) and value.code
             ]
     return tuple(sorted({rule.code: rule for rule in found}.values(), key=lambda rule: rule.code))

@@ -52,7 +52,7 @@ def plan_call(site: Site, context: Context) -> FixPlan | None:
 def _guard_plan(site: Site, policy: Policy, module: str) -> FixPlan | None:
     helper = policy.helper
     assert helper is not None
-    kinds = {part: [_kind(formula, policy) for _, formula in part.operands] for part in site.raw.guard}
+    kinds = {part: [_kind(text, formula, policy) for text, formula in part.operands] for part in site.raw.guard}
     carrying = [part for part, found in kinds.items() if {"skip", "mixed"} & set(found)]
     if any("mixed" in found for found in kinds.values()) or len(carrying) > 1:
         return None
@@ -120,7 +120,7 @@ def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
         return None
     whole: Span | None = None
     for part in site.raw.guard:
-        if all(_kind(formula, context.policy) in ("topology", "skip") for _, formula in part.operands):
+        if all(_kind(text, formula, context.policy) in ("topology", "skip") for text, formula in part.operands):
             if part.kind != "if" or part.carrier is not None or not part.exclusive or part.statement is None:
                 return None
             whole = whole or part.statement
@@ -143,12 +143,14 @@ def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
     )
 
 
-def _kind(formula: Formula, policy: Policy) -> str:
+def _kind(written: str, formula: Formula, policy: Policy) -> str:
     """What an operand of a condition is about: topology, skip, foreign, or mixed (skip and foreign in one)."""
     rest = without_topology(formula, policy.profile)
     if rest == TRUE:
         return "topology"
     names = atom_set(rest)
+    if any(":=" in text or "await " in text for text in (written, *names)):
+        return "mixed"  # it does more than ask
     reasons = {name for axis in ("TP", "EP") for reason in policy.reasons(axis) for name in atom_set(reason.formula)}
     known = reasons | policy.delegates() | set(policy.helper_calls(rest))
     skips = {name for name in names if name in known or is_skip_atom(name, policy.profile)}
@@ -163,9 +165,13 @@ def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
         return Safety.SAFE, "the same decision in every state"
     told = site.absorber or site.route in (Route.INLINE, Route.HELPER)
     if site.relation is Relation.WEAKER and told:
-        skipped = named(site.missing) if site.missing else "the states that the helper skips"
-        return Safety.CORRECTIVE, f"stops reducing for {skipped}"
+        reachable = {reason.text for reason in policy.reasons(site.axis, site.known_flags)}
+        gained = tuple(reason for reason in site.missing if reason in reachable)
+        unknown = tuple(
+            flag.name for flag in policy.profile.flags if flag.name in site.missing and flag.name not in gained
+        )
+        told_not = f"; {named(unknown)} is not in scope here: hand it down" if unknown and site.absorber else ""
+        return Safety.CORRECTIVE, f"stops reducing for {named(gained) if gained else 'what the helper skips'}{told_not}"
     if site.relation is Relation.WEAKER:
         return Safety.UNSAFE, "no absorber was found around this block: the sum could be lost"
     return Safety.UNSAFE, under_witness(site, policy) or over_witness(site, policy) or "the decision changes"
-

@@ -95,5 +95,6 @@ def _constants(site: Site, context: Context) -> Iterator[tuple[CallFact, str]]:
         if last == profile.helper or not (call.callee.startswith("self.") or last in profile.publishers):
             continue
         for argument in call.arguments:
-            if argument.keyword in profile.flag_names and argument.literal is True:
-                yield call, argument.keyword
+            keyword = argument.keyword
+            if keyword is not None and keyword in profile.flag_names and argument.literal is True:
+                yield call, keyword
