@@ -88,14 +88,16 @@ def check(
         report = run(options)
     except UsageError as error:
         _fail(str(error))
+    exit_code = report.exit_code
     if do_fix or do_diff:
         level = "safe" if safe_only else "unsafe" if unsafe_fixes else "default"
         report = _fixed(options, report, level, do_diff, output)
+        exit_code = exit_code if do_diff else report.exit_code  # a diff leaves every finding where it is
     _show(report, output, diff_only=do_diff)
     for problem in report.problems:
         if problem.failed:
             click.echo(f"{problem.path}:{problem.line}: error: {problem.message}", err=True)
-    sys.exit(report.exit_code)
+    sys.exit(exit_code)
 
 
 def _fixed(options: Any, report: Any, level: str, do_diff: bool, output: str) -> Any:

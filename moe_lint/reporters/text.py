@@ -114,7 +114,7 @@ def show_matrix(report: Report, console: Console, every: bool) -> None:
     for column in ("site", "function", "axis", "pair", "route", "relation"):
         table.add_column(column, no_wrap=column != "site", overflow="fold")
     for number in range(1, len(report.atoms) + 1):
-        table.add_column(f"[{number}]".replace("[", r"\["), justify="center")
+        table.add_column(Text(f"[{number}]"), justify="center")
     table.add_column("absorber", no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row, report.atoms))
