@@ -100,7 +100,7 @@ class RawSite:
     #: spelling of each layer-context flag that is a parameter or a local here
     flags: tuple[str, ...]
     statement: Span
-    #: how the call stands in its statement: assign (`x = f(x)`), return, or other
+    #: how the call stands in its statement: assign (`x = f(x)`), return, consumed (by a norm, on the spot) or other
     shape: str
     operand: str
     target: str | None
@@ -529,6 +529,7 @@ class _FunctionReader:
         self.assigned: set[str] = set()
         self.statement: ast.stmt | None = None
         self.node: ast.AST | None = None
+        self.consumers = 0
 
     def facts(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> FunctionFacts:
         return FunctionFacts(
@@ -919,9 +920,13 @@ class _FunctionReader:
         self.expression(node.func) if not isinstance(node.func, ast.Name | ast.Attribute) else None
         if isinstance(node.func, ast.Attribute):
             self.expression(node.func.value)
+        callee = self._callee(node)
+        # what a norm consumes must be whole: nobody further down can sum it
+        consumed = callee is not None and self.profile.is_barrier(callee.rsplit(".", 1)[-1])
+        self.consumers += consumed
         for value in (*node.args, *(k.value for k in node.keywords)):
             self.expression(value.value if isinstance(value, ast.Starred) else value)
-        callee = self._callee(node)
+        self.consumers -= consumed
         if callee is None:
             return
         last = callee.rsplit(".", 1)[-1]
@@ -982,7 +987,7 @@ class _FunctionReader:
         operand = values[0] if values else None
         statement = self.statement
         assert statement is not None
-        shape, target = _shape(statement, node)
+        shape, target = ("consumed", None) if self.consumers else _shape(statement, node)
         spellings = sorted({n for n in self.assigned if n in self.profile.flag_names})
         self.sites.append(
             RawSite(

@@ -39,6 +39,8 @@ class UnguardedReduction(Rule):
         for site in context.judged():
             if site.route is not Route.NONE or not site.absorber or site.relation is Relation.EQUAL:
                 continue
+            if site.raw.shape == "consumed":
+                continue  # the block needs the whole sum itself
             yield self.finding(
                 site,
                 f"all-reduce after the experts ignores every skip reason, but an absorber surrounds "
