@@ -205,6 +205,7 @@ _NO_VALUES = frozenset(
         "stride",
     }
 )
+_NOWHERE = Span(0, 0, 0, 0)
 #: A name that says "this is an all-reduce".
 _REDUCTION = re.compile(r"(?:^|_)all_?reduce_?$", re.IGNORECASE)
 _NOT_A_REDUCTION = re.compile(
@@ -530,6 +531,8 @@ class _FunctionReader:
         self.statement: ast.stmt | None = None
         self.node: ast.AST | None = None
         self.consumers = 0
+        text = file.function_text(qualname)
+        self.may_reduce = "reduce" in text or any(name in text for name in file.profile.reductions)
 
     def facts(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> FunctionFacts:
         return FunctionFacts(
@@ -672,6 +675,8 @@ class _FunctionReader:
         exclusive: bool = False,
     ) -> GuardPart:
         """One condition of a guard. A local that only this test reads stands for the expression assigned to it."""
+        if not self.may_reduce:  # nobody will look at more than the formula
+            return GuardPart("", polarity, kind, _NOWHERE, formula, statement=statement)
         written, positive = test, polarity
         while isinstance(written, ast.UnaryOp) and isinstance(written.op, ast.Not):
             written, positive = written.operand, not positive

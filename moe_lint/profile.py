@@ -68,6 +68,11 @@ class Profile:
         """Every spelling of a flag -> its name."""
         return {spelling: flag.name for flag in self.flags for spelling in (flag.name, *flag.aliases)}
 
+    @cached_property
+    def reductions(self) -> tuple[str, ...]:
+        """The names of the collectives and wrappers."""
+        return (*self.collectives, *self.wrappers)
+
     def is_size(self, text: str) -> bool:
         """Whether ``text`` (``self.tp_size``, ``get_parallel().tp_size``, ``world_size()``) is a group's size."""
         last = text.rsplit(".", 1)[-1]

@@ -47,7 +47,7 @@ class HandListedBackends(Rule):
         for group in context.groups():
             site = group[0]
             reducing = {member.method for member in group}
-            for test in _tests(site, context):
+            for test in _tests(site, reducing, context):
                 if not (test.chooses & reducing or test.function.rsplit(".", 1)[-1] in reducing):
                     continue
                 for name, (members, ref) in sorted(classes.items()):
@@ -79,10 +79,12 @@ class HandListedBackends(Rule):
         )
 
 
-def _tests(site: Site, context: Context) -> Iterable[BackendTest]:
-    """The backend tests in the class of a site."""
+def _tests(site: Site, reducing: set[str], context: Context) -> Iterable[BackendTest]:
+    """The backend tests in the methods of a site's class that reduce, or call one that does."""
     facts = context.index.facts(site.path)
     if facts is None or site.raw.class_name is None:
         return
     for name in facts.functions_in(site.raw.class_name):
-        yield from facts.function(name).backend_tests
+        text = facts.function_text(name)
+        if name.rsplit(".", 1)[-1] in reducing or any(f"self.{method}(" in text for method in reducing):
+            yield from facts.function(name).backend_tests
