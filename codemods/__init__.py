@@ -1,1 +1,1 @@
-"""Rewrites: `FixPlan` x source text -> edits. Each also runs alone: `python -m libcst.tool codemod codemods.…`."""
+"""Rewrites: `FixPlan` x source text -> edits. `commands` holds them as libcst commands."""

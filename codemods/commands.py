@@ -1,4 +1,4 @@
-"""The rewrites as libcst commands: `python -m libcst.tool codemod codemods.commands.RouteGuards FILE…`.
+"""The rewrites as libcst commands: `python -m libcst.tool codemod --no-format -x codemods.commands.RouteGuards FILE…`.
 
 Which sites to rewrite, and how, is for the linter to say: each command judges the file as `moe-lint check` does and
 carries out the plans. This is the one module of `codemods` that knows the engine.

@@ -89,7 +89,9 @@ def check(
     except UsageError as error:
         _fail(str(error))
     exit_code = report.exit_code
-    if do_fix or do_diff:
+    if do_fix and exit_code == 2:
+        _to_stderr("moe-lint: nothing was written: some files could not be judged")
+    elif do_fix or do_diff:
         level = "safe" if safe_only else "unsafe" if unsafe_fixes else "default"
         report = _fixed(options, report, level, do_diff, output)
         exit_code = exit_code if do_diff else report.exit_code  # a diff leaves every finding where it is

@@ -266,8 +266,12 @@ def test_an_augmented_local_is_not_taken_for_its_first_value() -> None:
     assert not equivalent(found, A)
 
 
-def test_a_walrus_is_an_assignment() -> None:
-    check("if (skip := self.a) and self.b:\n    return x\nif not skip:\n    x = R(x)", Not(A))
+def test_a_walrus_binds_its_name_for_what_follows() -> None:
+    check("self.log(skip := self.a)\nif not skip:\n    x = R(x)", Not(A))
+
+
+def test_a_walrus_in_a_condition_is_opaque_and_keeps_its_text() -> None:
+    check("if (skip := self.a):\n    x = R(x)", Atom("(skip := self.a)"))
 
 
 def test_locals_that_are_assigned_together_keep_their_own_values() -> None:

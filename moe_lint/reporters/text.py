@@ -33,6 +33,9 @@ def summary(report: Report) -> str:
     """One line: what was found, what can be fixed, what was judged."""
     sites = sum(row.post_experts for row in report.rows)
     judged = f"{sites} post-experts reduction{_s(sites)} in {report.files} file{_s(report.files)}"
+    failed = sum(problem.failed for problem in report.problems)
+    if failed:
+        judged += f"; {failed} problem{_s(failed)} kept some from being judged"
     if not report.findings:
         return f"No findings: {judged}."
     fixable = sum(f.fix is not None for f in report.findings)
