@@ -148,6 +148,8 @@ class BackendTest:
     class_name: str | None
     #: methods of the same class that are called in the statement
     chooses: frozenset[str]
+    #: the statement leaves the function, so it decides about everything below it
+    leaves: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -635,11 +637,11 @@ class _FunctionReader:
         condition = self.formula(statement.test)
         before = self.flow.copy()
         whole = span_of(statement, self.file.lines)
-        self._note_backends(statement, condition)
         alone = len(statement.body) == 1 and not statement.orelse
         self.guard.append(self._part(statement.test, True, "if", condition, whole, alone))
         left_then, through_then = self.block(statement.body)
         self.guard.pop()
+        self._note_backends(statement, condition, left_then)
         then, self.flow = self.flow, before
         left_else, through_else = False, TRUE
         if statement.orelse:
@@ -1103,7 +1105,7 @@ class _FunctionReader:
 
     # --- hand-listed a2a backends
 
-    def _note_backends(self, statement: ast.If, condition: Formula) -> None:
+    def _note_backends(self, statement: ast.If, condition: Formula, leaves: bool) -> None:
         members = _backend_members(condition, self.profile) or _backend_members(negate(condition), self.profile)
         if members:
             chosen = frozenset(
@@ -1112,7 +1114,7 @@ class _FunctionReader:
                 if isinstance(n, ast.Call) and (text := dotted(n.func) or "").startswith("self.")
             )
             span = span_of(statement.test, self.file.lines)
-            self.backend_tests.append(BackendTest(members, span, self.qualname, self.class_name, chosen))
+            self.backend_tests.append(BackendTest(members, span, self.qualname, self.class_name, chosen, leaves))
 
 
 def _backend_members(condition: Formula, profile: Profile) -> frozenset[str]:

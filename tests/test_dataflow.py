@@ -92,7 +92,7 @@ def test_a_variance_is_not(tmp_path: Path) -> None:
     assert not one(
         tmp_path,
         """
-        class MoeNorm:
+        class Norm:  # inside a moe block
             def forward(self, x):
                 variance = x.pow(2).mean(dim=-1, keepdim=True)
                 return R(variance)
@@ -118,6 +118,13 @@ def test_a_linear_after_the_experts_keeps_the_sum_owed(tmp_path: Path) -> None:
 def test_a_file_that_speaks_of_no_experts_has_no_sites(tmp_path: Path) -> None:
     text = "class Attention:\n    def forward(self, x):\n        return R(self.o_proj(x))\n"
     assert judged(tmp_path, layers=text) == {}
+
+
+@pytest.mark.parametrize("name", ["TinyMoeBlock", "TinyMoEBlock", "tiny_moe_block", "TINY_MOE_BLOCK"])
+def test_a_file_speaks_of_experts_in_every_capitalisation(tmp_path: Path, name: str) -> None:
+    base = "class Base:\n    def core(self, x):\n        return self.experts(x)\n"
+    block = f"from .base import Base\nclass {name}(Base):\n    def forward(self, x):\n        return R(self.core(x))\n"
+    assert judged(tmp_path, base=base, block=block) == {f"block.{name}.forward": True}
 
 
 # --- through methods
@@ -305,12 +312,26 @@ def test_a_module_level_function_that_runs_the_experts_is_followed(tmp_path: Pat
         tools="def run(layer, x):\n    return layer.experts(x)\n",
         block="""
         from .tools import run as _run
-        class MoeBlock:
+        class Block:  # moe
             def forward(self, x):
                 return R(_run(self, x))
         """,
     )
-    assert found == {"block.MoeBlock.forward": True}
+    assert found == {"block.Block.forward": True}
+
+
+def test_a_function_that_is_called_under_another_name_is_judged_by_what_it_is_passed(tmp_path: Path) -> None:
+    found = judged(
+        tmp_path,
+        tools="# sums for moe blocks\ndef finish(y):\n    return R(y)\n",
+        block="""
+        from .tools import finish as done
+        class Block:
+            def forward(self, x):
+                return done(self.experts(x))
+        """,
+    )
+    assert found == {"tools.finish": True}
 
 
 def test_a_function_that_takes_the_layer_is_followed(tmp_path: Path) -> None:
@@ -337,30 +358,30 @@ def test_a_method_of_a_base_class_in_another_file_is_followed(tmp_path: Path) ->
         """,
         block="""
         from .base import Base
-        class MoeBlock(Base):
+        class Block(Base):  # moe
             def forward(self, x):
                 return R(self.core(x))
         """,
     )
-    assert found == {"block.MoeBlock.forward": True}
+    assert found == {"block.Block.forward": True}
 
 
 def test_a_reduction_in_a_base_class_is_judged_by_what_a_subclass_passes(tmp_path: Path) -> None:
     found = judged(
         tmp_path,
         base="""
-        class MoeBase:
+        class Base:  # moe
             def finish(self, y):
                 return R(y)
         """,
         block="""
-        from .base import MoeBase
-        class Block(MoeBase):
+        from .base import Base
+        class Block(Base):
             def forward(self, x):
                 return self.finish(self.experts(x))
         """,
     )
-    assert found == {"base.MoeBase.finish": True}
+    assert found == {"base.Base.finish": True}
 
 
 def test_super_is_followed(tmp_path: Path) -> None:
@@ -369,11 +390,11 @@ def test_super_is_followed(tmp_path: Path) -> None:
         base="class Base:\n    def forward(self, x):\n        return self.experts(x)\n",
         block="""
         from .base import Base
-        class MoeBlock(Base):
+        class Block(Base):  # moe
             def forward(self, x):
                 return R(super().forward(x))
         """,
-    ) == {"block.MoeBlock.forward": True}
+    ) == {"block.Block.forward": True}
 
 
 def test_an_override_hides_the_method_of_the_base(tmp_path: Path) -> None:
@@ -450,30 +471,30 @@ def test_a_block_in_another_file_is_followed_into_its_forward(tmp_path: Path) ->
         block="class Block:\n    def forward(self, x):\n        return self.experts(x)\n",
         layer="""
         from .block import Block
-        class MoeLayer:
+        class Layer:  # moe
             def __init__(self):
                 self.mlp = Block()
             def forward(self, x):
                 return R(self.mlp(x))
         """,
     )
-    assert found == {"layer.MoeLayer.forward": True}
+    assert found == {"layer.Layer.forward": True}
 
 
 def test_a_block_is_judged_by_what_the_layer_around_it_passes(tmp_path: Path) -> None:
     found = judged(
         tmp_path,
-        block="class MoeSum:\n    def forward(self, y):\n        return R(y)\n",
+        block="class Sum:  # moe\n    def forward(self, y):\n        return R(y)\n",
         layer="""
-        from .block import MoeSum
+        from .block import Sum
         class Layer:
             def __init__(self):
-                self.finish = MoeSum()
+                self.finish = Sum()
             def forward(self, x):
                 return self.finish(self.experts(x))
         """,
     )
-    assert found == {"block.MoeSum.forward": True}
+    assert found == {"block.Sum.forward": True}
 
 
 # --- traps
@@ -486,7 +507,7 @@ def test_dense_mlps_in_a_list_are_not(tmp_path: Path) -> None:
         class Mlp:
             def forward(self, x):
                 return self.down_proj(x)
-        class MoeLayer:
+        class Layer:  # moe
             def __init__(self):
                 self.mlps = ModuleList([Mlp(), Mlp()])
                 self.moe = Block()

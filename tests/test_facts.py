@@ -210,8 +210,18 @@ def test_or_reaches_its_later_operands_when_the_earlier_ones_do_not() -> None:
 
 
 def test_the_operand_of_another_call_is_found() -> None:
-    found = site("return self.norm(R(x), 1)")
+    found = site("return self.scale(R(x), 1)")
     assert (found.collective, found.shape, found.operand) == (REDUCE, "other", "x")
+
+
+@pytest.mark.parametrize("statement", ["x = self.norm(R(x))", "return self.input_layernorm(R(x) + x, 1)"])
+def test_a_sum_that_a_norm_takes_on_the_spot_is_consumed(statement: str) -> None:
+    found = site(statement)
+    assert (found.shape, found.target) == ("consumed", None)
+
+
+def test_a_sum_after_a_norm_is_not_consumed() -> None:
+    assert [s.shape for s in sites("self.norm(x)\nx = R(x)\nx = R(self.norm(x))")] == ["assign", "assign"]
 
 
 # --- guards: names
@@ -270,8 +280,8 @@ def test_a_walrus_binds_its_name_for_what_follows() -> None:
     check("self.log(skip := self.a)\nif not skip:\n    x = R(x)", Not(A))
 
 
-def test_a_walrus_in_a_condition_is_opaque_and_keeps_its_text() -> None:
-    check("if (skip := self.a):\n    x = R(x)", Atom("(skip := self.a)"))
+def test_a_walrus_is_an_assignment() -> None:
+    check("if (skip := self.a) and self.b:\n    return x\nif not skip:\n    x = R(x)", Not(A))
 
 
 def test_locals_that_are_assigned_together_keep_their_own_values() -> None:

@@ -48,7 +48,7 @@ class HandListedBackends(Rule):
             site = group[0]
             reducing = {member.method for member in group}
             for test in _tests(site, reducing, context):
-                if not (test.chooses & reducing or test.function.rsplit(".", 1)[-1] in reducing):
+                if not (test.leaves or test.chooses & reducing):
                     continue
                 for name, (members, ref) in sorted(classes.items()):
                     if test.members < members:
