@@ -147,7 +147,7 @@ class _Reader:
     @staticmethod
     def may_hold_sites(text: str) -> bool:
         """Whether a file speaks of experts at all; only there can a reduction follow them."""
-        return "expert" in text or "moe" in text or "MoE" in text or "MOE" in text
+        return any(word in text for word in ("expert", "moe", "MoE", "Moe", "MOE"))
 
     def candidate(self, path: str) -> str | None:
         """The text of a file that may matter, else None."""

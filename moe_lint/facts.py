@@ -1072,7 +1072,8 @@ class _FunctionReader:
     def _call_origins(self, node: ast.Call, element: int | None) -> Origins:
         inputs = _union(self.origins(a) for a in (*node.args, *(k.value for k in node.keywords)))
         callee = self._callee(node)
-        receiver = self.origins(node.func.value) if isinstance(node.func, ast.Attribute) else NOTHING
+        own = callee is not None and callee.startswith("super()")
+        receiver = self.origins(node.func.value) if isinstance(node.func, ast.Attribute) and not own else NOTHING
         if callee is None:
             return inputs | receiver
         last = callee.rsplit(".", 1)[-1]

@@ -119,6 +119,9 @@ class ProjectIndex:
             return Ref(path, name)
         head, _, rest = name.partition(".")
         imported = facts.imports.get(head)
+        if imported is None:  # callees are named by what was imported, whatever the file calls it
+            local = next((name for name, original in facts.aliases.items() if original == head), None)
+            imported = facts.imports.get(local) if local is not None else None
         if imported is None:
             # a name that is local to a function, or a class nested in one
             found = [q for q in (*facts.classes, *facts.functions) if q.endswith(f".{name}")]
@@ -320,9 +323,12 @@ class ProjectIndex:
         short = ref.name.rsplit(".", 1)[-1]
         for path in sorted({path for path, _ in self.mentions(short)}):
             lines = self.lines_of(path, f"{short}(")
-            facts = self.facts(path) if lines else None
+            facts = self.facts(path) if lines or f"{short} as " in self.texts[path] else None
             if facts is None:
                 continue
+            for local, original in facts.aliases.items():
+                if original == short:
+                    lines += self.lines_of(path, f"{local}(")
             for name in facts.functions_at(lines):
                 if Ref(path, name) == ref or not self._may_call(path, name, ref):
                     continue
