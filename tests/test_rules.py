@@ -189,6 +189,23 @@ def test_comments_in_a_guard_survive_the_rewrite(tmp_path: Path) -> None:
     assert "# scattered" in one.after
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        # FP4 is a reason of the TP path only: the helper does not cover it here
+        "if self.ep_size > 1 and not use_reduce_scatter and not should_use_flashinfer_cutlass_moe_fp4_allgather():\n"
+        "    x = moe_expert_parallel_all_reduce(x)",
+        f"if not use_reduce_scatter and not should_use_other_thing():\n    {SUM}",
+    ],
+)
+def test_a_reason_that_the_helper_does_not_cover_stays_in_the_guard(body: str, tmp_path: Path) -> None:
+    reported(tmp_path, model(body))
+    options = Options((str(tmp_path / "engine/models/case.py"),), load_profile("sglang"))
+    (one,) = fixing.fix(options, run(options), fixing.ALLOWED["unsafe"]).fixed
+    kept = "should_use_other_thing" if "other_thing" in body else "should_use_flashinfer_cutlass_moe_fp4_allgather"
+    assert f"and not {kept}()" in one.after or f"not {kept}() and" in one.after
+
+
 def test_codes_and_names_are_stable() -> None:
     assert {rule.code: rule.name for rule in all_rules()} == {
         "MOE001": "hand-written-guard",

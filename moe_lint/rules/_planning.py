@@ -7,7 +7,7 @@ from moe_lint.model import FixPlan, Route, Safety, Span
 from moe_lint.policy import Policy
 from moe_lint.rules._wording import helper_arguments, named, over_witness, under_witness
 from moe_lint.rules.base import Context
-from moe_lint.sites import Site, is_skip_atom, without_topology
+from moe_lint.sites import Site, without_topology
 
 
 def plan(site: Site, context: Context) -> FixPlan | None:
@@ -52,7 +52,7 @@ def plan_call(site: Site, context: Context) -> FixPlan | None:
 def _guard_plan(site: Site, policy: Policy, module: str) -> FixPlan | None:
     helper = policy.helper
     assert helper is not None
-    kinds = {part: [_kind(text, formula, policy) for text, formula in part.operands] for part in site.raw.guard}
+    kinds = {part: [_kind(text, formula, site, policy) for text, formula in part.operands] for part in site.raw.guard}
     carrying = [part for part, found in kinds.items() if {"skip", "mixed"} & set(found)]
     if any("mixed" in found for found in kinds.values()) or len(carrying) > 1:
         return None
@@ -120,7 +120,7 @@ def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
         return None
     whole: Span | None = None
     for part in site.raw.guard:
-        if all(_kind(text, formula, context.policy) in ("topology", "skip") for text, formula in part.operands):
+        if all(_kind(text, formula, site, context.policy) in ("topology", "skip") for text, formula in part.operands):
             if part.kind != "if" or part.carrier is not None or not part.exclusive or part.statement is None:
                 return None
             whole = whole or part.statement
@@ -143,7 +143,7 @@ def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
     )
 
 
-def _kind(written: str, formula: Formula, policy: Policy) -> str:
+def _kind(written: str, formula: Formula, site: Site, policy: Policy) -> str:
     """What an operand of a condition is about: topology, skip, foreign, or mixed (skip and foreign in one)."""
     rest = without_topology(formula, policy.profile)
     if rest == TRUE:
@@ -151,9 +151,9 @@ def _kind(written: str, formula: Formula, policy: Policy) -> str:
     names = atom_set(rest)
     if any(":=" in text or "await " in text for text in (written, *names)):
         return "mixed"  # it does more than ask
-    reasons = {name for axis in ("TP", "EP") for reason in policy.reasons(axis) for name in atom_set(reason.formula)}
-    known = reasons | policy.delegates() | set(policy.helper_calls(rest))
-    skips = {name for name in names if name in known or is_skip_atom(name, policy.profile)}
+    # only what the helper covers at this very site may be dropped: anything else stays in the guard
+    covered = {name for r in policy.reasons(site.axis, site.known_flags) for name in atom_set(r.formula)}
+    skips = names & (covered | policy.delegates() | set(policy.helper_calls(rest)))
     if not skips:
         return "foreign"
     return "skip" if skips == names else "mixed"

@@ -41,7 +41,10 @@ class Context:
         found: dict[str, str] = {}
         for name in self.policy.profile.wrappers:
             inside = [s for s in self.sites if s.raw.class_name is None and s.raw.function == name]
-            if len(inside) == 1 and inside[0].relation is Relation.EQUAL:
+            facts = self.index.facts(inside[0].path) if len(inside) == 1 else None
+            # a wrapper that takes flags would have to be handed them: not one to put in without
+            alone = facts is not None and len(facts.header(name)[1]) == 1
+            if alone and inside[0].relation is Relation.EQUAL:
                 found.setdefault(inside[0].raw.collective, name)
         return found
 
