@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_lint.dataflow import Dataflow
-from moe_lint.discover import python_files, tree_of
+from moe_lint.discover import python_file_names, python_files, tree_of
 from moe_lint.facts import FileFacts, RawSite
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Confidence, Finding, MatrixRow, Problem, Report, Route, SkipReason, Span, Suppressed
@@ -98,7 +98,7 @@ def analyse(
 ) -> Tree:
     """Read a tree and judge every site in it."""
     reader = _Reader(profile, overlay or {}, frozenset(explicit))
-    paths = list(dict.fromkeys([*(str(f) for f in python_files(root)), *sorted(explicit)]))
+    paths = list(dict.fromkeys([*python_file_names(str(root)), *sorted(explicit)]))
     texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
     index = ProjectIndex(texts, paths, reader.facts, profile)
     for path in sorted(explicit):
@@ -136,11 +136,13 @@ class _Reader:
         self.overlay = overlay
         self.explicit = explicit
         self.problems: dict[str, Problem] = {}
-        self._texts: dict[str, str | None] = {}
+        self._texts: dict[str, str] = {}
         names = [*profile.collectives, *profile.wrappers]
         central = [profile.helper, f"class {profile.backend_enum}"] if profile.backend_enum else [profile.helper]
         absorbers = [constructor.strip("*") for constructor in profile.absorber_constructors]
         self._words = [word.encode() for word in _shortest([*names, *absorbers, *central])]
+        #: each of the words, and each other reduction, holds one of these: most files hold none
+        self._stems = [stem.encode() for stem in _shortest(["all_reduce", *names, *absorbers, *central])]
         #: what the name of a reduction may hold
         self.call_words = _shortest(["all_reduce", "allreduce", *names])
 
@@ -154,24 +156,29 @@ class _Reader:
         if path in self.overlay:
             return self.overlay[path]
         try:
-            data = Path(path).read_bytes()
+            data = _bytes(path)
         except OSError as error:
             self._fail(path, SkipReason.UNREADABLE, 1, f"cannot be read: {error.strerror or error}")
             return None
-        if path not in self.explicit and not any(word in data for word in self._words):
+        if path not in self.explicit:
+            if not any(stem in data for stem in self._stems):
+                return None
             # a reduction under a name that the profile does not list matters only beside experts
-            if b"all_reduce" not in data or b"expert" not in data:
+            if not (b"all_reduce" in data and b"expert" in data) and not any(word in data for word in self._words):
                 return None
         try:
-            return decode(data)
+            text = self._texts[path] = decode(data)
         except SourceError as error:
             self._fail(path, error.reason, error.line, error.message)
             return None
+        return text
 
     def facts(self, path: str) -> FileFacts | None:
         """The facts of any file of the tree; None, with the reason recorded, when it cannot be parsed."""
         try:
-            text = self.overlay[path] if path in self.overlay else decode(Path(path).read_bytes())
+            text = self.overlay.get(path, self._texts.get(path))
+            if text is None:
+                text = decode(_bytes(path))
             return FileFacts(path, parse(text), text, self.profile)
         except SourceError as error:
             self._fail(path, error.reason, error.line, error.message)
@@ -181,6 +188,11 @@ class _Reader:
 
     def _fail(self, path: str, reason: SkipReason, line: int, message: str) -> None:
         self.problems.setdefault(path, Problem(reason, path, line, message))
+
+
+def _bytes(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 def _shortest(words: Iterable[str]) -> list[str]:

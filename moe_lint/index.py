@@ -5,12 +5,12 @@ The index parses a file when a question leads to it, so a run reads the files on
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePath
 
 from moe_lint.facts import AttributeFact, CallFact, FileFacts, FunctionFacts
 from moe_lint.formula import Formula
@@ -79,28 +79,26 @@ class ProjectIndex:
     # --- names
 
     @cached_property
-    def _by_tail(self) -> dict[str, list[tuple[str, ...]]]:
-        """Last component of a module's name -> the path components of the files that could be it."""
-        found: dict[str, list[tuple[str, ...]]] = {}
+    def _by_tail(self) -> dict[str, list[tuple[str, str]]]:
+        """Last component of a module's name -> (path without its ending, path) of the files that could be it."""
+        found: dict[str, list[tuple[str, str]]] = {}
         for path in self._paths:
-            parts = PurePath(path).parts
-            tail = parts[-2] if parts[-1] == "__init__.py" and len(parts) > 1 else parts[-1].removesuffix(".py")
-            found.setdefault(tail, []).append(parts)
+            stem = path.removesuffix(".py").removesuffix(f"{os.sep}__init__")
+            found.setdefault(stem[stem.rfind(os.sep) + 1 :], []).append((stem, path))
         return found
 
     def module_path(self, module: str, importer: str) -> str | None:
         """The file that `import module` means in ``importer``; leading dots are relative to it."""
         level = len(module) - len(module.lstrip("."))
-        wanted = tuple(part for part in module.split(".") if part)
+        wanted = [part for part in module.split(".") if part]
         if level:
-            base = PurePath(importer).parts[: -1 - (level - 1)] if level > 1 else PurePath(importer).parts[:-1]
-            wanted = (*base, *wanted)
+            wanted = [*importer.split(os.sep)[:-level], *wanted]
         if not wanted:
             return None
-        for parts in self._by_tail.get(wanted[-1], ()):
-            stem = parts[:-1] if parts[-1] == "__init__.py" else (*parts[:-1], parts[-1].removesuffix(".py"))
-            if stem[-len(wanted) :] == wanted:
-                return str(PurePath(*parts))
+        tail = os.sep.join(wanted)
+        for stem, path in self._by_tail.get(wanted[-1], ()):
+            if stem == tail or stem.endswith(f"{os.sep}{tail}"):
+                return path
         return None
 
     def resolve(self, path: str, name: str) -> Ref | None:
