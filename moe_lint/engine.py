@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_lint.dataflow import Dataflow
 from moe_lint.discover import python_file_names, python_files, tree_of
-from moe_lint.facts import FileFacts, RawSite
+from moe_lint.facts import FileFacts, RawSite, is_reduction_name
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Confidence, Finding, MatrixRow, Problem, Report, Route, SkipReason, Span, Suppressed
 from moe_lint.policy import Policy, propose_helper, read_helper
@@ -18,6 +19,8 @@ from moe_lint.rules import Context, Rule, all_rules
 from moe_lint.sites import Site, find_site, judge_site, skip_atoms_used
 from moe_lint.source import SourceError, decode, parse
 from moe_lint.suppress import apply_directives
+
+_IDENTIFIER = re.compile(r"\w+")
 
 
 class UsageError(ValueError):
@@ -203,14 +206,26 @@ def _shortest(words: Iterable[str]) -> list[str]:
 
 def _raw_sites(index: ProjectIndex, path: str, words: Iterable[str]) -> list[RawSite]:
     """The reductions of one file, in order."""
-    facts = index.facts(path)
+    text = index.texts[path].split("\n")
+    mentions = {line for word in words for line in index.lines_of(path, word)}
+    lines = [line for line in mentions if _names_reduction(text[line - 1], index.profile)]
+    facts = index.facts(path) if lines else None
     if facts is None:
         return []
-    lines = {line for word in words for line in index.lines_of(path, word)}
     found = {
         (site.span, site.collective): site for name in facts.functions_at(lines) for site in facts.function(name).sites
     }
     return sorted(found.values(), key=lambda site: site.span)
+
+
+def _names_reduction(line: str, profile: Profile) -> bool:
+    """Whether a line of code holds the whole name of a reduction, not just words like those in one."""
+    if line.lstrip().startswith("#"):
+        return False
+    return any(
+        word in profile.collectives or word in profile.wrappers or is_reduction_name(word)
+        for word in _IDENTIFIER.findall(line)
+    )
 
 
 def _site_problems(sites: Iterable[Site]) -> list[Problem]:

@@ -387,12 +387,18 @@ class FileFacts:
 
     def attribute(self, class_name: str, name: str) -> list[AttributeFact]:
         """Every assignment to ``self.name`` in the class."""
-        pattern = re.compile(rf"\bself\.{re.escape(name)}\b")
-        found: list[AttributeFact] = []
-        for qualname in self.functions_in(class_name):
-            if pattern.search(self.function_text(qualname)):
-                found += [a for a in self.function(qualname).attributes if a.name == name]
-        return found
+        # `self.x = …`, `self.x: X = …`, `for self.x in …`; where the text holds none, the body need not be read
+        pattern = re.compile(rf"\bself\.{re.escape(name)}(?!\w)(?:[^\S\n]*(?:=(?!=)|:[^\n])|(?<=for self\.{name}))")
+        text, first = self.class_text(class_name), self._class_nodes[class_name].lineno
+        lines = [first + text.count("\n", 0, match.start()) for match in pattern.finditer(text)]
+        assigning = set(self.functions_at(lines))
+        return [
+            fact
+            for qualname in self.functions_in(class_name)
+            if qualname in assigning
+            for fact in self.function(qualname).attributes
+            if fact.name == name
+        ]
 
     def function(self, qualname: str) -> FunctionFacts:
         """The facts of one function's body. Raises ``KeyError`` for a name that the file does not define."""

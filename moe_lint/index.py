@@ -17,6 +17,9 @@ from moe_lint.formula import Formula
 from moe_lint.profile import Profile, matches
 
 _NEWLINE = re.compile(r"\n")
+#: An import statement from its keyword on (or text that looks like one): to its end, over parentheses and backslashes.
+_IMPORTED = re.compile(r"import\b(?:\s*\((?:[^)#]|#[^\n]*)*|(?:[^\n\\]|\\\n)*)")
+_WORD = re.compile(r"\w+")
 _ATTRIBUTE_CALL = re.compile(r"\bself\.(\w+)\(")
 
 
@@ -58,6 +61,7 @@ class ProjectIndex:
         self._names: dict[tuple[str, str], Ref | None] = {}
         self._mro: dict[Ref, list[Ref]] = {}
         self._line_starts: dict[str, list[int]] = {}
+        self._imported: dict[str, frozenset[str]] = {}
         self._mentions: dict[str, list[tuple[str, int]]] = {}
         self._users: dict[Ref, frozenset[Ref]] = {}
         self._absorbs: dict[Ref, bool | None] = {}
@@ -182,8 +186,9 @@ class ProjectIndex:
         """Classes that name ``ref`` as a base, in the files at hand."""
         short = ref.name.rsplit(".", 1)[-1]
         found: list[Ref] = []
+        header = re.compile(rf"class\s+\w+[^(\n]*\((?:[^:#]|#[^\n]*)*?\b{re.escape(short)}\b")
         for path in {path for path, _ in self.mentions(short)}:
-            facts = self.facts(path)
+            facts = self.facts(path) if header.search(self.texts[path]) else None
             if facts is None:
                 continue
             for name, class_facts in facts.classes.items():
@@ -232,8 +237,11 @@ class ProjectIndex:
         return self._users[ref]
 
     def _find_users(self, ref: Ref) -> Iterator[Ref]:
+        """The users, those in files that are parsed already first."""
         short = ref.name.rsplit(".", 1)[-1]
-        for path, line in self.mentions(short):
+        for path, line in sorted(self.mentions(short), key=lambda mention: mention[0] not in self._facts):
+            if path != ref.path and short not in self._imported_words(path):
+                continue
             facts = self.facts(path)
             if facts is None or self.resolve(path, short) not in (ref, None):
                 continue
@@ -246,6 +254,13 @@ class ProjectIndex:
                     yield from self.users(Ref(path, inside[0]))  # a factory: whoever calls it
             elif Ref(path, owner) != ref and facts.classes[owner].line != line:
                 yield Ref(path, owner)
+
+    def _imported_words(self, path: str) -> frozenset[str]:
+        """The words of a file's import statements (at least): told from the text, without parsing it."""
+        if path not in self._imported:
+            statements = _IMPORTED.findall(self.texts[path])
+            self._imported[path] = frozenset(_WORD.findall(" ".join(statements)))
+        return self._imported[path]
 
     # --- calls
 
@@ -411,7 +426,12 @@ class ProjectIndex:
             current = frontier.pop()
             if self.constructs_absorber(current):
                 return True
-            around = set(self.users(current))
+            around: set[Ref] = set()
+            for user in self._users[current] if current in self._users else self._find_users(current):
+                if user not in seen and self.constructs_absorber(user):
+                    return True  # before the other files that name the class are parsed
+                around.add(user)
+            self._users[current] = frozenset(around)
             layers = layers or bool(around)
             around.update(self.subclasses(current))
             frontier += sorted(around - seen)
