@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -208,6 +209,11 @@ _NO_VALUES = frozenset(
     }
 )
 _NOWHERE = Span(0, 0, 0, 0)
+#: `self.x = …`, `self.x: X = …`, `for self.x in …`
+_ASSIGNED_ATTRIBUTE = re.compile(r"\bself\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")
+_IMPORT = re.compile(r"import\b")
+#: The first line of a function or class.
+_HEADER = re.compile(r"^[ \t\f]*(?:async[ \t]+def|def|class)\b", re.MULTILINE)
 #: A name that says "this is an all-reduce".
 _REDUCTION = re.compile(r"(?:^|_)all_?reduce_?$", re.IGNORECASE)
 _NOT_A_REDUCTION = re.compile(
@@ -271,6 +277,10 @@ class FileFacts:
         self.classes: dict[str, ClassFacts] = {}
         self.aliases: dict[str, str] = {}
         self.modules: frozenset[str] = frozenset()
+        #: whether any condition in the file can ask for the a2a backend
+        self.asks_backend = all(word in source for word in re.findall(r"\w+", profile.backend_getter))
+        self._import_lines = _lines_with(_IMPORT, source)
+        self._header_lines = _lines_with(_HEADER, source)
         self._definitions: dict[str, _Definition] = {}
         self._class_nodes: dict[str, ast.ClassDef] = {}
         self._class_envs: dict[str, _ClassEnv] = {}
@@ -285,7 +295,7 @@ class FileFacts:
         """Imports anywhere in the file: function-local ones name the same things."""
         modules: set[str] = set()
         ambiguous: set[str] = set()
-        for node in _imports(tree):
+        for node in _imports(tree, self._import_lines):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     name = alias.asname or alias.name.split(".")[0]
@@ -312,10 +322,17 @@ class FileFacts:
             elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
                 qualname = f"{prefix}{statement.name}"
                 self._definitions[qualname] = _Definition(statement, class_name, parent)
-                self._headers(statement.body, class_name, qualname, f"{qualname}.")
-            elif isinstance(statement, ast.If | ast.Try | ast.With | ast.For | ast.While):
+                if self._holds_header(statement):
+                    self._headers(statement.body, class_name, qualname, f"{qualname}.")
+            elif self._holds_header(statement) and isinstance(
+                statement, ast.If | ast.Try | ast.With | ast.For | ast.While
+            ):
                 for inner in _inner_blocks(statement):
                     self._headers(inner, class_name, parent, prefix)
+
+    def _holds_header(self, statement: ast.stmt) -> bool:
+        """Whether a function or class is defined inside a statement."""
+        return _holds_line(self._header_lines, statement.lineno + 1, statement.end_lineno)
 
     def _class_header(self, node: ast.ClassDef, parent: str | None, prefix: str) -> None:
         qualname = f"{prefix}{node.name}"
@@ -387,11 +404,7 @@ class FileFacts:
 
     def attribute(self, class_name: str, name: str) -> list[AttributeFact]:
         """Every assignment to ``self.name`` in the class."""
-        # `self.x = …`, `self.x: X = …`, `for self.x in …`; where the text holds none, the body need not be read
-        pattern = re.compile(rf"\bself\.{re.escape(name)}(?!\w)(?:[^\S\n]*(?:=(?!=)|:[^\n])|(?<=for self\.{name}))")
-        text, first = self.class_text(class_name), self._class_nodes[class_name].lineno
-        lines = [first + text.count("\n", 0, match.start()) for match in pattern.finditer(text)]
-        assigning = set(self.functions_at(lines))
+        assigning = set(self.functions_at(self._assigning_lines.get(name, ())))
         return [
             fact
             for qualname in self.functions_in(class_name)
@@ -399,6 +412,16 @@ class FileFacts:
             for fact in self.function(qualname).attributes
             if fact.name == name
         ]
+
+    @cached_property
+    def _assigning_lines(self) -> dict[str, list[int]]:
+        """Attribute -> the lines that may assign it, told from the text: other bodies need not be read for it."""
+        found: dict[str, list[int]] = {}
+        for number, line in enumerate(self.lines, 1):
+            if "self." in line:
+                for name in _ASSIGNED_ATTRIBUTE.findall(line):
+                    found.setdefault(name, []).append(number)
+        return found
 
     def function(self, qualname: str) -> FunctionFacts:
         """The facts of one function's body. Raises ``KeyError`` for a name that the file does not define."""
@@ -1171,14 +1194,33 @@ def _union(parts: Iterator[Origins]) -> Origins:
     return frozenset().union(*parts)
 
 
-def _imports(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Import statements, module-level first."""
+def _lines_with(pattern: re.Pattern[str], source: str) -> list[int]:
+    """The lines on which the matches of a pattern end."""
+    lines: list[int] = []
+    line, position = 1, 0
+    for match in pattern.finditer(source):
+        line += source.count("\n", position, match.end())
+        position = match.end()
+        lines.append(line)
+    return lines
+
+
+def _holds_line(lines: list[int], first: int, last: int | None) -> bool:
+    """Whether one of the sorted lines is in a range."""
+    position = bisect_left(lines, first)
+    return position < len(lines) and lines[position] <= (last or first)
+
+
+def _imports(tree: ast.Module, lines: list[int]) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Import statements, module-level first; ``lines`` are all that hold one: blocks without are passed over."""
     stack: list[ast.stmt] = list(reversed(tree.body))
     later: list[ast.stmt] = []
     while stack:
         node = stack.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
+        elif not _holds_line(lines, node.lineno, node.end_lineno):
+            continue
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             later.append(node)
         else:
@@ -1187,7 +1229,7 @@ def _imports(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
         node = later.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
-        else:
+        elif _holds_line(lines, node.lineno, node.end_lineno):
             later.extend(s for block in _inner_blocks(node) for s in block)
 
 

@@ -19,6 +19,8 @@ from moe_lint.profile import Profile, matches
 _NEWLINE = re.compile(r"\n")
 #: An import statement from its keyword on (or text that looks like one): to its end, over parentheses and backslashes.
 _IMPORTED = re.compile(r"import\b(?:\s*\((?:[^)#]|#[^\n]*)*|(?:[^\n\\]|\\\n)*)")
+#: A class header with bases, from its keyword to the colon (or text that looks like one).
+_CLASS_HEADER = re.compile(r"class\s+\w+[^(\n]*\((?:[^:#]|#[^\n]*)*")
 _WORD = re.compile(r"\w+")
 _ATTRIBUTE_CALL = re.compile(r"\bself\.(\w+)\(")
 
@@ -61,7 +63,8 @@ class ProjectIndex:
         self._names: dict[tuple[str, str], Ref | None] = {}
         self._mro: dict[Ref, list[Ref]] = {}
         self._line_starts: dict[str, list[int]] = {}
-        self._imported: dict[str, frozenset[str]] = {}
+        self._words: dict[tuple[re.Pattern[str], str], frozenset[str]] = {}
+        self._constructs: dict[Ref, bool] = {}
         self._mentions: dict[str, list[tuple[str, int]]] = {}
         self._users: dict[Ref, frozenset[Ref]] = {}
         self._absorbs: dict[Ref, bool | None] = {}
@@ -186,9 +189,8 @@ class ProjectIndex:
         """Classes that name ``ref`` as a base, in the files at hand."""
         short = ref.name.rsplit(".", 1)[-1]
         found: list[Ref] = []
-        header = re.compile(rf"class\s+\w+[^(\n]*\((?:[^:#]|#[^\n]*)*?\b{re.escape(short)}\b")
         for path in {path for path, _ in self.mentions(short)}:
-            facts = self.facts(path) if header.search(self.texts[path]) else None
+            facts = self.facts(path) if short in self._words_in(_CLASS_HEADER, path) else None
             if facts is None:
                 continue
             for name, class_facts in facts.classes.items():
@@ -240,7 +242,7 @@ class ProjectIndex:
         """The users, those in files that are parsed already first."""
         short = ref.name.rsplit(".", 1)[-1]
         for path, line in sorted(self.mentions(short), key=lambda mention: mention[0] not in self._facts):
-            if path != ref.path and short not in self._imported_words(path):
+            if path != ref.path and short not in self._words_in(_IMPORTED, path):
                 continue
             facts = self.facts(path)
             if facts is None or self.resolve(path, short) not in (ref, None):
@@ -255,12 +257,12 @@ class ProjectIndex:
             elif Ref(path, owner) != ref and facts.classes[owner].line != line:
                 yield Ref(path, owner)
 
-    def _imported_words(self, path: str) -> frozenset[str]:
-        """The words of a file's import statements (at least): told from the text, without parsing it."""
-        if path not in self._imported:
-            statements = _IMPORTED.findall(self.texts[path])
-            self._imported[path] = frozenset(_WORD.findall(" ".join(statements)))
-        return self._imported[path]
+    def _words_in(self, statement: re.Pattern[str], path: str) -> frozenset[str]:
+        """The words of a file's statements of one kind (at least): told from the text, without parsing it."""
+        key = (statement, path)
+        if key not in self._words:
+            self._words[key] = frozenset(_WORD.findall(" ".join(statement.findall(self.texts[path]))))
+        return self._words[key]
 
     # --- calls
 
@@ -335,31 +337,43 @@ class ProjectIndex:
     def _calls_by_name(self, ref: Ref) -> Iterator[tuple[str, CallFact]]:
         short = ref.name.rsplit(".", 1)[-1]
         for path in sorted({path for path, _ in self.mentions(short)}):
-            lines = self.lines_of(path, f"{short}(")
-            facts = self.facts(path) if lines or f"{short} as " in self.texts[path] else None
+            lines = self._lines_that_may_call(path, ref)
+            renamed = f"{short} as " in self.texts[path] and ("." not in ref.name or path == ref.path)
+            facts = self.facts(path) if lines or renamed else None
             if facts is None:
                 continue
             for local, original in facts.aliases.items():
-                if original == short:
+                if original == short and renamed:
                     lines += self.lines_of(path, f"{local}(")
             for name in facts.functions_at(lines):
-                if Ref(path, name) == ref or not self._may_call(path, name, ref):
+                if Ref(path, name) == ref:
                     continue
                 for call in facts.function(name).calls:
                     if call.callee.rsplit(".", 1)[-1] == short and self._reaches(path, call, ref):
                         yield path, call
 
-    def _may_call(self, path: str, function: str, ref: Ref) -> bool:
-        """A look at the text, before the body is read: is the name called on an object that could have this method?"""
-        facts = self.facts(path)
+    def _lines_that_may_call(self, path: str, ref: Ref) -> list[int]:
+        """A look at the text, before the file is parsed: is the name called on an object that could have this method?
+
+        A function is called by a name that the file imports, or as an attribute.
+        """
         short = ref.name.rsplit(".", 1)[-1]
-        if facts is None or "." not in ref.name or ref.path == path:
-            return True
-        receivers = re.findall(rf"([\w.)\]]+)\.{short}\(", facts.function_text(function))
-        return any(
-            receiver.startswith(("self", "super")) or self.profile.is_expert_attribute(receiver.rsplit(".", 1)[-1])
-            for receiver in receivers
-        )
+        lines = self.lines_of(path, f"{short}(")
+        if not lines or ref.path == path:
+            return lines
+        text = self.texts[path].split("\n")
+        if "." not in ref.name:
+            imported = short in self._words_in(_IMPORTED, path)
+            return lines if imported else [line for line in lines if f".{short}(" in text[line - 1]]
+        receivers = re.compile(rf"([\w.)\]]+)\.{short}\(")
+        return [
+            line
+            for line in lines
+            if any(
+                receiver.startswith(("self", "super")) or self.profile.is_expert_attribute(receiver.rsplit(".", 1)[-1])
+                for receiver in receivers.findall(text[line - 1])
+            )
+        ]
 
     def _reaches(self, path: str, call: CallFact, ref: Ref) -> bool:
         """Whether a call of that name means this function."""
@@ -407,12 +421,15 @@ class ProjectIndex:
 
     def constructs_absorber(self, ref: Ref) -> bool:
         """Whether the class or one of its bases builds an absorber."""
-        for owner in self.mro(ref):
-            facts = self.facts(owner.path)
-            if facts is not None and owner.name in facts.classes:
-                if self._absorber_pattern.search(facts.class_text(owner.name)):
-                    return True
-        return False
+        if ref not in self._constructs:
+            self._constructs[ref] = any(
+                facts is not None
+                and owner.name in facts.classes
+                and self._absorber_pattern.search(facts.class_text(owner.name)) is not None
+                for owner in self.mro(ref)
+                for facts in [self.facts(owner.path)]
+            )
+        return self._constructs[ref]
 
     def has_absorber(self, ref: Ref) -> bool | None:
         """Whether some layer around a class (or function) builds an absorber; None when no layer around is known."""
