@@ -11,9 +11,8 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 from moe_lint.expressions import (
     FormulaBuilder,
@@ -208,7 +207,6 @@ _NO_VALUES = frozenset(
         "stride",
     }
 )
-_NOWHERE = Span(0, 0, 0, 0)
 #: `self.x = …`, `self.x: X = …`, `for self.x in …`
 _ASSIGNED_ATTRIBUTE = re.compile(r"\bself\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")
 _IMPORT = re.compile(r"import\b")
@@ -533,6 +531,75 @@ class _Flow:
         return _Flow(dict(self.env), dict(self.carriers), dict(self.taint))
 
 
+class _Condition:
+    """One condition around the point that is read, under the locals that it sees.
+
+    Most conditions surround no reduction: the formula and the `GuardPart` are built when a site asks for them.
+    """
+
+    def __init__(
+        self,
+        reader: _FunctionReader,
+        test: ast.expr,
+        polarity: bool,
+        kind: str,
+        formula: Callable[[], Formula] | None = None,
+        statement: ast.stmt | None = None,
+        exclusive: bool = False,
+        plain: bool = True,
+    ) -> None:
+        self._reader = reader
+        self._test = test
+        self._polarity = polarity
+        self._kind = kind
+        self._formula = formula
+        self._statement = statement
+        self._exclusive = exclusive
+        self._plain = plain
+        self._env = dict(reader.flow.env)
+        self._carriers = dict(reader.flow.carriers)
+
+    @cached_property
+    def formula(self) -> Formula:
+        if self._formula is not None:
+            return self._formula()
+        return self._built(self._test, self._polarity)
+
+    @cached_property
+    def part(self) -> GuardPart:
+        """The condition as a site records it. A local that only this test reads stands for what is assigned to it."""
+        lines = self._reader.file.lines
+        written, positive = self._test, self._polarity
+        while isinstance(written, ast.UnaryOp) and isinstance(written.op, ast.Not):
+            written, positive = written.operand, not positive
+        carrier = None
+        names = self._reader.names
+        if isinstance(written, ast.Name) and written.id in self._carriers and names.get(written.id) == 1:
+            written = self._carriers[written.id]
+            carrier = span_of(written, lines)
+        else:
+            written, positive = self._test, self._polarity
+        join = ast.And if positive else ast.Or
+        parts = written.values if isinstance(written, ast.BoolOp) and isinstance(written.op, join) else [written]
+        return GuardPart(
+            ast.unparse(self._test),
+            self._polarity,
+            self._kind,
+            span_of(self._test, lines),
+            self.formula,
+            tuple((ast.unparse(part), self._built(part, positive)) for part in parts),
+            positive,
+            carrier,
+            span_of(self._statement, lines) if self._statement is not None else None,
+            self._exclusive,
+            self._plain,
+        )
+
+    def _built(self, node: ast.expr, polarity: bool) -> Formula:
+        formula = self._reader.formula(node, self._env)
+        return formula if polarity else negate(formula)
+
+
 class _FunctionReader:
     """Walks one function in execution order, keeping the guard, the locals' values and the tensors' origins."""
 
@@ -550,7 +617,9 @@ class _FunctionReader:
         self.class_name = class_name
         self.class_env = class_env
         self.flow = _Flow({}, {}, dict(taint))
-        self.guard: list[GuardPart] = []
+        self.guard: list[_Condition | GuardPart] = []
+        #: in a first pass over a loop, which is run for its effect on the flow only
+        self.quiet = False
         self.returns: list[tuple[Origins, ...]] = []
         self.sites: list[RawSite] = []
         self.calls: list[CallFact] = []
@@ -562,8 +631,6 @@ class _FunctionReader:
         self.statement: ast.stmt | None = None
         self.node: ast.AST | None = None
         self.consumers = 0
-        text = file.function_text(qualname)
-        self.may_reduce = "reduce" in text or any(name in text for name in file.profile.reductions)
 
     def facts(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> FunctionFacts:
         return FunctionFacts(
@@ -597,15 +664,15 @@ class _FunctionReader:
         assert self.node is not None
         return Counter(n.id for n in ast.walk(self.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
 
-    def block(self, body: list[ast.stmt]) -> tuple[bool, Formula]:
-        """Run a block. Returns whether it always leaves, and under which condition it falls through."""
+    def block(self, body: list[ast.stmt]) -> tuple[bool, list[_Condition | GuardPart]]:
+        """Run a block. Returns whether it always leaves, and the conditions under which it falls through."""
         depth = len(self.guard)
         left = False
         for statement in body:
             if left:
                 break
             left = self.run_statement(statement, body)
-        through = conj(part.formula for part in self.guard[depth:])
+        through = self.guard[depth:]
         del self.guard[depth:]
         return left, through
 
@@ -616,7 +683,8 @@ class _FunctionReader:
         if isinstance(statement, ast.Return):
             if statement.value is not None:
                 self.expression(statement.value)
-                self.returns.append(self._elements(statement.value))
+                if not self.quiet:
+                    self.returns.append(self._elements(statement.value))
             return True
         if isinstance(statement, ast.Raise | ast.Continue | ast.Break):
             return True
@@ -662,75 +730,55 @@ class _FunctionReader:
         return any(self.run_statement(statement, body) for statement in body)
 
     def _if(self, statement: ast.If) -> bool:
-        self.expression(statement.test)
-        condition = self.formula(statement.test)
+        test = statement.test
+        self.expression(test)
         before = self.flow.copy()
-        whole = span_of(statement, self.file.lines)
         alone = len(statement.body) == 1 and not statement.orelse
-        self.guard.append(self._part(statement.test, True, "if", condition, whole, alone))
+        condition = _Condition(self, test, True, "if", None, statement, alone)
+        self.guard.append(condition)
         left_then, through_then = self.block(statement.body)
         self.guard.pop()
-        self._note_backends(statement, condition, left_then)
+        if self.file.asks_backend and not self.quiet:
+            self._note_backends(statement, condition.formula, left_then)
         then, self.flow = self.flow, before
-        left_else, through_else = False, TRUE
+        left_else, through_else = False, list[_Condition | GuardPart]()
         if statement.orelse:
             passes = all(isinstance(s, ast.Pass) for s in statement.body)
             alone_else = len(statement.orelse) == 1 and passes
-            self.guard.append(self._part(statement.test, False, "else", negate(condition), whole, alone_else))
+            otherwise = _Condition(self, test, False, "else", lambda: negate(condition.formula), statement, alone_else)
+            self.guard.append(otherwise)
             left_else, through_else = self.block(statement.orelse)
             self.guard.pop()
         if left_then and left_else:
             return True
+        then_holds, else_holds = partial(_all_of, through_then), partial(_all_of, through_else)
         if left_then:
-            through = conj((negate(condition), through_else))
-            part = self._part(statement.test, False, "early-exit", through, whole, alone)
-            self.guard.append(replace(part, plain=not statement.orelse))
+
+            def through() -> Formula:
+                return conj((negate(condition.formula), else_holds()))
+
+            self.guard.append(_Condition(self, test, False, "early-exit", through, statement, alone, not statement.orelse))
         elif left_else:
             self.flow = then
-            through = conj((condition, through_then))
-            self.guard.append(replace(self._part(statement.test, True, "early-exit", through, whole), plain=False))
-        else:
-            self.flow = self._merge(statement.test, then, self.flow)
-            through = choose(condition, through_then, through_else)
-            if through_then != TRUE or through_else != TRUE:
-                self.guard.append(replace(self._part(statement.test, True, "early-exit", through, whole), plain=False))
-        return False
 
-    def _part(
-        self,
-        test: ast.expr,
-        polarity: bool,
-        kind: str,
-        formula: Formula,
-        statement: Span | None = None,
-        exclusive: bool = False,
-    ) -> GuardPart:
-        """One condition of a guard. A local that only this test reads stands for the expression assigned to it."""
-        if not self.may_reduce:  # nobody will look at more than the formula
-            return GuardPart("", polarity, kind, _NOWHERE, formula, statement=statement)
-        written, positive = test, polarity
-        while isinstance(written, ast.UnaryOp) and isinstance(written.op, ast.Not):
-            written, positive = written.operand, not positive
-        carrier = None
-        if isinstance(written, ast.Name) and written.id in self.flow.carriers and self.names.get(written.id) == 1:
-            written = self.flow.carriers[written.id]
-            carrier = span_of(written, self.file.lines)
+            def through() -> Formula:
+                return conj((condition.formula, then_holds()))
+
+            self.guard.append(_Condition(self, test, True, "early-exit", through, statement, plain=False))
         else:
-            written, positive = test, polarity
-        join = ast.And if positive else ast.Or
-        parts = written.values if isinstance(written, ast.BoolOp) and isinstance(written.op, join) else [written]
-        operands = tuple(
-            (ast.unparse(part), self.formula(part) if positive else negate(self.formula(part))) for part in parts
-        )
-        span = span_of(test, self.file.lines)
-        return GuardPart(
-            ast.unparse(test), polarity, kind, span, formula, operands, positive, carrier, statement, exclusive
-        )
+            self.flow = self._merge(test, then, self.flow)
+            if then_holds() != TRUE or else_holds() != TRUE:
+
+                def through() -> Formula:
+                    return choose(condition.formula, then_holds(), else_holds())
+
+                self.guard.append(_Condition(self, test, True, "early-exit", through, statement, plain=False))
+        return False
 
     def _loop(self, statement: ast.For | ast.AsyncFor | ast.While) -> None:
         if isinstance(statement, ast.While):
             self.expression(statement.test)
-            self.guard.append(self._part(statement.test, True, "while", self.formula(statement.test)))
+            self.guard.append(_Condition(self, statement.test, True, "while"))
         else:
             self.expression(statement.iter)
             self._assign_elements(statement.target, statement.iter)
@@ -755,17 +803,9 @@ class _FunctionReader:
 
     def _quiet(self, body: list[ast.stmt]) -> None:
         """Run a block for its effect on the flow only."""
-        collected: tuple[list[Any], ...] = (
-            self.sites,
-            self.calls,
-            self.returns,
-            self.attributes,
-            self.backend_tests,
-        )
-        kept = [len(found) for found in collected]
+        outer, self.quiet = self.quiet, True
         self.block(body)
-        for found, count in zip(collected, kept, strict=True):
-            del found[count:]
+        self.quiet = outer
 
     def _try(self, statement: ast.stmt) -> bool:
         body: list[ast.stmt] = getattr(statement, "body", [])
@@ -818,15 +858,18 @@ class _FunctionReader:
         return False
 
     def _merge(self, test: ast.expr | None, one: _Flow, other: _Flow) -> _Flow:
-        merged = _Flow()
-        for name in {*one.taint, *other.taint}:
-            merged.taint[name] = one.taint.get(name, NOTHING) | other.taint.get(name, NOTHING)
+        merged = _Flow(taint=dict(one.taint))
+        for name, origins in other.taint.items():
+            if merged.taint.setdefault(name, origins) is not origins:
+                merged.taint[name] |= origins
+        asked: ast.expr | None = None
         for name, value in one.env.items():
             second = other.env.get(name)
             if second is value:
                 merged.env[name] = value
             elif second is not None and test is not None:
-                both = ast.IfExp(self.resolve(test), value, second)
+                asked = asked or self.resolve(test)
+                both = ast.IfExp(asked, value, second)
                 if is_condition(both):
                     merged.env[name] = both
         for name, written in one.carriers.items():
@@ -863,7 +906,7 @@ class _FunctionReader:
             return
         self.assigned.add(key)
         taint = self.origins(value)
-        if key.startswith("self.") and key.count(".") == 1:
+        if key.startswith("self.") and key.count(".") == 1 and not self.quiet:
             self._note_attribute(key[5:], value)
         self._bind(key, value)
         self.flow.taint[key] = taint
@@ -896,24 +939,25 @@ class _FunctionReader:
 
     # --- expressions
 
-    def resolve(self, node: ast.expr) -> ast.expr:
-        return Resolver(self._lookup, self.file.aliases, self.file.modules, self.profile).resolve(node)
+    def resolve(self, node: ast.expr, env: Mapping[str, ast.expr] | None = None) -> ast.expr:
+        """``node`` with names replaced by what they stand for in ``env``, by default here."""
+        known = self.flow.env if env is None else env
 
-    def _lookup(self, text: str) -> ast.expr | None:
-        value = self.flow.env.get(text)
-        return self.class_env(text) if value is None else value
+        def lookup(text: str) -> ast.expr | None:
+            value = known.get(text)
+            return self.class_env(text) if value is None else value
 
-    def formula(self, node: ast.expr) -> Formula:
-        return self.file.builder.build(self.resolve(node))
+        return Resolver(lookup, self.file.aliases, self.file.modules, self.profile).resolve(node)
+
+    def formula(self, node: ast.expr, env: Mapping[str, ast.expr] | None = None) -> Formula:
+        return self.file.builder.build(self.resolve(node, env))
 
     def expression(self, node: ast.expr) -> None:
         """Record the reductions and the calls in an expression, with the conditions inside it."""
         if isinstance(node, ast.IfExp):
             self.expression(node.test)
-            condition = self.formula(node.test)
             for branch, polarity in ((node.body, True), (node.orelse, False)):
-                formula = condition if polarity else negate(condition)
-                self.guard.append(self._part(node.test, polarity, "ternary", formula, None, True))
+                self.guard.append(_Condition(self, node.test, polarity, "ternary", None, None, True))
                 self.expression(branch)
                 self.guard.pop()
             return
@@ -922,9 +966,7 @@ class _FunctionReader:
             polarity = isinstance(node.op, ast.And)
             for value in node.values:
                 self.expression(value)
-                formula = self.formula(value)
-                kind = "and" if polarity else "or"
-                self.guard.append(self._part(value, polarity, kind, formula if polarity else negate(formula)))
+                self.guard.append(_Condition(self, value, polarity, "and" if polarity else "or"))
             del self.guard[depth:]
             return
         if isinstance(node, ast.Lambda):
@@ -969,16 +1011,21 @@ class _FunctionReader:
         self._in_place(node, last)
         axis = self._axis(node, callee, last)
         if axis is not None:
-            self._site(node, callee, last, axis)
+            if not self.quiet:
+                self._site(node, callee, last, axis)
             return
+        if not self.quiet:
+            self._note_call(node, callee)
+        if last[:1].isupper() or last.lstrip("_")[:1].isupper():
+            self.builds[callee] = None
+
+    def _note_call(self, node: ast.Call, callee: str) -> None:
         arguments = self._arguments(node)
         flagged = any(a.keyword in self.profile.flag_names or a.text in self.profile.flag_names for a in arguments)
         if flagged or any(a.origins for a in arguments):
             self.calls.append(
                 CallFact(callee, span_of(node, self.file.lines), self.qualname, self.class_name, arguments)
             )
-        if last[:1].isupper() or last.lstrip("_")[:1].isupper():
-            self.builds[callee] = None
 
     def _callee(self, node: ast.Call) -> str | None:
         """The dotted name that is called, with local aliases of modules and functions resolved."""
@@ -1033,7 +1080,7 @@ class _FunctionReader:
                 axis,
                 self.qualname,
                 self.class_name,
-                tuple(self.guard),
+                tuple(part if isinstance(part, GuardPart) else part.part for part in self.guard),
                 self.origins(operand) if operand is not None else NOTHING,
                 tuple(spellings),
                 span_of(statement, self.file.lines),
@@ -1045,13 +1092,16 @@ class _FunctionReader:
 
     def _in_place(self, node: ast.Call, last: str) -> None:
         """`shared.add_(routed)`, `torch.add(…, out=x)`: calls that change what a name holds."""
-        given = frozenset().union(*(self.origins(a) for a in node.args)) if node.args else NOTHING
-        for keyword in node.keywords:
-            if keyword.arg == "out":
-                key = dotted(keyword.value)
-                if key is not None:
-                    self.flow.taint[key] = self.origins(keyword.value) | given
-        if last.endswith("_") and not last.endswith("__") and isinstance(node.func, ast.Attribute):
+        changed = [keyword.value for keyword in node.keywords if keyword.arg == "out"]
+        in_place = last.endswith("_") and not last.endswith("__")
+        if not changed and not in_place:
+            return
+        given = _union(self.origins(a) for a in node.args)
+        for value in changed:
+            key = dotted(value)
+            if key is not None:
+                self.flow.taint[key] = self.origins(value) | given
+        if in_place and isinstance(node.func, ast.Attribute):
             key = dotted(node.func.value)
             if key is not None and key != "self" and given:
                 self.flow.taint[key] = self.flow.taint.get(key, NOTHING) | given
@@ -1145,6 +1195,10 @@ class _FunctionReader:
             )
             span = span_of(statement.test, self.file.lines)
             self.backend_tests.append(BackendTest(members, span, self.qualname, self.class_name, chosen, leaves))
+
+
+def _all_of(conditions: Iterable[_Condition | GuardPart]) -> Formula:
+    return conj(condition.formula for condition in conditions)
 
 
 def _backend_members(condition: Formula, profile: Profile) -> frozenset[str]:
