@@ -132,16 +132,49 @@ def dotted(node: ast.expr) -> str | None:
             return None
 
 
+def unparse(node: ast.expr) -> str:
+    """`ast.unparse`, with a short way for names and chains of attributes of one."""
+    parts: list[str] = []
+    current = node
+    while isinstance(current, ast.Attribute):
+        parts.append(current.attr)
+        current = current.value
+    if not isinstance(current, ast.Name):
+        return ast.unparse(node)
+    parts.append(current.id)
+    return ".".join(reversed(parts))
+
+
 def is_condition(node: ast.expr) -> bool:
     """Whether an expression may stand for itself in a guard: a condition, or a cheap question or alias in one."""
-    if sum(1 for _ in ast.walk(node)) > _SUBSTITUTION_LIMIT:
-        return False
+    return _kind_of_condition(node) and not _exceeds_limit(node)
+
+
+def _exceeds_limit(node: ast.expr) -> bool:
+    """Whether an expression has too many nodes to be substituted; stops counting as soon as it has."""
+    count = 0
+    stack: list[ast.AST] = [node]
+    while stack:
+        current = stack.pop()
+        count += 1
+        if count > _SUBSTITUTION_LIMIT:
+            return True
+        for field in current._fields:
+            value = getattr(current, field, None)
+            if isinstance(value, ast.AST):
+                stack.append(value)
+            elif isinstance(value, list):
+                stack += [item for item in value if isinstance(item, ast.AST)]
+    return False
+
+
+def _kind_of_condition(node: ast.expr) -> bool:
     if isinstance(node, ast.BoolOp | ast.Compare):
         return True
     if isinstance(node, ast.UnaryOp):
         return isinstance(node.op, ast.Not)
     if isinstance(node, ast.IfExp):
-        return is_condition(node.body) and is_condition(node.orelse)
+        return _kind_of_condition(node.body) and _kind_of_condition(node.orelse)
     if isinstance(node, ast.Constant):
         return isinstance(node.value, bool | None)
     if isinstance(node, ast.Call):
@@ -174,7 +207,7 @@ class FormulaBuilder:
             flag = self._profile.flag_names.get(last)
             if flag is not None:
                 return Atom(flag)
-        return Atom(ast.unparse(node))
+        return Atom(unparse(node))
 
     def _call(self, node: ast.Call) -> Formula:
         name = node.func.id if isinstance(node.func, ast.Name) else ""
@@ -187,7 +220,7 @@ class FormulaBuilder:
             key = node.args[1]
             if isinstance(key, ast.Constant) and isinstance(key.value, str) and key.value.isidentifier():
                 return self.build(ast.Attribute(node.args[0], key.value, ast.Load()))
-        return Atom(ast.unparse(node))
+        return Atom(unparse(node))
 
     def _compare(self, node: ast.Compare) -> Formula:
         parts: list[Formula] = []
@@ -216,21 +249,21 @@ class FormulaBuilder:
         if (
             isinstance(operator, ast.Eq)
             and not isinstance(right, ast.Constant)
-            and ast.unparse(left) > ast.unparse(right)
+            and unparse(left) > unparse(right)
         ):
             first, second = right, left
-        return Atom(ast.unparse(ast.Compare(first, [operator], [second])))
+        return Atom(unparse(ast.Compare(first, [operator], [second])))
 
     def _identity(self, left: ast.expr, operator: ast.cmpop, value: bool | None) -> Formula:
         if value is None:
-            absent = Atom(f"{ast.unparse(left)} is None")
+            absent = Atom(f"{unparse(left)} is None")
             return negate(absent) if isinstance(operator, ast.IsNot | ast.NotEq) else absent
         same = self.build(left) if value else negate(self.build(left))
         return negate(same) if isinstance(operator, ast.IsNot | ast.NotEq) else same
 
     def _integer(self, left: ast.expr, operator: ast.cmpop, value: int) -> Formula:
         """Integer comparisons as ``x > n``; a group's size is at least 1, so ``!= 1`` is ``> 1`` there."""
-        text = ast.unparse(left)
+        text = unparse(left)
         if isinstance(operator, ast.Gt | ast.LtE):
             above = value
         elif isinstance(operator, ast.GtE | ast.Lt):

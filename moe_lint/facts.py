@@ -22,6 +22,7 @@ from moe_lint.expressions import (
     dotted,
     inline,
     is_condition,
+    unparse,
 )
 from moe_lint.formula import TRUE, Atom, Formula, Or, choose, conj, negate
 from moe_lint.model import Axis, Span
@@ -573,21 +574,21 @@ class _Condition:
         while isinstance(written, ast.UnaryOp) and isinstance(written.op, ast.Not):
             written, positive = written.operand, not positive
         carrier = None
-        names = self._reader.names
-        if isinstance(written, ast.Name) and written.id in self._carriers and names.get(written.id) == 1:
-            written = self._carriers[written.id]
+        local = written.id if isinstance(written, ast.Name) and written.id in self._carriers else None
+        if local is not None and self._reader.names.get(local) == 1:
+            written = self._carriers[local]
             carrier = span_of(written, lines)
         else:
             written, positive = self._test, self._polarity
         join = ast.And if positive else ast.Or
         parts = written.values if isinstance(written, ast.BoolOp) and isinstance(written.op, join) else [written]
         return GuardPart(
-            ast.unparse(self._test),
+            unparse(self._test),
             self._polarity,
             self._kind,
             span_of(self._test, lines),
             self.formula,
-            tuple((ast.unparse(part), self._built(part, positive)) for part in parts),
+            tuple((unparse(part), self._built(part, positive)) for part in parts),
             positive,
             carrier,
             span_of(self._statement, lines) if self._statement is not None else None,
@@ -917,7 +918,7 @@ class _FunctionReader:
         self.flow.carriers.pop(key, None)
         if resolved is None or key in self.profile.flag_names or key.startswith("self."):
             return  # what `self.x` stands for is the class's business: other methods see it too
-        if is_condition(resolved) and not any(isinstance(n, ast.Name) and n.id == key for n in ast.walk(resolved)):
+        if is_condition(resolved) and not _names(resolved, key):
             self.flow.env[key] = resolved
             self.flow.carriers[key] = value
 
@@ -1195,6 +1196,10 @@ class _FunctionReader:
             )
             span = span_of(statement.test, self.file.lines)
             self.backend_tests.append(BackendTest(members, span, self.qualname, self.class_name, chosen, leaves))
+
+
+def _names(node: ast.expr, name: str) -> bool:
+    return any(isinstance(inner, ast.Name) and inner.id == name for inner in ast.walk(node))
 
 
 def _all_of(conditions: Iterable[_Condition | GuardPart]) -> Formula:

@@ -419,13 +419,21 @@ class ProjectIndex:
         )
         return re.compile(rf"(?<!\w)(?<!class )(?:{names or '(?!)'})\s*\(")
 
+    @cached_property
+    def _absorber_stems(self) -> list[str]:
+        """The longest plain part of each pattern: text without any of them need not be searched."""
+        return [max(re.split(r"[*?]", pattern), key=len) for pattern in self.profile.absorber_constructors]
+
+    def _names_absorber(self, text: str) -> bool:
+        return any(stem in text for stem in self._absorber_stems) and self._absorber_pattern.search(text) is not None
+
     def constructs_absorber(self, ref: Ref) -> bool:
         """Whether the class or one of its bases builds an absorber."""
         if ref not in self._constructs:
             self._constructs[ref] = any(
                 facts is not None
                 and owner.name in facts.classes
-                and self._absorber_pattern.search(facts.class_text(owner.name)) is not None
+                and self._names_absorber(facts.class_text(owner.name))
                 for owner in self.mro(ref)
                 for facts in [self.facts(owner.path)]
             )
