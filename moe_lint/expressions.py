@@ -246,11 +246,7 @@ class FormulaBuilder:
             positive = {ast.NotEq: ast.Eq, ast.NotIn: ast.In, ast.IsNot: ast.Is}[type(operator)]()
             return negate(self._pair(left, positive, right))
         first, second = left, right
-        if (
-            isinstance(operator, ast.Eq)
-            and not isinstance(right, ast.Constant)
-            and unparse(left) > unparse(right)
-        ):
+        if isinstance(operator, ast.Eq) and not isinstance(right, ast.Constant) and unparse(left) > unparse(right):
             first, second = right, left
         return Atom(unparse(ast.Compare(first, [operator], [second])))
 

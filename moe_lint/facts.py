@@ -758,7 +758,9 @@ class _FunctionReader:
             def through() -> Formula:
                 return conj((negate(condition.formula), else_holds()))
 
-            self.guard.append(_Condition(self, test, False, "early-exit", through, statement, alone, not statement.orelse))
+            self.guard.append(
+                _Condition(self, test, False, "early-exit", through, statement, alone, not statement.orelse)
+            )
         elif left_else:
             self.flow = then
 

@@ -431,9 +431,7 @@ class ProjectIndex:
         """Whether the class or one of its bases builds an absorber."""
         if ref not in self._constructs:
             self._constructs[ref] = any(
-                facts is not None
-                and owner.name in facts.classes
-                and self._names_absorber(facts.class_text(owner.name))
+                facts is not None and owner.name in facts.classes and self._names_absorber(facts.class_text(owner.name))
                 for owner in self.mro(ref)
                 for facts in [self.facts(owner.path)]
             )
