@@ -136,24 +136,6 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """A file that was judged (or held nothing to judge)."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A file that could not be judged."""
-
-    path: str
-    problem: Problem
-
-
-FileResult = Checked | Failed
-
-
-@dataclass(frozen=True, slots=True)
 class MatrixRow:
     """One all-reduce-like call, as `matrix` shows it."""
 

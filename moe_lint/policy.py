@@ -277,19 +277,24 @@ class Policy:
 
     # --- judging
 
-    def judge(self, guard: Formula, axis: Axis, in_scope: Iterable[str]) -> Comparison:
+    def judge(
+        self, guard: Formula, axis: Axis, in_scope: Iterable[str], own: frozenset[str] = frozenset()
+    ) -> Comparison:
         """How a guard (without its topology) relates to the helper. Raises ``TooManyAtoms``.
 
-        Compared as written first; only when that finds a difference are the predicates on both sides opened, so
-        that a guard that spells out what a predicate means is not called different from it.
+        ``own`` are atoms of the guard that are skip reasons of its own: where one holds, the site does not reduce,
+        and a helper that does not know it would. Compared as written first; only when that finds a difference are the
+        predicates on both sides opened, so that a guard that spells out what a predicate means is not called
+        different from it.
         """
         reduces = self.with_helper(guard)
         skips = disj(reason.formula for reason in self.reasons(axis, in_scope))
-        coarse = self._compare(self._as_reasons(reduces), skips)
+        coarse = self._compare(self._as_reasons(reduces), skips, own)
         if coarse.relation is Relation.EQUAL:
             return coarse
+        opened = frozenset(name for atom in own for name in atom_set(self.expanded(Atom(atom))))
         try:
-            fine = self._compare(self.expanded(reduces), self.expanded(skips))
+            fine = self._compare(self.expanded(reduces), self.expanded(skips), opened)
         except TooManyAtoms:
             return coarse
         return coarse if fine.relation is coarse.relation else fine
@@ -304,8 +309,8 @@ class Policy:
             formula = opened
         return formula
 
-    def _compare(self, reduces: Formula, skips: Formula) -> Comparison:
-        return compare(reduces, skips, self._feasible(atom_set(reduces) | atom_set(skips)))
+    def _compare(self, reduces: Formula, skips: Formula, kept: frozenset[str] = frozenset()) -> Comparison:
+        return compare(reduces, skips, self._feasible(atom_set(reduces) | atom_set(skips)), kept)
 
     def missing(self, guard: Formula, axis: Axis, in_scope: Iterable[str] | None) -> tuple[str, ...]:
         """The reasons for which the helper skips and in spite of which this guard reduces."""

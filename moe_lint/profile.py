@@ -68,11 +68,6 @@ class Profile:
         """Every spelling of a flag -> its name."""
         return {spelling: flag.name for flag in self.flags for spelling in (flag.name, *flag.aliases)}
 
-    @cached_property
-    def reductions(self) -> tuple[str, ...]:
-        """The names of the collectives and wrappers."""
-        return (*self.collectives, *self.wrappers)
-
     def is_size(self, text: str) -> bool:
         """Whether ``text`` (``self.tp_size``, ``get_parallel().tp_size``, ``world_size()``) is a group's size."""
         last = text.rsplit(".", 1)[-1]
@@ -89,9 +84,6 @@ class Profile:
 
     def is_barrier(self, name: str) -> bool:
         return matches(name, self.barriers)
-
-    def is_absorber_constructor(self, name: str) -> bool:
-        return matches(name, self.absorber_constructors)
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:

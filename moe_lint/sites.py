@@ -56,10 +56,6 @@ class Site:
         return tuple(flag for flag, _ in self.flags)
 
     @property
-    def in_wrapper(self) -> bool:
-        return self.raw.class_name is None
-
-    @property
     def method(self) -> str:
         return self.raw.function.rsplit(".", 1)[-1]
 
@@ -129,11 +125,18 @@ def judge_site(found: FoundSite, policy: Policy) -> Site:
     elif judged:
         guard = _without_ownership(found.guard, profile)
         try:
-            comparison = policy.judge(guard, raw.axis, [flag for flag, _ in flags])
+            # beside the helper, a further reason is redundant; in a guard by hand it is part of the decision
+            named = (
+                {name for name in atom_set(guard) if is_skip_atom(name, profile)} if route is Route.INLINE else set()
+            )
+            comparison = policy.judge(guard, raw.axis, [flag for flag, _ in flags], frozenset(named))
             scope = [flag for flag, _ in flags] if route is Route.HELPER else None
             missing = policy.missing(guard, raw.axis, scope)
         except TooManyAtoms:
             problem = SkipReason.TOO_MANY_ATOMS
+        unguarded = route is Route.NONE and comparison is not None and comparison.relation is not Relation.EQUAL
+        if unguarded and found.absorber is None:
+            problem = SkipReason.UNKNOWN_ABSORBER
     return Site(
         found.path,
         raw,

@@ -206,6 +206,27 @@ def test_a_reason_that_the_helper_does_not_cover_stays_in_the_guard(body: str, t
     assert f"and not {kept}()" in one.after or f"not {kept}() and" in one.after
 
 
+def test_a_guard_with_a_reason_of_its_own_is_stronger_and_not_rewritten_by_default(tmp_path: Path) -> None:
+    body = (
+        "if not (use_reduce_scatter or should_allreduce_fusion or should_use_dp_reduce_scatterv()\n"
+        "    or should_use_flashinfer_cutlass_moe_fp4_allgather() or should_use_other_thing()):\n"
+        f"    {SUM}"
+    )
+    reported(tmp_path, model(body))
+    options = Options((str(tmp_path / "engine/models/case.py"),), load_profile("sglang"))
+    report = run(options)
+    assert [(f.rule, f.relation) for f in report.findings] == [("MOE001", "stronger")]
+    assert fixing.fix(options, report, fixing.ALLOWED["default"]).fixed == ()
+
+
+def test_an_unguarded_reduction_in_a_block_that_nobody_builds_is_said_to_be_open(tmp_path: Path) -> None:
+    source = model(SUM).replace("self.mlp = Block(config)", "self.mlp = make_block(config)")
+    assert reported(tmp_path, source) == []
+    report = run(Options((str(tmp_path / "engine/models/case.py"),), load_profile("sglang")))
+    assert [(p.reason.value, p.failed) for p in report.problems] == [("unknown-absorber", False)]
+    assert report.exit_code == 0
+
+
 def test_codes_and_names_are_stable() -> None:
     assert {rule.code: rule.name for rule in all_rules()} == {
         "MOE001": "hand-written-guard",

@@ -116,7 +116,7 @@ def _stands_alone(site: Site) -> bool:
 def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
     """`x = wrapper(x)` in a tree whose sanctioned form is a wrapper that does just what this site does."""
     wrapper = context.wrappers.get(site.raw.collective)
-    if wrapper is None or not _stands_alone(site):
+    if wrapper is None or not _stands_alone(site) or (wrapper.takes_flags and site.raw.flags):
         return None
     whole: Span | None = None
     for part in site.raw.guard:
@@ -134,7 +134,7 @@ def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
         None,
         True,
         (),
-        wrapper,
+        wrapper.name,
         (("", site.raw.operand),),
         module,
         safety,

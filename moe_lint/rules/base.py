@@ -15,6 +15,14 @@ from moe_lint.policy import Policy
 from moe_lint.sites import Site, deciding_part
 
 
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """A sanctioned function that does the guarded reduction itself. One that takes flags must be told them."""
+
+    name: str
+    takes_flags: bool
+
+
 @dataclass(frozen=True)
 class Context:
     """Everything a rule may look at."""
@@ -36,16 +44,17 @@ class Context:
         return found.values()
 
     @cached_property
-    def wrappers(self) -> Mapping[str, str]:
+    def wrappers(self) -> Mapping[str, Wrapper]:
         """Collective -> the tree's wrapper that runs it under exactly the helper's condition, and does nothing else."""
-        found: dict[str, str] = {}
+        found: dict[str, Wrapper] = {}
         for name in self.policy.profile.wrappers:
             inside = [s for s in self.sites if s.raw.class_name is None and s.raw.function == name]
             facts = self.index.facts(inside[0].path) if len(inside) == 1 else None
-            # a wrapper that takes flags would have to be handed them: not one to put in without
-            alone = facts is not None and len(facts.header(name)[1]) == 1
-            if alone and inside[0].relation is Relation.EQUAL:
-                found.setdefault(inside[0].raw.collective, name)
+            if facts is None or inside[0].relation is not Relation.EQUAL:
+                continue
+            _, params, defaults = facts.header(name)
+            if all(param in defaults for param in params[1:]):
+                found.setdefault(inside[0].raw.collective, Wrapper(name, takes_flags=len(params) > 1))
         return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route, Severity
+from moe_lint.rules._cases import case, experts, method
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call, named, witness
 from moe_lint.rules.base import Context, Rule
@@ -41,6 +42,191 @@ class HandWrittenGuard(Rule):
 
     code = "MOE001"
     name = "hand-written-guard"
+    VALID = (
+        case(
+            "helper",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "redundant-atom-beside-the-helper",
+            experts(
+                """
+                if self.tp_size > 1 and not use_reduce_scatter and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "ep-and-tp-pair",
+            experts(
+                """
+                if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=False,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_expert_parallel_all_reduce(x)
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "ownership",
+            experts(
+                """
+                if self.reduce_results:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "helper-in-an-early-return",
+            experts(
+                """
+                if should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    return x
+                x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "helper-in-a-local",
+            experts(
+                """
+                skip = should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                )
+                if self.tp_size > 1 and not skip:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "not-the-experts",
+            method(
+                """
+                x = self.down_proj(x)
+                if self.tp_size > 1 and not use_reduce_scatter:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "size-only",
+            experts(
+                """
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+            absorber=False,
+        ),
+    )
+    INVALID = (
+        case(
+            "one-reason",
+            experts(
+                """
+                if self.tp_size > 1 and not use_reduce_scatter:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE001
+                """,
+            ),
+        ),
+        case(
+            "reordered-atoms",
+            experts(
+                """
+                if (
+                    not should_use_flashinfer_cutlass_moe_fp4_allgather()
+                    and not should_use_dp_reduce_scatterv()
+                    and not use_reduce_scatter
+                    and self.tp_size > 1
+                    and not should_allreduce_fusion
+                ):
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE001
+                """,
+            ),
+        ),
+        case(
+            "early-return",
+            experts(
+                """
+                if should_allreduce_fusion:
+                    return x
+                x = tensor_model_parallel_all_reduce(x)  # <- MOE001
+                """,
+            ),
+        ),
+        case(
+            "ternary",
+            experts(
+                "x = x if use_reduce_scatter else tensor_model_parallel_all_reduce(x)  # <- MOE001",
+            ),
+        ),
+        case(
+            "guard-in-a-local",
+            experts(
+                """
+                reduce = self.tp_size > 1 and not should_allreduce_fusion
+                if reduce:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE001
+                """,
+            ),
+        ),
+        case(
+            "nested-ifs",
+            experts(
+                """
+                if self.tp_size > 1:
+                    if not should_allreduce_fusion:
+                        x = tensor_model_parallel_all_reduce(x)  # <- MOE001
+                """,
+            ),
+        ),
+        case(
+            "positive-atom",
+            experts(
+                """
+                if get_moe_a2a_backend().is_none() and not use_reduce_scatter:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE001
+                """,
+            ),
+        ),
+        case(
+            "no-absorber",
+            experts(
+                """
+                if self.tp_size > 1 and not use_reduce_scatter:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE001
+                """,
+            ),
+            absorber=False,
+        ),
+    )
 
     def check(self, context: Context) -> Iterable[Finding]:
         policy = context.policy

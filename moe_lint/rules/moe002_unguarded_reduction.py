@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route
+from moe_lint.rules._cases import case, experts, method
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
@@ -33,6 +34,86 @@ class UnguardedReduction(Rule):
 
     code = "MOE002"
     name = "unguarded-reduction"
+    VALID = (
+        case(
+            "no-layer-communicator",
+            experts(
+                """
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+            absorber=False,
+        ),
+        case(
+            "helper",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "ownership",
+            experts(
+                """
+                if self.tp_size > 1 and self.reduce_results:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "not-the-experts",
+            method(
+                """
+                x = self.down_proj(x)
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+    )
+    INVALID = (
+        case(
+            "size-only",
+            experts(
+                """
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE002
+                """,
+            ),
+        ),
+        case(
+            "no-condition",
+            experts(
+                "x = tensor_model_parallel_all_reduce(x)  # <- MOE002",
+            ),
+        ),
+        case(
+            "no-flag-in-scope",
+            experts(
+                """
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE002
+                """,
+                parameters="x",
+            ),
+        ),
+        case(
+            "returned-call",
+            experts(
+                """
+                if self.tp_size > 1:
+                    return tensor_model_parallel_all_reduce(x)  # <- MOE002
+                """,
+            ),
+        ),
+    )
 
     def check(self, context: Context) -> Iterable[Finding]:
         policy = context.policy

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe_lint.model import Confidence, Finding, Route, Severity
+from moe_lint.rules._cases import case, experts
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call
 from moe_lint.rules.base import Context, Rule
@@ -23,6 +24,71 @@ class UnguardedWithoutAbsorber(Rule):
     name = "unguarded-without-absorber"
     severity = Severity.INFO
     confidence = Confidence.LOW
+    VALID = (
+        case(
+            "layer-communicator",
+            experts(
+                """
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "helper",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+            absorber=False,
+        ),
+        case(
+            "one-reason",
+            experts(
+                """
+                if self.tp_size > 1 and not use_reduce_scatter:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+            absorber=False,
+        ),
+    )
+    INVALID = (
+        case(
+            "size-only",
+            experts(
+                """
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE003
+                """,
+            ),
+            absorber=False,
+        ),
+        case(
+            "no-condition",
+            experts(
+                "x = tensor_model_parallel_all_reduce(x)  # <- MOE003",
+            ),
+            absorber=False,
+        ),
+        case(
+            "shared-experts-added",
+            experts(
+                """
+                x = x + self.shared_experts(x)
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE003
+                """,
+            ),
+            absorber=False,
+        ),
+    )
 
     def check(self, context: Context) -> Iterable[Finding]:
         for site in context.judged():

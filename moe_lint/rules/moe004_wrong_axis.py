@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from moe_lint.model import Finding, Route
 from moe_lint.rules._calls import axis_is_wrong
+from moe_lint.rules._cases import case, experts
 from moe_lint.rules._planning import plan_call
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
@@ -31,6 +32,102 @@ class WrongAxis(Rule):
 
     code = "MOE004"
     name = "wrong-axis"
+    VALID = (
+        case(
+            "pair",
+            experts(
+                """
+                if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=False,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_expert_parallel_all_reduce(x)
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "tp",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "by-hand",
+            experts(
+                """
+                if self.tp_size > 1 and not use_reduce_scatter:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+    )
+    INVALID = (
+        case(
+            "pair-asks-tp-twice",
+            experts(
+                """
+                if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_expert_parallel_all_reduce(x)  # <- MOE004
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "tp-asks-ep",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=False,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE004
+                """,
+            ),
+        ),
+        case(
+            "swapped-pair",
+            experts(
+                """
+                if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_expert_parallel_all_reduce(x)  # <- MOE004
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=False,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_tensor_model_parallel_all_reduce(x)  # <- MOE004
+                """,
+            ),
+        ),
+    )
 
     def check(self, context: Context) -> Iterable[Finding]:
         policy = context.policy

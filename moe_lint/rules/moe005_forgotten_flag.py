@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from moe_lint.model import Finding, Route
 from moe_lint.rules._calls import forgotten_flags
+from moe_lint.rules._cases import case, experts
 from moe_lint.rules._planning import plan_call
 from moe_lint.rules._wording import helper_call, named, witness
 from moe_lint.rules.base import Context, Rule
@@ -36,6 +37,80 @@ class ForgottenFlag(Rule):
 
     code = "MOE005"
     name = "forgotten-flag"
+    VALID = (
+        case(
+            "all-flags",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "flag-not-in-scope",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True, use_reduce_scatter=use_reduce_scatter
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                parameters="x, use_reduce_scatter=False",
+            ),
+        ),
+        case(
+            "no-flag-in-scope",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=True):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                parameters="x",
+            ),
+        ),
+    )
+    INVALID = (
+        case(
+            "one-of-two",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True, use_reduce_scatter=use_reduce_scatter
+                ):
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE005
+                """,
+            ),
+        ),
+        case(
+            "both",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=True):
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE005
+                """,
+            ),
+        ),
+        case(
+            "one-half-of-a-pair",
+            experts(
+                """
+                if self.ep_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=False):
+                    x = moe_expert_parallel_all_reduce(x)  # <- MOE005
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+    )
 
     def check(self, context: Context) -> Iterable[Finding]:
         policy = context.policy

@@ -7,6 +7,7 @@ from moe_lint.facts import CallFact
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Related, Route
 from moe_lint.rules._calls import literal_flags
+from moe_lint.rules._cases import case, experts
 from moe_lint.rules._planning import plan_call
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
@@ -42,6 +43,96 @@ class LiteralFlag(Rule):
 
     code = "MOE006"
     name = "literal-flag"
+    VALID = (
+        case(
+            "flags-handed-down",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+            layer="""
+            x = self.mlp(
+                x,
+                should_allreduce_fusion=should_allreduce_fusion,
+                use_reduce_scatter=use_reduce_scatter,
+            )
+            """,
+        ),
+        case(
+            "false-for-a-flag-not-in-scope",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=False
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                parameters="x, use_reduce_scatter=False",
+            ),
+        ),
+        case(
+            "caller-does-not-reduce",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+            layer="x = self.mlp(x, should_allreduce_fusion=True, use_reduce_scatter=use_reduce_scatter)",
+        ),
+    )
+    INVALID = (
+        case(
+            "true",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=True
+                ):
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE006
+                """,
+            ),
+        ),
+        case(
+            "false-hides-a-flag",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=False
+                ):
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE006
+                """,
+            ),
+        ),
+        case(
+            "caller-reduces-by-hand",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+            layer="""
+            x = self.mlp(x, should_allreduce_fusion=True, use_reduce_scatter=use_reduce_scatter)  # <- MOE006
+            if not should_allreduce_fusion and not use_reduce_scatter:
+                x = tensor_model_parallel_all_reduce(x)
+            """,
+        ),
+    )
 
     def check(self, context: Context) -> Iterable[Finding]:
         policy = context.policy

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route
 from moe_lint.rules._calls import axis_is_wrong, forgotten_flags, literal_flags
+from moe_lint.rules._cases import case, experts
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
@@ -13,9 +14,9 @@ from moe_lint.rules.base import Context, Rule
 class HelperMisused(Rule):
     """The guard asks the helper, and does not do what it answers.
 
-    A lost `not`, an `or` for an `and`, a second condition that overrides the answer: the name of the helper is there,
-    the decision is not its. The guard then reduces where the helper skips (summed twice), or skips where it would
-    reduce (each rank keeps its own partial sum), or both.
+    A lost `not`, an `or` for an `and`, a flag that runs the reduction in spite of the answer: the name of the helper
+    is there, the decision is not its. The guard then reduces where the helper skips (summed twice), or skips where it
+    would reduce (each rank keeps its own partial sum), or both.
 
     Instead of
 
@@ -27,12 +28,115 @@ class HelperMisused(Rule):
         if self.tp_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=True):
             x = tensor_model_parallel_all_reduce(x)
 
-    A redundant condition beside the helper is fine, and so is asking its halves one by one. The fix rewrites the
-    condition; it needs `--unsafe-fixes` wherever it would bring back a reduction.
+    A further condition joined by `and` is left alone, and so is asking the helper's halves one by one. The fix
+    rewrites the condition; it needs `--unsafe-fixes` wherever it would bring back a reduction.
     """
 
     code = "MOE007"
     name = "helper-misused"
+    VALID = (
+        case(
+            "helper",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "redundant-atom",
+            experts(
+                """
+                if self.tp_size > 1 and not should_allreduce_fusion and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "early-return",
+            experts(
+                """
+                if should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    return x
+                x = tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "ep-and-tp-pair",
+            experts(
+                """
+                if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=False,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_expert_parallel_all_reduce(x)
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+    )
+    INVALID = (
+        case(
+            "lost-not",
+            experts(
+                """
+                if self.tp_size > 1 and should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE007
+                """,
+            ),
+        ),
+        case(
+            "or-for-and",
+            experts(
+                """
+                if use_reduce_scatter or not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE007
+                """,
+            ),
+        ),
+        case(
+            "early-return-the-wrong-way",
+            experts(
+                """
+                if not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    return x
+                x = tensor_model_parallel_all_reduce(x)  # <- MOE007
+                """,
+            ),
+        ),
+    )
 
     def check(self, context: Context) -> Iterable[Finding]:
         policy = context.policy

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe_lint.model import Finding, Related, Route
+from moe_lint.rules._cases import case, experts
 from moe_lint.rules._planning import plan
 from moe_lint.rules._wording import named, witness
 from moe_lint.rules.base import Context, Rule
@@ -30,6 +31,84 @@ class AxisDrift(Rule):
 
     code = "MOE101"
     name = "axis-drift"
+    VALID = (
+        case(
+            "same-reasons",
+            experts(
+                """
+                if self.ep_size > 1 and not should_allreduce_fusion and not use_reduce_scatter:
+                    x = moe_expert_parallel_all_reduce(x)
+                if self.tp_size > 1 and not use_reduce_scatter and not should_allreduce_fusion:
+                    x = moe_tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "helper-in-both",
+            experts(
+                """
+                if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=False,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_expert_parallel_all_reduce(x)
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = moe_tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "reason-of-one-axis-only",
+            experts(
+                """
+                if self.ep_size > 1 and not should_allreduce_fusion:
+                    x = moe_expert_parallel_all_reduce(x)
+                if not should_allreduce_fusion and not should_use_flashinfer_cutlass_moe_fp4_allgather():
+                    x = moe_tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+    )
+    INVALID = (
+        case(
+            "ep-forgets",
+            experts(
+                """
+                if self.ep_size > 1 and not should_allreduce_fusion:
+                    x = moe_expert_parallel_all_reduce(x)  # <- MOE101
+                if self.tp_size > 1 and not should_allreduce_fusion and not use_reduce_scatter:
+                    x = moe_tensor_model_parallel_all_reduce(x)
+                """,
+            ),
+        ),
+        case(
+            "tp-forgets",
+            experts(
+                """
+                if self.ep_size > 1 and not should_allreduce_fusion and not should_use_dp_reduce_scatterv():
+                    x = moe_expert_parallel_all_reduce(x)
+                if self.tp_size > 1 and not should_allreduce_fusion:
+                    x = moe_tensor_model_parallel_all_reduce(x)  # <- MOE101
+                """,
+            ),
+        ),
+        case(
+            "each-forgets-another",
+            experts(
+                """
+                if self.ep_size > 1 and not should_allreduce_fusion:
+                    x = moe_expert_parallel_all_reduce(x)  # <- MOE101
+                if self.tp_size > 1 and not use_reduce_scatter:
+                    x = moe_tensor_model_parallel_all_reduce(x)  # <- MOE101
+                """,
+            ),
+        ),
+    )
 
     def check(self, context: Context) -> Iterable[Finding]:
         for group in context.groups():

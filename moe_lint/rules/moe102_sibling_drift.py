@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe_lint.model import Finding, Related, Route
+from moe_lint.rules._cases import case, experts, method
 from moe_lint.rules._planning import plan
 from moe_lint.rules._wording import named, witness
 from moe_lint.rules.base import Context, Rule
@@ -23,6 +24,130 @@ class SiblingDrift(Rule):
 
     code = "MOE102"
     name = "sibling-drift"
+    VALID = (
+        case(
+            "same-reasons",
+            experts(
+                """
+                if not should_allreduce_fusion and not use_reduce_scatter:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            experts(
+                """
+                if not use_reduce_scatter and not should_allreduce_fusion:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_cpu",
+            ),
+        ),
+        case(
+            "helper-in-both",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_cpu",
+            ),
+        ),
+        case(
+            "deepep-does-not-reduce",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            method(
+                "x = self.experts.combine(x)",
+                name="forward_deepep",
+                parameters="x",
+            ),
+        ),
+    )
+    INVALID = (
+        case(
+            "cpu-forgets",
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            experts(
+                """
+                if not should_allreduce_fusion:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE102
+                """,
+                name="forward_cpu",
+            ),
+        ),
+        case(
+            "subset-by-hand",
+            experts(
+                """
+                if not should_allreduce_fusion and not use_reduce_scatter:
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            experts(
+                """
+                if not use_reduce_scatter:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE102
+                """,
+                name="forward_dual_stream",
+            ),
+        ),
+        case(
+            "size-only-sibling",
+            experts(
+                """
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)  # <- MOE102
+                """,
+                name="forward_normal",
+            ),
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_cpu",
+            ),
+        ),
+    )
 
     def check(self, context: Context) -> Iterable[Finding]:
         for group in context.groups():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from moe_lint.facts import BackendTest
 from moe_lint.index import Ref
 from moe_lint.model import Confidence, Finding, Related, Severity
+from moe_lint.rules._cases import case, experts, method
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Context, Rule
 from moe_lint.sites import Site
@@ -39,6 +40,169 @@ class HandListedBackends(Rule):
     name = "hand-listed-backends"
     severity = Severity.WARNING
     confidence = Confidence.MEDIUM
+    VALID = (
+        case(
+            "class-predicate",
+            method(
+                """
+                if is_deepep_class_backend():
+                    return self.forward_deepep(x)
+                return self.forward_normal(x)
+                """,
+            ),
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            method(
+                "x = self.experts(x)",
+                name="forward_deepep",
+                parameters="x",
+            ),
+        ),
+        case(
+            "all-members",
+            method(
+                """
+                if (
+                    get_moe_a2a_backend().is_mori()
+                    or get_moe_a2a_backend().is_deepep()
+                    or get_moe_a2a_backend().is_mooncake()
+                ):
+                    return self.forward_deepep(x)
+                return self.forward_normal(x)
+                """,
+            ),
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            method(
+                "x = self.experts(x)",
+                name="forward_deepep",
+                parameters="x",
+            ),
+        ),
+        case(
+            "chooses-no-reduction",
+            method(
+                """
+                if get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake():
+                    x = self.prepare(x)
+                """,
+            ),
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            method(
+                "x = self.experts(x)",
+                name="forward_deepep",
+                parameters="x",
+            ),
+        ),
+    )
+    INVALID = (
+        case(
+            "two-of-three",
+            method(
+                """
+                if get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake():  # <- MOE103
+                    return self.forward_deepep(x)
+                return self.forward_normal(x)
+                """,
+            ),
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            method(
+                "x = self.experts(x)",
+                name="forward_deepep",
+                parameters="x",
+            ),
+        ),
+        case(
+            "one-of-three",
+            method(
+                """
+                if get_moe_a2a_backend().is_deepep():  # <- MOE103
+                    return self.forward_deepep(x)
+                return self.forward_normal(x)
+                """,
+            ),
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            method(
+                "x = self.experts(x)",
+                name="forward_deepep",
+                parameters="x",
+            ),
+        ),
+        case(
+            "another-order",
+            method(
+                """
+                if get_moe_a2a_backend().is_mori() or get_moe_a2a_backend().is_deepep():  # <- MOE103
+                    return self.forward_deepep(x)
+                return self.forward_normal(x)
+                """,
+            ),
+            experts(
+                """
+                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+                    is_tp_path=True,
+                    use_reduce_scatter=use_reduce_scatter,
+                    should_allreduce_fusion=should_allreduce_fusion,
+                ):
+                    x = tensor_model_parallel_all_reduce(x)
+                """,
+                name="forward_normal",
+            ),
+            method(
+                "x = self.experts(x)",
+                name="forward_deepep",
+                parameters="x",
+            ),
+        ),
+    )
 
     def check(self, context: Context) -> Iterable[Finding]:
         classes = context.policy.backend_classes()

@@ -1,0 +1,156 @@
+"""Fixing: what is written, what is held back, and that a second run finds nothing to do."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_lint import fixing
+from moe_lint.cli import main
+from moe_lint.engine import Options, run
+from moe_lint.profile import load_profile
+from tests.trees import COMPLETE, FORGETFUL, HELPER_NAME, ROUTED, write_tree
+
+PROFILE = load_profile("sglang")
+SUM = "    x = tensor_model_parallel_all_reduce(x)\n"
+PAIR = f"if self.ep_size > 1 and not use_reduce_scatter:\n    x = moe_expert_parallel_all_reduce(x)\n{FORGETFUL}"
+
+
+def moe_lint(*args: str) -> Result:
+    return CliRunner().invoke(main, list(args))
+
+
+def bytes_of(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*.py")}
+
+
+@pytest.mark.parametrize("guard", [FORGETFUL, COMPLETE, PAIR, SUM.strip() + "\n"])
+def test_what_is_fixed_is_clean_and_stays_as_it_is(tmp_path: Path, guard: str) -> None:
+    root = write_tree(tmp_path, guard)
+    assert moe_lint(str(root)).exit_code == 1
+    assert moe_lint("--fix", str(root)).exit_code == 0
+    fixed = bytes_of(root)
+    assert moe_lint(str(root)).exit_code == 0
+    assert moe_lint("--fix", str(root)).exit_code == 0
+    assert bytes_of(root) == fixed
+
+
+@pytest.mark.parametrize(("guard", "option"), [(ROUTED, "--fix"), (FORGETFUL, "--diff")])
+def test_nothing_is_written(tmp_path: Path, guard: str, option: str) -> None:
+    root = write_tree(tmp_path, guard)
+    before = bytes_of(root)
+    shown = moe_lint(option, str(root)).stdout
+    assert (f"+    {HELPER_NAME},\n" in shown) == (option == "--diff")
+    assert bytes_of(root) == before
+
+
+def test_safe_only_rewrites_what_keeps_its_behaviour_and_no_more(tmp_path: Path) -> None:
+    forgetful, complete = write_tree(tmp_path / "a", FORGETFUL), write_tree(tmp_path / "b", COMPLETE)
+    before = bytes_of(forgetful)
+    assert moe_lint("--fix", "--safe-only", str(forgetful)).exit_code == 1
+    assert bytes_of(forgetful) == before
+    assert moe_lint("--fix", "--safe-only", str(complete)).exit_code == 0
+    assert HELPER_NAME in (complete / "models/x.py").read_text()
+
+
+def test_a_pair_is_fixed_together(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, PAIR)
+    assert moe_lint("--fix", str(root)).exit_code == 0
+    text = (root / "models/x.py").read_text()
+    assert "is_tp_path=False" in text
+    assert "is_tp_path=True" in text
+
+
+def test_the_mode_of_a_file_is_kept_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = write_tree(tmp_path) / "models/x.py"
+    path.chmod(0o640)
+    names = sorted(path.parent.iterdir())
+    assert moe_lint("--fix", str(tmp_path / "engine")).exit_code == 0
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.parent.iterdir()) == names
+
+
+def test_a_file_that_changed_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text("now = 2\n")
+    with pytest.raises(OSError, match="changed while"):
+        fixing.write(str(path), "now = 1\n", "now = 3\n")
+    assert path.read_text() == "now = 2\n"
+
+
+def test_a_verified_wrapper_is_used_where_no_flag_is_in_scope(tmp_path: Path) -> None:
+    guard = f"if self.tp_size > 1 and not should_use_dp_reduce_scatterv():\n{SUM}"
+    root = write_tree(tmp_path, guard, wrapper=True, flags="")
+    moe_lint("--fix", str(root))
+    text = (root / "models/x.py").read_text()
+    assert "        x = self.experts(x)\n        x = reduce_moe_output(x)\n        return x\n" in text
+    assert "    reduce_moe_output,\n" in text
+
+
+def test_a_wrapper_that_takes_flags_is_not_put_in_where_a_flag_is_in_scope(tmp_path: Path) -> None:
+    guard = f"if self.tp_size > 1 and not use_reduce_scatter:\n{SUM}"
+    root = write_tree(tmp_path, guard, wrapper=True)
+    moe_lint("--fix", str(root))
+    text = (root / "models/x.py").read_text()
+    assert "reduce_moe_output(x)" not in text
+    assert "use_reduce_scatter=use_reduce_scatter" in text
+
+
+def test_init_then_fix_and_init_again(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, COMPLETE, helper=False)
+    before = bytes_of(root)
+    assert f"+def {HELPER_NAME}(" in moe_lint("init", "--diff", str(root)).stdout
+    assert bytes_of(root) == before
+    assert moe_lint("init", str(root)).exit_code == 0
+    assert f'"{HELPER_NAME}"' in (root / "layers/moe/__init__.py").read_text()
+    assert moe_lint("--fix", str(root)).exit_code == 0
+    assert f"not {HELPER_NAME}(" in (root / "models/x.py").read_text()
+    before = bytes_of(root)
+    again = moe_lint("init", str(root))
+    assert (again.exit_code, "nothing to do" in again.stdout) == (0, True)
+    assert bytes_of(root) == before
+
+
+ATOMS = st.lists(
+    st.sampled_from(
+        [
+            "use_reduce_scatter",
+            "should_allreduce_fusion",
+            "should_use_dp_reduce_scatterv()",
+            "should_use_flashinfer_cutlass_moe_fp4_allgather()",
+        ]
+    ),
+    min_size=1,
+    max_size=3,
+    unique=True,
+)
+SKIPS = st.one_of(
+    ATOMS.map(lambda atoms: f"not ({' or '.join(atoms)})"),
+    ATOMS.map(lambda atoms: f"({' and '.join(f'not {atom}' for atom in atoms)})"),
+    ATOMS.map(lambda atoms: f"not ({' and '.join(atoms)})"),
+)
+OPERANDS = st.lists(SKIPS, min_size=1, max_size=3, unique=True).flatmap(
+    lambda skips: st.permutations(["self.tp_size > 1", *skips])
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(OPERANDS)
+def test_any_guard_over_the_reasons_equals_the_helper_after_its_fix(operands: list[str]) -> None:
+    guard = f"if {' and '.join(operands)}:\n{SUM}"
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_tree(Path(folder), guard)
+        options = Options((str(root),), PROFILE)
+        result = fixing.fix(options, run(options), fixing.ALLOWED["unsafe"])
+        assert result.not_proven == ()
+        (fixed,) = result.fixed
+        fixing.write(fixed.path, fixed.before, fixed.after)
+        after = run(options)
+        assert [row.relation for row in after.rows if row.post_experts] == ["equal"]
+        assert after.findings == ()
+        assert fixing.fix(options, after, fixing.ALLOWED["unsafe"]).fixed == ()

@@ -1,0 +1,110 @@
+"""Every rule on its own examples: it reports exactly the lines that its cases mark."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from moe_lint.engine import Options, run
+from moe_lint.profile import load_profile
+from moe_lint.rules import Case, Rule, all_rules
+
+CODES = {
+    "MOE001": "hand-written-guard",
+    "MOE002": "unguarded-reduction",
+    "MOE003": "unguarded-without-absorber",
+    "MOE004": "wrong-axis",
+    "MOE005": "forgotten-flag",
+    "MOE006": "literal-flag",
+    "MOE007": "helper-misused",
+    "MOE101": "axis-drift",
+    "MOE102": "sibling-drift",
+    "MOE103": "hand-listed-backends",
+    "MOE901": "unused-suppression",
+    "MOE902": "suppression-without-reason",
+    "MOE903": "malformed-suppression",
+}
+#: What a rule's documentation must say about what goes wrong: with the sum, or with later findings.
+CONSEQUENCES = {
+    "MOE001": "scaled by the group size",
+    "MOE002": "scaled by the group size",
+    "MOE003": "lose the only reduction",
+    "MOE004": "fails to skip",
+    "MOE005": "both do",
+    "MOE006": "never reduces",
+    "MOE007": "summed twice",
+    "MOE101": "summed twice",
+    "MOE102": "numbers depend on the path",
+    "MOE103": "once more than they should be",
+    "MOE901": "silence the next bug",
+    "MOE902": "not why",
+    "MOE903": "silences nothing",
+}
+MARK = re.compile(r"[ \t]*# <- (MOE\d{3})$", re.MULTILINE)
+RULES = {rule.code: rule for rule in all_rules()}
+
+
+def every_case() -> list[object]:
+    return [
+        pytest.param(rule, case, id=f"{rule.code}-{case.name}")
+        for rule in all_rules()
+        for case in (*rule.VALID, *rule.INVALID)
+    ]
+
+
+def marked(case: Case, code: str) -> set[tuple[str, int]]:
+    return {
+        (path, number)
+        for path, text in case.files.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if (mark := MARK.search(line)) and mark[1] == code
+    }
+
+
+@pytest.mark.parametrize(("rule", "case"), every_case())
+def test_a_rule_reports_exactly_the_marked_lines(rule: Rule, case: Case, tmp_path: Path) -> None:
+    for name, text in case.files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(MARK.sub("", text))  # in a directive's line the mark would be part of its reason
+    select: tuple[str, ...] = (rule.code,)
+    if rule.code.startswith("MOE9"):  # a directive is about other rules' findings
+        select = (*(other.code for other in all_rules() if other.on_by_default), rule.code)
+    report = run(Options((str(tmp_path),), load_profile("sglang"), select=select))
+    assert report.problems == ()
+    found = [
+        (Path(finding.path).resolve().relative_to(tmp_path.resolve()).as_posix(), finding.span.line)
+        for finding in report.findings
+        if finding.rule == rule.code
+    ]
+    assert sorted(found) == sorted(marked(case, rule.code))
+
+
+@pytest.mark.parametrize("code", RULES)
+def test_a_rule_has_at_least_as_many_valid_cases_as_invalid_ones(code: str) -> None:
+    rule = RULES[code]
+    assert len(rule.VALID) >= len(rule.INVALID) >= 1
+    names = [case.name for case in (*rule.VALID, *rule.INVALID)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("code", RULES)
+def test_only_invalid_cases_are_marked_and_with_their_own_code(code: str) -> None:
+    rule = RULES[code]
+    assert all(not MARK.search(text) for case in rule.VALID for text in case.files.values())
+    for case in rule.INVALID:
+        assert {mark[1] for text in case.files.values() for mark in MARK.finditer(text)} == {code}
+
+
+def test_the_codes_and_names_of_the_rules_stay() -> None:
+    assert {rule.code: rule.name for rule in all_rules()} == CODES
+
+
+@pytest.mark.parametrize("code", RULES)
+def test_a_rule_has_a_summary_and_names_its_consequence(code: str) -> None:
+    rule = RULES[code]
+    assert rule.summary.endswith(".")
+    assert len(rule.summary) < 120
+    assert CONSEQUENCES[code] in " ".join(rule.documentation.split())
