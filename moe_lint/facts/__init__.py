@@ -1,0 +1,45 @@
+"""A parsed file -> `FileFacts`: what it says about reductions, guards, operands, classes and predicates.
+
+Reads with `ast`, looks into no other file; what it hands out (`FunctionFacts`, `Formula`) holds no syntax node. Names
+that only another file can explain stay symbolic (`CallResult`, base names, import targets); `index` resolves them.
+"""
+
+from moe_lint.facts.data import (
+    NOTHING,
+    Argument,
+    AttributeFact,
+    BackendTest,
+    CallFact,
+    CallResult,
+    ClassFacts,
+    Experts,
+    FunctionFacts,
+    GuardPart,
+    Origin,
+    Origins,
+    Param,
+    RawSite,
+)
+from moe_lint.facts.file import FileFacts
+from moe_lint.facts.syntax import group_axis, is_reduction_name, span_of
+
+__all__ = [
+    "NOTHING",
+    "Argument",
+    "AttributeFact",
+    "BackendTest",
+    "CallFact",
+    "CallResult",
+    "ClassFacts",
+    "Experts",
+    "FileFacts",
+    "FunctionFacts",
+    "GuardPart",
+    "Origin",
+    "Origins",
+    "Param",
+    "RawSite",
+    "group_axis",
+    "is_reduction_name",
+    "span_of",
+]

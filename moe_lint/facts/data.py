@@ -1,0 +1,165 @@
+"""What a file says, as frozen values without syntax nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moe_lint.formula import Formula
+from moe_lint.model import Axis, Span
+
+# --- operands -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The value comes out of the experts themselves."""
+
+    via: str
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """The value is what the caller passed for this parameter."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """The value is (element ``element`` of) what ``callee`` returned, given values of the origins ``inputs``."""
+
+    callee: str
+    element: int | None
+    inputs: frozenset[Origin]
+    #: the callee's own name says that it is the experts
+    named_experts: bool
+
+
+Origin = Experts | Param | CallResult
+Origins = frozenset[Origin]
+NOTHING: Origins = frozenset()
+
+# --- facts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GuardPart:
+    """One condition that controls a site. ``formula`` is what must hold for the site to be reached."""
+
+    text: str
+    polarity: bool
+    kind: str  # if, else, early-exit, ternary, and, or, while
+    span: Span
+    formula: Formula
+    #: the operands of the top-level `and` (`or`, where the condition must be false): text, and what must hold
+    operands: tuple[tuple[str, Formula], ...] = ()
+    #: `operands` are joined by `and` (each must hold), else by `or` (none may)
+    positive: bool = True
+    #: where the operands stand when the condition is a local that only this test reads: the value assigned to it
+    carrier: Span | None = None
+    #: the whole `if` statement
+    statement: Span | None = None
+    #: the guarded block holds nothing but one statement, so its condition may be rewritten
+    exclusive: bool = False
+    #: the condition alone decides; not so where only some paths through an `if` above leave the function
+    plain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RawSite:
+    """One all-reduce-like call as its own file shows it."""
+
+    span: Span
+    callee: str
+    collective: str
+    axis: Axis
+    function: str
+    class_name: str | None
+    guard: tuple[GuardPart, ...]
+    origins: Origins
+    #: spelling of each layer-context flag that is a parameter or a local here
+    flags: tuple[str, ...]
+    statement: Span
+    #: how the call stands in its statement: assign (`x = f(x)`), return, consumed (by a norm, on the spot) or other
+    shape: str
+    operand: str
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a call: its keyword (None: positional), text, formula (for conditions) and origins."""
+
+    keyword: str | None
+    text: str
+    literal: bool | None
+    origins: Origins
+
+
+@dataclass(frozen=True, slots=True)
+class CallFact:
+    """A call that hands on a tensor that may come from the experts, or a layer-context flag."""
+
+    callee: str
+    span: Span
+    function: str
+    class_name: str | None
+    arguments: tuple[Argument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeFact:
+    """One assignment to ``self.name``: which constructors its value calls, and under which condition."""
+
+    name: str
+    callees: tuple[str, ...]
+    alias: str | None
+    condition: Formula
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackendTest:
+    """A disjunction of a2a backend questions, `get_moe_a2a_backend().is_x() or …`, that was written out by hand."""
+
+    members: frozenset[str]
+    span: Span
+    function: str
+    class_name: str | None
+    #: methods of the same class that are called in the statement
+    chooses: frozenset[str]
+    #: the statement leaves the function, so it decides about everything below it
+    leaves: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionFacts:
+    """What the body of one function (with the functions inside it left out) does."""
+
+    name: str
+    qualname: str
+    class_name: str | None
+    line: int
+    params: tuple[str, ...]
+    #: parameters that have a default -> the default when it is a truth value, else None
+    defaults: Mapping[str, bool | None]
+    #: per return statement, the origins of its elements (one, or those of a tuple)
+    returns: tuple[tuple[Origins, ...], ...]
+    sites: tuple[RawSite, ...]
+    calls: tuple[CallFact, ...]
+    attributes: tuple[AttributeFact, ...]
+    #: every constructor-like callee
+    builds: tuple[str, ...]
+    backend_tests: tuple[BackendTest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFacts:
+    """A class as its header and its method names show it."""
+
+    name: str
+    line: int
+    bases: tuple[str, ...]
+    methods: frozenset[str]
+    properties: frozenset[str]

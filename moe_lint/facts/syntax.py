@@ -1,0 +1,143 @@
+"""Small questions to syntax nodes and names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from moe_lint.expressions import dotted
+from moe_lint.model import Axis, Span
+
+#: A name that says "this is an all-reduce".
+_REDUCTION = re.compile(r"(?:^|_)all_?reduce_?$", re.IGNORECASE)
+_NOT_A_REDUCTION = re.compile(
+    r"^_*(?:should|can|is|has|use|uses|add|register|get|set|init|compile|enable|disable|skip|test|make|create|build)_"
+)
+_GROUP_AXIS = (
+    (re.compile(r"(?:^|_)(?:ep|expert|expert_parallel)(?:_|$)"), "EP"),
+    (re.compile(r"(?:^|_)(?:attn|attention|dp|pp|cp)(?:_|$)"), "other"),
+    (re.compile(r"(?:^|_)(?:tp|tensor|tensor_parallel|tensor_model_parallel)(?:_|$)"), "TP"),
+)
+
+
+def span_of(node: ast.expr | ast.stmt, lines: list[str]) -> Span:
+    """The span of a node, with columns in characters (ast counts UTF-8 bytes)."""
+
+    def column(line: int, offset: int) -> int:
+        text = lines[line - 1] if line <= len(lines) else ""
+        return offset + 1 if text.isascii() else len(text.encode()[:offset].decode(errors="ignore")) + 1
+
+    end_line = node.end_lineno or node.lineno
+    return Span(node.lineno, column(node.lineno, node.col_offset), end_line, column(end_line, node.end_col_offset or 0))
+
+
+def is_reduction_name(name: str) -> bool:
+    """Whether a function's name says that it is an all-reduce (`all_reduce`, `symm_mem_all_reduce`)."""
+    return _REDUCTION.search(name) is not None and _NOT_A_REDUCTION.match(name) is None
+
+
+def group_axis(text: str) -> Axis:
+    """The axis of a process group, from the words in its name: `get_moe_ep_group()` -> EP."""
+    words = re.sub(r"[^0-9a-z]+", "_", text.lower())
+    for pattern, axis in _GROUP_AXIS:
+        if pattern.search(words):
+            return axis  # type: ignore[return-value]
+    return "other"
+
+
+def lines_with(pattern: re.Pattern[str], source: str) -> list[int]:
+    """The lines on which the matches of a pattern end."""
+    lines: list[int] = []
+    line, position = 1, 0
+    for match in pattern.finditer(source):
+        line += source.count("\n", position, match.end())
+        position = match.end()
+        lines.append(line)
+    return lines
+
+
+def holds_line(lines: list[int], first: int, last: int | None) -> bool:
+    """Whether one of the sorted lines is in a range."""
+    position = bisect_left(lines, first)
+    return position < len(lines) and lines[position] <= (last or first)
+
+
+def import_statements(tree: ast.Module, lines: list[int]) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Import statements, module-level first; ``lines`` are all that hold one: blocks without are passed over."""
+    stack: list[ast.stmt] = list(reversed(tree.body))
+    later: list[ast.stmt] = []
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif not holds_line(lines, node.lineno, node.end_lineno):
+            continue
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            later.append(node)
+        else:
+            stack.extend(s for block in inner_blocks(node) for s in block)
+    while later:
+        node = later.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif holds_line(lines, node.lineno, node.end_lineno):
+            later.extend(s for block in inner_blocks(node) for s in block)
+
+
+def inner_blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
+    for name in ("body", "orelse", "finalbody"):
+        block = getattr(statement, name, None)
+        if isinstance(block, list):
+            yield block
+    for handler in getattr(statement, "handlers", ()):
+        yield handler.body
+    for case in getattr(statement, "cases", ()):
+        yield case.body
+
+
+def arguments_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
+    return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+
+
+def defaults_of(arguments: ast.arguments) -> tuple[tuple[str, bool | None], ...]:
+    """Parameters that have a default -> the default when it is a truth value, else None."""
+    found: list[tuple[str, bool | None]] = []
+    positional = [*arguments.posonlyargs, *arguments.args]
+    pairs: list[tuple[ast.arg, ast.expr | None]] = list(
+        zip(positional[len(positional) - len(arguments.defaults) :], arguments.defaults, strict=True)
+    )
+    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    for argument, default in pairs:
+        if default is not None:
+            constant = isinstance(default, ast.Constant) and isinstance(default.value, bool)
+            found.append((argument.arg, default.value if constant else None))  # type: ignore[attr-defined]
+    return tuple(found)
+
+
+def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    names = {(dotted(d) or "").rsplit(".", 1)[-1] for d in node.decorator_list}
+    return bool(names & {"property", "cached_property"})
+
+
+def self_assignments(method: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None]]:
+    """(attribute, value) for each store to ``self.x``; no value unless it is assigned unconditionally and plainly."""
+    stack: list[tuple[ast.stmt, bool]] = [(statement, True) for statement in method.body]
+    while stack:
+        statement, plain = stack.pop()
+        targets: list[ast.expr] = []
+        value: ast.expr | None = None
+        if isinstance(statement, ast.Assign):
+            targets, value = statement.targets, statement.value
+        elif isinstance(statement, ast.AnnAssign):
+            targets, value = [statement.target], statement.value
+        elif isinstance(statement, ast.AugAssign):
+            targets = [statement.target]
+        else:
+            stack += [(inner, False) for block in inner_blocks(statement) for inner in block]
+        for target in targets:
+            for element in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
+                base = element.value if isinstance(element, ast.Attribute) else None
+                if isinstance(element, ast.Attribute) and isinstance(base, ast.Name) and base.id == "self":
+                    yield element.attr, value if plain and element is target else None
