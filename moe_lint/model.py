@@ -129,6 +129,8 @@ class Finding:
     related: tuple[Related, ...] = ()
     remedy: str | None = None
     fix: FixPlan | None = None
+    #: what the finding is about, without positions: the reduction and its normalised guard. For `fingerprint`
+    subject: str = ""
 
     @property
     def order(self) -> tuple[str, Span, str]:

@@ -109,6 +109,7 @@ def _about(
                     message,
                     "",
                     None,
+                    subject=", ".join(directive.codes) or directive.reason,
                 )
             )
 

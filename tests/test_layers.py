@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = (
     "model",
+    "fingerprint",
     "formula",
     "profile",
     "expressions",
@@ -29,7 +30,7 @@ ORDER = (
     "cli",
 )
 #: Modules outside the chain, and what they may know of it.
-BESIDE = {"guard_visitor": ORDER[: ORDER.index("sites")], "reporters": ("model",), "__main__": ("cli",)}
+BESIDE = {"guard_visitor": ORDER[: ORDER.index("sites")], "reporters": ("model", "fingerprint"), "__main__": ("cli",)}
 #: Loaded only where they are needed: inside a function, never on import.
 LATE = {
     "engine": ("moe_lint.guard_visitor",),

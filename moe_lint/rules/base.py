@@ -126,7 +126,14 @@ class Rule:
             (*related, *place),
             remedy,
             fix,
+            subject(site),
         )
+
+
+def subject(site: Site) -> str:
+    """A site without its position: the reduction and every condition above it, in normalised spelling."""
+    conditions = (part.text if part.polarity else f"not ({part.text})" for part in site.raw.guard)
+    return " | ".join((*conditions, site.raw.collective))
 
 
 def short_name(site: Site) -> str:

@@ -171,6 +171,7 @@ class LiteralFlag(Rule):
                 witness(site, context.policy),
                 related=(Related(site.path, site.raw.span.line, "the reduction by hand"),),
                 remedy=f"pass `{argument}={flags[argument]}` and let the block reduce",
+                subject=f"{call.callee}({argument}=True)",
             )
 
 
