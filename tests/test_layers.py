@@ -34,7 +34,7 @@ BESIDE = {"guard_visitor": ORDER[: ORDER.index("sites")], "reporters": ("model",
 #: Loaded only where they are needed: inside a function, never on import.
 LATE = {
     "engine": ("moe_lint.guard_visitor",),
-    "cli": ("moe_lint.reporters", "moe_lint"),
+    "cli": ("moe_lint.reporters",),
     "fixing": ("codemods.edits", "codemods.guards", "codemods.imports"),
     "initialise": ("codemods.edits", "codemods.imports"),
 }

@@ -1,0 +1,51 @@
+"""The command line: arguments -> Options -> report -> output -> exit code. The one place that exits.
+
+One module per command, each with a click command called `command`; a module is imported when its command runs.
+"""
+
+from __future__ import annotations
+
+import gc
+from importlib import import_module
+
+import click
+
+from moe_lint.cli.shared import EPILOG
+
+#: Command -> its module in this package, in the order of the help text.
+COMMANDS = {
+    "check": "check",
+    "matrix": "matrix",
+    "rule": "rule",
+    "init": "init",
+}
+
+
+class _Commands(click.Group):
+    """Loads a command when it is asked for. `check` is the default: `moe-lint --fix x` is `moe-lint check --fix x`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"{__name__}.{COMMANDS[cmd_name]}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
+            args = ["check", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="moe-lint", prog_name="moe-lint")
+def main() -> None:
+    """Find, judge and fix all-reduces after the experts of mixture-of-experts models.
+
+    `check` is the default command: `moe-lint --fix python/`.
+    """
+    # A run builds syntax trees and drops them all at the end: the collector would walk them in vain.
+    gc.disable()

@@ -1,0 +1,36 @@
+"""`moe-lint init`: write the helper that a tree lacks."""
+
+from __future__ import annotations
+
+import click
+
+from moe_lint.cli.shared import fail, profile_option, read_profile
+from moe_lint.engine import UsageError
+from moe_lint.fixing import diff, write
+from moe_lint.initialise import plan_init
+
+
+@click.command("init")
+@click.argument("tree", metavar="TREE")
+@click.option("--into", metavar="FILE", help="The module that gets the helper (default: beside the skip predicates).")
+@click.option("--diff", "do_diff", is_flag=True, help="Show the change and write nothing.")
+@profile_option
+def command(tree: str, into: str | None, do_diff: bool, profile: str) -> None:
+    """Give a tree without a central helper the one that its own guards add up to."""
+    try:
+        plan = plan_init(tree, read_profile(profile), into)
+    except UsageError as error:
+        fail(str(error))
+    if plan is None:
+        click.echo("the tree has its helper already; nothing to do")
+        return
+    if do_diff:
+        click.echo(diff(plan.files), nl=False)
+        return
+    for one in plan.files:
+        try:
+            write(one.path, one.before, one.after)
+        except (OSError, UnicodeEncodeError) as error:
+            fail(f"{one.path}: cannot be written: {error}")
+        click.echo(f"wrote {one.path}")
+    click.echo(f"added `{plan.helper.name}`; next: moe-lint --fix {tree}")
