@@ -7,32 +7,42 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "venv", ".venv", "site-packages", "build", "dist"})
+from moe_lint.ignored import DEFAULT_FILES, PROJECT_MARKERS, FileFilter, Ignorer, Rules
+
 _ABSOLUTE_IMPORT = re.compile(rb"^(?:from|import)[ \t]+([A-Za-z_]\w*)", re.MULTILINE)
-_PROJECT_MARKERS = (".git", "pyproject.toml", "setup.cfg", "setup.py")
 
 
-def python_files(folder: Path) -> Iterator[Path]:
-    """Every Python file below a folder, sorted; hidden folders, environments and caches are left out."""
-    yield from map(Path, python_file_names(str(folder)))
+def python_files(folder: Path, files: FileFilter = DEFAULT_FILES) -> Iterator[Path]:
+    """Every Python file below a folder, sorted; what the filter leaves out is not among them."""
+    yield from map(Path, python_file_names(str(folder), files))
 
 
-def python_file_names(folder: str) -> Iterator[str]:
+def python_file_names(folder: str, files: FileFilter = DEFAULT_FILES) -> Iterator[str]:
     """The same as text: a tree has thousands of files, and a `Path` costs more than finding one."""
-    folder = "" if folder == os.curdir else folder
+    absolute = os.path.abspath(folder)
+    ignorer = Ignorer(files, absolute)
+    shown = "" if folder == os.curdir else folder
+    yield from _walk(shown, absolute, ignorer, ignorer.above)
+
+
+def _walk(shown: str, folder: str, ignorer: Ignorer, rules: tuple[Rules, ...]) -> Iterator[str]:
     folders: list[str] = []
     files: list[str] = []
-    with os.scandir(folder or os.curdir) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith(".") and entry.name not in _SKIPPED_FOLDERS:
-                    folders.append(entry.name)
-            elif entry.name.endswith(".py") and entry.is_file():
-                files.append(entry.name)
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry for entry in entries}
+    rules = ignorer.below(folder, found, rules)
+    ask = bool(rules) or ignorer.asks_about_files
+    for name, entry in found.items():
+        if entry.is_dir(follow_symlinks=False):
+            if not name.startswith(".") and not ignorer.leaves_out(os.path.join(folder, name), name, True, rules):
+                folders.append(name)
+        elif name.endswith(".py") and entry.is_file():
+            if not ask or not ignorer.leaves_out(os.path.join(folder, name), name, False, rules):
+                files.append(name)
     for name in sorted(files):
-        yield os.path.join(folder, name)
+        yield os.path.join(shown, name)
     for name in sorted(folders):
-        yield from python_file_names(os.path.join(folder, name))
+        yield from _walk(os.path.join(shown, name), os.path.join(folder, name), ignorer, rules)
 
 
 def tree_of(path: Path) -> Path:
@@ -50,7 +60,7 @@ def tree_of(path: Path) -> Path:
     if absolute.is_dir():
         return absolute
     for ancestor in ancestors:
-        if any((ancestor / marker).exists() for marker in _PROJECT_MARKERS):
+        if any((ancestor / marker).exists() for marker in (".git", *PROJECT_MARKERS)):
             return ancestor
     return folder
 

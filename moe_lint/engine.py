@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_lint.dataflow import Dataflow
-from moe_lint.discover import python_file_names, python_files, tree_of
+from moe_lint.discover import python_file_names, tree_of
 from moe_lint.facts import FileFacts, RawSite, is_reduction_name
+from moe_lint.ignored import DEFAULT_FILES, FileFilter, is_left_out
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Confidence, Finding, MatrixRow, Problem, Report, Route, SkipReason, Span, Suppressed
 from moe_lint.policy import Policy, propose_helper, read_helper
@@ -35,6 +36,7 @@ class Options:
     profile: Profile
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    files: FileFilter = DEFAULT_FILES
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ def run(options: Options, overlay: Mapping[str, str] | None = None) -> Report:
     """Judge the paths. ``overlay`` replaces the text of files (by path), to judge a rewrite before it is written."""
     chosen = _chosen_rules(options)
     selected = frozenset(rule.code for rule in chosen) if options.select else frozenset()
-    groups = _groups(options.paths)
+    groups = _groups(options.paths, options.files)
     reports = [
-        _report(analyse(root, options.profile, overlay, explicit), targets, chosen, selected)
+        _report(analyse(root, options.profile, overlay, explicit, options.files, targets), targets, chosen, selected)
         for root, (targets, explicit) in groups.items()
     ]
     return reports[0] if len(reports) == 1 else _joined(reports)
@@ -76,7 +78,7 @@ def _joined(reports: Sequence[Report]) -> Report:
     )
 
 
-def _groups(paths: Iterable[str]) -> dict[Path, tuple[set[str], set[str]]]:
+def _groups(paths: Iterable[str], filter_: FileFilter) -> dict[Path, tuple[set[str], set[str]]]:
     """Tree -> (files to report on, those named one by one). Raises ``UsageError``."""
     groups: dict[Path, tuple[set[str], set[str]]] = {}
     for name in paths:
@@ -84,9 +86,13 @@ def _groups(paths: Iterable[str]) -> dict[Path, tuple[set[str], set[str]]]:
         if not path.exists():
             raise UsageError(f"{name}: no such file or directory")
         if path.is_dir():
-            files = [str(f) for f in python_files(path.resolve())]
+            files = list(python_file_names(str(path.resolve()), filter_))
             if not files:
-                raise UsageError(f"{name}: no Python file below this folder")
+                left_out = any(python_file_names(str(path.resolve()), FileFilter((), gitignore=False)))
+                why = " that is not excluded or ignored by git" if left_out else ""
+                raise UsageError(f"{name}: no Python file below this folder{why}")
+        elif filter_.force and is_left_out(str(path.resolve()), filter_):
+            continue
         else:
             files = [str(path.resolve())]
         targets, explicit = groups.setdefault(tree_of(path), (set(), set()))
@@ -97,11 +103,19 @@ def _groups(paths: Iterable[str]) -> dict[Path, tuple[set[str], set[str]]]:
 
 
 def analyse(
-    root: Path, profile: Profile, overlay: Mapping[str, str] | None = None, explicit: Iterable[str] = ()
+    root: Path,
+    profile: Profile,
+    overlay: Mapping[str, str] | None = None,
+    explicit: Iterable[str] = (),
+    files: FileFilter = DEFAULT_FILES,
+    targets: Iterable[str] = (),
 ) -> Tree:
-    """Read a tree and judge every site in it."""
+    """Read a tree and judge every site in it.
+
+    ``explicit`` files are parsed whatever they hold. ``targets`` belong to the tree even if ``files`` leaves them out.
+    """
     reader = _Reader(profile, overlay or {}, frozenset(explicit))
-    paths = list(dict.fromkeys([*python_file_names(str(root)), *sorted(explicit)]))
+    paths = list(dict.fromkeys([*python_file_names(str(root), files), *sorted(explicit), *sorted(targets)]))
     texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
     index = ProjectIndex(texts, paths, reader.facts, profile)
     for path in sorted(explicit):

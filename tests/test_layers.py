@@ -23,6 +23,7 @@ ORDER = (
     "sites",
     "rules",
     "suppress",
+    "ignored",
     "discover",
     "engine",
     "fixing",
