@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_lint.atomic import replace_file
 from moe_lint.engine import Options, run
 from moe_lint.model import Finding, FixPlan, Report, Safety
 from moe_lint.source import SourceError, decode, parse
@@ -162,15 +161,7 @@ def write(path: str, before: str, after: str) -> None:
     encoded = _encode(after, data)
     if _encode(before, data) != data:
         raise OSError(0, "the file changed while it was being judged", path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(encoded)
-        os.chmod(temporary, target.stat().st_mode)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    replace_file(target, encoded)
 
 
 def _encode(text: str, original: bytes) -> bytes:

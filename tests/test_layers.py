@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "model",
     "fingerprint",
+    "atomic",
     "formula",
     "profile",
     "expressions",

@@ -1,0 +1,35 @@
+"""Replace a file at once: a reader sees the old bytes or the new ones, never a part."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+
+def replace_file(path: str | Path, data: bytes) -> None:
+    """Write ``data`` as the file's whole content. Keeps the mode of a file that exists, and a symlink to it.
+
+    Raises ``OSError`` when it cannot; the file is then as it was. What is no regular file (a pipe, `/dev/null`) cannot
+    be replaced and is written to.
+    """
+    target = Path(path).resolve()
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        mode = stat.S_IFREG | (0o666 & ~umask)
+    if not stat.S_ISREG(mode):
+        target.write_bytes(data)
+        return
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.chmod(temporary, stat.S_IMODE(mode))
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
