@@ -156,6 +156,11 @@ def _column(position: int, count: int) -> int:
     return block
 
 
+def atom_columns(count: int) -> list[int]:
+    """The truth tables of ``count`` atoms, in the order in which `table` numbers them."""
+    return [_column(position, count) for position in range(count)]
+
+
 def table(formula: Formula, names: Sequence[str]) -> int:
     """The truth table over ``names`` as one int. Raises ``TooManyAtoms`` and, for an unlisted atom, ``KeyError``."""
     if len(names) > MAX_ATOMS:

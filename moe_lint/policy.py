@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -30,6 +30,7 @@ from moe_lint.formula import (
     substitute,
 )
 from moe_lint.index import ProjectIndex, Ref
+from moe_lint.launch import Configuration
 from moe_lint.model import Axis, Problem, SkipReason
 from moe_lint.profile import Profile, matches
 
@@ -76,6 +77,7 @@ class Policy:
         self._builder = FormulaBuilder(index.profile)
         self._predicates: dict[str, tuple[tuple[str, ...], Mapping[str, bool | None], Formula] | None] = {}
         self._backend_members = self._read_backends()
+        self._configurations: dict[tuple[Formula, str | None], Configuration | None] = {}
 
     # --- the helper
 
@@ -220,14 +222,16 @@ class Policy:
                 return found
         return find_function(self.index, name)
 
-    def expanded(self, formula: Formula) -> Formula:
-        """Every predicate call replaced by its body, as deep as the tree goes."""
+    def expanded(self, formula: Formula, known: Callable[[str], bool] | None = None) -> Formula:
+        """Every predicate call replaced by its body, as deep as the tree goes or down to the ``known`` ones."""
         budget = _EXPANSION_LIMIT
 
         def expand(node: Formula, seen: frozenset[str]) -> Formula:
             def value(atom: str) -> Formula | None:
                 nonlocal budget
-                body = None if atom in seen or budget <= 0 else self._expansion(atom)
+                if atom in seen or budget <= 0 or (known is not None and known(atom)):
+                    return None
+                body = self._expansion(atom)
                 if body is None:
                     return None
                 budget -= 1
@@ -236,6 +240,27 @@ class Policy:
             return substitute(node, value)
 
         return expand(formula, frozenset())
+
+    # --- how to see it
+
+    def opened(self, formula: Formula) -> Formula:
+        """Every predicate call replaced by its body, down to the conditions that a launch option decides."""
+        return self.expanded(formula, lambda atom: self.profile.launch.meaning(atom) is not None)
+
+    def configuration(self, formula: Formula, axis: Axis, collective: str = "") -> Configuration | None:
+        """The cheapest launch configuration under which a formula holds and the reduction has something to sum.
+
+        None when there is none, or when that cannot be told.
+        """
+        group = self.profile.launch.group_of(collective, axis)
+        key = (formula, group)
+        if key not in self._configurations:
+            try:
+                found = self.profile.launch.find(self.opened(formula), () if group is None else (group,))
+            except TooManyAtoms:
+                found = None
+            self._configurations[key] = found
+        return self._configurations[key]
 
     # --- where to import it from
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import translate
 from functools import cached_property, lru_cache
@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from moe_lint.launch import Choice, ExpressionError, Size, Space, Switch
 from moe_lint.model import Axis
 
 if sys.version_info >= (3, 11):
@@ -62,6 +63,7 @@ class Profile:
     sizes: tuple[str, ...]
     backend_getter: str
     backend_enum: str
+    launch: Space = field(default_factory=Space)
 
     @cached_property
     def flag_names(self) -> Mapping[str, str]:
@@ -113,8 +115,15 @@ _SCHEMA: dict[str, dict[str, str]] = {
     "topology": {"sizes": "list"},
     "backends": {"getter": "str", "enum": "str"},
 }
+#: the parts of [launch] that are arrays of tables
+_LAUNCH: dict[str, dict[str, str]] = {
+    "sizes": {"name": "str", "names": "list", "values": "integers", "option": "str", "value": "str"},
+    "switches": {"name": "str", "atoms": "list", "option": "str", "value": "str", "requires": "str", "note": "str"},
+    "choices": {"name": "str", "getter": "str", "default": "str", "option": "str", "members": "list"},
+}
+_LAUNCH_KEYS = {"constraints": "list", "groups": "table"}
 _FLAG_KEYS = {"name": "str", "aliases": "list", "predicate": "str", "absorber": "str"}
-_TOP_KEYS = ("name", "extends", "collectives", "flags", *_SCHEMA)
+_TOP_KEYS = ("name", "extends", "collectives", "flags", "launch", *_SCHEMA)
 _AXES: dict[str, Axis] = {"TP": "TP", "EP": "EP", "other": "other"}
 
 
@@ -157,11 +166,11 @@ def _read(reference: str) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Tables are merged, lists are appended to, a flag replaces the base's flag of that name, the rest is replaced."""
+    """Tables merge, lists append, a named table in an array replaces the base's of that name, the rest is replaced."""
     merged = dict(base)
     for key, value in own.items():
-        if key == "flags":
-            kept = [flag for flag in base.get("flags", []) if flag["name"] not in {f["name"] for f in value}]
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            kept = [item for item in base.get(key, []) if item["name"] not in {i["name"] for i in value}]
             merged[key] = kept + value
         elif isinstance(value, dict):
             merged[key] = _merge(base.get(key, {}), value)
@@ -190,9 +199,29 @@ def _validate(data: Mapping[str, Any], where: str) -> None:
                 if "name" not in flag:
                     raise ProfileError(f"{where}: a flag has no name")
                 _check_table(where, "flags", flag, _FLAG_KEYS)
+        elif key == "launch":
+            _check_kind(where, key, value, "table")
+            _validate_launch(where, value)
         else:
             _check_kind(where, key, value, "table")
             _check_table(where, key, value, _SCHEMA[key])
+
+
+def _validate_launch(where: str, launch: Mapping[str, Any]) -> None:
+    for key, value in launch.items():
+        if key in _LAUNCH:
+            if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+                raise ProfileError(f"{where}: launch.{key} must be an array of tables ([[launch.{key}]])")
+            for item in value:
+                if "name" not in item:
+                    raise ProfileError(f"{where}: an entry of launch.{key} has no name")
+                _check_table(where, f"launch.{key}", item, _LAUNCH[key])
+        elif key in _LAUNCH_KEYS:
+            _check_kind(where, f"launch.{key}", value, _LAUNCH_KEYS[key])
+            for group, size in value.items() if isinstance(value, dict) else ():
+                _check_kind(where, f"launch.{key}.{group}", size, "str")
+        else:
+            raise _unknown(where, f"launch.{key}", [f"launch.{k}" for k in (*_LAUNCH, *_LAUNCH_KEYS)])
 
 
 def _check_table(where: str, section: str, table: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
@@ -207,9 +236,15 @@ def _check_kind(where: str, key: str, value: object, kind: str) -> None:
         "str": isinstance(value, str),
         "table": isinstance(value, dict),
         "list": isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "integers": isinstance(value, list) and bool(value) and all(type(item) is int for item in value),
     }[kind]
     if not right:
-        wanted = {"str": "a string", "table": "a table", "list": "a list of strings"}[kind]
+        wanted = {
+            "str": "a string",
+            "table": "a table",
+            "list": "a list of strings",
+            "integers": "a list of integers",
+        }[kind]
         raise ProfileError(f"{where}: {key} must be {wanted}")
 
 
@@ -260,4 +295,22 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         sizes=names("topology", "sizes"),
         backend_getter=table("backends").get("getter", ""),
         backend_enum=table("backends").get("enum", ""),
+        launch=_launch(table("launch"), where),
     )
+
+
+def _launch(data: Mapping[str, Any], where: str) -> Space:
+    def items(key: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = data.get(key, [])
+        return [{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()} for entry in entries]
+
+    try:
+        return Space(
+            tuple(Size(**{"names": (), **item}) for item in items("sizes")),
+            tuple(Switch(**{"atoms": (), **item}) for item in items("switches")),
+            tuple(Choice(**{"getter": "", "default": "", **item}) for item in items("choices")),
+            tuple(data.get("constraints", ())),
+            tuple(sorted(data.get("groups", {}).items())),
+        )
+    except ExpressionError as error:
+        raise ProfileError(f"{where}: launch: {error}") from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from moe_lint.dataflow import Dataflow, Where
 from moe_lint.facts import GuardPart, RawSite, is_reduction_name
 from moe_lint.formula import (
+    FALSE,
     TRUE,
     Atom,
     Comparison,
@@ -19,7 +20,6 @@ from moe_lint.formula import (
     conj,
     negate,
     satisfiable,
-    substitute,
 )
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.model import Axis, Route, SkipReason
@@ -61,13 +61,16 @@ class Site:
 
 
 def without_topology(formula: Formula, profile: Profile) -> Formula:
-    """The formula in the states in which every group has more than one rank: "more than one rank" is no skip reason."""
+    """The formula in the states in which every group has more than one rank: "more than one rank" is no skip reason.
 
-    def value(atom: str) -> Formula | None:
+    Where a group must have a single rank (the `else` of `if self.ep_size > 1:`), it has.
+    """
+    for atom in sorted(atom_set(formula)):
         text, _, bound = atom.rpartition(" > ")
-        return TRUE if text and bound.isdigit() and profile.is_size(text) else None
-
-    return substitute(formula, value)
+        if text and bound.isdigit() and profile.is_size(text):
+            kept = assign(formula, atom, TRUE)
+            formula = kept if kept != FALSE else assign(formula, atom, FALSE)
+    return formula
 
 
 def is_skip_atom(atom: str, profile: Profile) -> bool:

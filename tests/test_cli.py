@@ -65,7 +65,8 @@ def test_the_text_shows_frame_witness_remedy_and_the_helpers_place(tree: Path) -
     assert "error[MOE001] hand-written-guard" in text
     assert "19 |         if self.tp_size > 1 and not should_allreduce_fusion:" in text
     assert "^^^^" in text
-    assert "with `use_reduce_scatter=True` this all-reduce still runs" in text
+    example = "`--tp 2 --dp 2 --enable-dp-attention` in a batch padded to the longest rank"
+    assert f"with `use_reduce_scatter=True` (for example {example}) this all-reduce still runs" in text
     assert "help: guard it with `not should_skip_post_experts_all_reduce(is_tp_path=True" in text
     assert "see: engine/layers/moe/utils.py:38" in text
     assert "\x1b[" not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_lint.formula import State
+from moe_lint.law import Example, doubled, lost
 from moe_lint.policy import Policy
 from moe_lint.sites import Site
 
@@ -25,30 +26,42 @@ def absorber_of(state: State, policy: Policy) -> str:
     for flag in policy.profile.flags:
         if flag.name in state.true():
             return flag.absorber
+    if any(name.startswith(f"{policy.profile.backend_getter}.") for name in state.true()):
+        return "the a2a backend's combine"
     return "whoever absorbs the reduction there"
+
+
+def example(found: Example) -> str:
+    """` (for example `--tp 2 …`)`, or nothing where no configuration is known."""
+    return f" (for example {found.configuration})" if found.configuration is not None else ""
 
 
 def over_witness(site: Site, policy: Policy) -> str | None:
     """The state in which the site reduces although somebody downstream does, in one sentence."""
-    state = site.comparison.over if site.comparison is not None else None
-    if state is None:
+    found = doubled(site, policy)
+    if found is None:
         return None
-    when = setting(state, policy)
+    when = setting(found.state, policy)
     where = f"with {when}" if when else "in every state"
     return (
-        f"{where} this all-reduce still runs, and {absorber_of(state, policy)} sums again: "
+        f"{where}{example(found)} this all-reduce still runs, and {absorber_of(found.state, policy)} sums again: "
         "the output is multiplied by the group size"
     )
 
 
 def under_witness(site: Site, policy: Policy) -> str | None:
     """The state in which nobody reduces, in one sentence."""
-    state = site.comparison.under if site.comparison is not None else None
-    if state is None:
+    found = lost(site, policy)
+    if found is None:
         return None
-    when = setting(state, policy)
+    when = setting(found.state, policy)
     where = f"with {when} and no skip reason" if when else "with no skip reason at all"
-    return f"{where} this all-reduce does not run, and nobody else sums: each rank keeps its own partial sum"
+    if found.configuration is None and policy.profile.backend_getter in str(policy.opened(site.guard)):
+        return "with an a2a backend in use this all-reduce does not run: right only if the backend's combine sums"
+    return (
+        f"{where}{example(found)} this all-reduce does not run, and nobody else sums: "
+        "each rank keeps its own partial sum"
+    )
 
 
 def witness(site: Site, policy: Policy) -> str | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from moe_lint.facts import BackendTest
+from moe_lint.formula import Atom, disj
 from moe_lint.index import Ref
 from moe_lint.model import Confidence, Finding, Related, Severity
 from moe_lint.rules._cases import case, experts, method
@@ -223,6 +224,8 @@ class HandListedBackends(Rule):
         self, site: Site, test: BackendTest, name: str, members: frozenset[str], ref: Ref, context: Context
     ) -> Finding:
         left_out = tuple(f"is_{member}()" for member in sorted(members - test.members))
+        questions = disj(Atom(f"{context.policy.profile.backend_getter}.{question}") for question in left_out)
+        shown = context.policy.configuration(questions, site.axis)
         facts = context.index.facts(ref.path)
         line = facts.header(ref.name)[0] if facts is not None else 1
         finding = self.finding(
@@ -230,6 +233,7 @@ class HandListedBackends(Rule):
             f"a2a backends listed by hand: `{name}()` also counts {named(left_out)}, "
             "with which this block takes the path that reduces",
             context,
+            witness=f"with {shown} the backend's combine has summed, and this block sums again" if shown else None,
             remedy=f"ask `{name}()`",
             related=(Related(ref.path, line, f"`{name}` is defined here"),),
         )
