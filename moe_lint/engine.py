@@ -18,7 +18,7 @@ from moe_lint.policy import Policy, propose_helper, read_helper
 from moe_lint.profile import Profile
 from moe_lint.rules import Context, Rule, all_rules
 from moe_lint.sites import Site, find_site, judge_site, skip_atoms_used
-from moe_lint.source import SourceError, decode, parse
+from moe_lint.source import SourceError, decode
 from moe_lint.suppress import apply_directives
 
 _IDENTIFIER = re.compile(r"\w+")
@@ -119,7 +119,9 @@ def analyse(
     texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
     index = ProjectIndex(texts, paths, reader.facts, profile)
     for path in sorted(explicit):
-        index.facts(path)  # a file that the user names is parsed even if nothing in it is of interest
+        named = index.facts(path)
+        if named is not None:
+            named.parse_all()  # a file that the user names is parsed even if nothing in it is of interest
     dataflow = Dataflow(index)
     found = [
         find_site(path, raw, index, dataflow)
@@ -127,6 +129,10 @@ def analyse(
         if reader.may_hold_sites(texts[path])
         for raw in _raw_sites(index, path, reader.call_words)
     ]
+    for path in dict.fromkeys(site.path for site in found if site.post_experts):
+        judged = index.facts(path)
+        if judged is not None:
+            judged.parse_all()  # a file that is judged is known to be whole
     helper, helper_problems = read_helper(index)
     used = skip_atoms_used(found, profile)
     if helper is None and not helper_problems and (any(a for _, a in used) or any(f.absorber for f in found)):
@@ -178,10 +184,10 @@ class _Reader:
             self._fail(path, SkipReason.UNREADABLE, 1, f"cannot be read: {error.strerror or error}")
             return None
         if path not in self.explicit:
-            if not any(stem in data for stem in self._stems):
+            if not _holds(data, self._stems):
                 return None
             # a reduction under a name that the profile does not list matters only beside experts
-            if not (b"all_reduce" in data and b"expert" in data) and not any(word in data for word in self._words):
+            if not (b"all_reduce" in data and b"expert" in data) and not _holds(data, self._words):
                 return None
         try:
             text = self._texts[path] = decode(data)
@@ -196,12 +202,15 @@ class _Reader:
             text = self.overlay.get(path, self._texts.get(path))
             if text is None:
                 text = decode(_bytes(path))
-            return FileFacts(path, parse(text), text, self.profile)
+            return FileFacts(path, text, self.profile, lambda error: self._refused(path, error))
         except SourceError as error:
-            self._fail(path, error.reason, error.line, error.message)
+            self._refused(path, error)
         except OSError as error:
             self._fail(path, SkipReason.UNREADABLE, 1, f"cannot be read: {error.strerror or error}")
         return None
+
+    def _refused(self, path: str, error: SourceError) -> None:
+        self._fail(path, error.reason, error.line, error.message)
 
     def _fail(self, path: str, reason: SkipReason, line: int, message: str) -> None:
         self.problems.setdefault(path, Problem(reason, path, line, message))
@@ -210,6 +219,13 @@ class _Reader:
 def _bytes(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:
         return file.read()
+
+
+def _holds(data: bytes, words: Iterable[bytes]) -> bool:
+    for word in words:  # noqa: SIM110 - asked of every file: a generator costs more than the search
+        if word in data:
+            return True
+    return False
 
 
 def _shortest(words: Iterable[str]) -> list[str]:

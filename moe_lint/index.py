@@ -129,8 +129,8 @@ class ProjectIndex:
             imported = facts.imports.get(local) if local is not None else None
         if imported is None:
             # a name that is local to a function, or a class nested in one
-            found = [q for q in (*facts.classes, *facts.functions) if q.endswith(f".{name}")]
-            return Ref(path, found[0]) if len(found) == 1 and not rest else None
+            found = facts.nested(name) if not rest else []
+            return Ref(path, found[0]) if len(found) == 1 else None
         module, original = imported
         if original is not None:
             target = self.module_path(module, path)
@@ -193,8 +193,8 @@ class ProjectIndex:
             facts = self.facts(path) if short in self._words_in(_CLASS_HEADER, path) else None
             if facts is None:
                 continue
-            for name, class_facts in facts.classes.items():
-                bases = [b for b in class_facts.bases if b.rsplit(".", 1)[-1] == short]
+            for name in facts.classes_deriving(short):
+                bases = [base for base in facts.classes[name].bases if base.rsplit(".", 1)[-1] == short]
                 if Ref(path, name) != ref and any(self.resolve(path, base) == ref for base in bases):
                     found.append(Ref(path, name))
         return sorted(found)

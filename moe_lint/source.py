@@ -45,6 +45,16 @@ def parse(text: str) -> ast.Module:
         raise SourceError(SkipReason.SYNTAX_ERROR, 1, "nested too deeply to be parsed") from None
 
 
+def parse_part(text: str) -> ast.Module | None:
+    """The syntax tree of a part of a file; None when it cannot be parsed alone."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
 def _libcst_parses(text: str) -> bool:
     import libcst
 

@@ -23,7 +23,7 @@ from moe_lint.facts import (
 from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, Or, atom_set, conj, table
 from moe_lint.model import Span
 from moe_lint.profile import load_profile
-from moe_lint.source import parse
+from moe_lint.source import SourceError
 
 PROFILE = load_profile("sglang")
 A, B, C, D = (Atom(name) for name in ("self.a", "self.b", "self.c", "self.d"))
@@ -34,7 +34,7 @@ TP = Atom("self.tp_size > 1")
 
 def facts(text: str) -> FileFacts:
     source = dedent(text)
-    return FileFacts("f.py", parse(source), source, PROFILE)
+    return FileFacts("f.py", source, PROFILE)
 
 
 def method(body: str, head: str = "", params: str = "self, x") -> FunctionFacts:
@@ -1065,3 +1065,88 @@ def test_a_negated_list_of_backends_is_noted() -> None:
 
 def test_a_mixed_condition_is_no_list_of_backends() -> None:
     assert method("if get_moe_a2a_backend().is_deepep() or self.a:\n    return x").backend_tests == ()
+
+
+# --- blocks
+
+
+def test_only_the_block_that_a_question_leads_to_is_parsed() -> None:
+    found = facts("import a\n\n@wrap\nclass A(B):\n    def m(self):\n        return 1\n\n\ndef broken(:\n")
+    assert found.classes["A"].methods == {"m"}
+    assert found.header("A.m")[0] == 5
+
+
+@pytest.mark.parametrize("name", ["m", "broken"])
+def test_an_error_in_a_block_is_told_when_the_block_is_needed(name: str) -> None:
+    told: list[str] = []
+    source = "def m():\n    return 1\n\n\ndef broken(:\n"
+    found = FileFacts("f.py", source, PROFILE, lambda error: told.append(f"{error.line}: {error.message}"))
+    assert (name in found.functions) is (name == "m")
+    found.parse_all()
+    assert told == ["5: syntax error: invalid syntax"]
+
+
+def test_an_error_at_the_top_level_is_told_at_once() -> None:
+    with pytest.raises(SourceError, match="syntax error"):
+        facts("def m():\n    return 1\n\n<<<<<<< HEAD\nx = 1\n")
+
+
+@pytest.mark.parametrize("quote", ['"""', "'''"])
+def test_code_in_a_string_at_the_left_margin_is_no_block(quote: str) -> None:
+    found = facts(f"S = {quote}\ndef inner():\n    pass\nclass Inner:\n    pass\n{quote}\n\ndef real():\n    pass\n")
+    assert (set(found.functions), set(found.classes)) == ({"real"}, set())
+
+
+def test_a_function_with_a_string_at_the_left_margin_is_read_whole() -> None:
+    found = facts(
+        'def f(x):\n    s = """\nmargin\n"""\n    y = R(self.experts(x))\n    return y\n'.replace("R", REDUCE)
+    )
+    assert [site.span.line for site in found.function("f").sites] == [5]
+
+
+def test_quotes_in_comments_do_not_hide_functions() -> None:
+    found = facts('# an odd """ here\ndef f():\n    pass\n\n\ndef g():\n    """Doc."""\n')
+    assert set(found.functions) == {"f", "g"}
+
+
+def test_a_header_over_several_lines_belongs_to_its_block() -> None:
+    found = facts("def f(\n    a,\n    b=True,\n):\n    return a\n\n\nX = 1\n")
+    assert found.header("f") == (1, ("a", "b"), {"b": True})
+
+
+def test_a_name_that_is_defined_twice_is_read_from_both_blocks() -> None:
+    found = facts("class A:\n    def one(self): pass\n\n\nclass A:\n    def two(self): pass\n")
+    assert found.classes["A"].methods == {"two"}
+
+
+def test_functions_below_a_condition_are_found() -> None:
+    found = facts("if x:\n    def f(): pass\nelse:\n    def f(a): pass\n\n    class C:\n        def m(self): pass\n")
+    assert (set(found.functions), set(found.classes)) == ({"f", "C.m"}, {"C"})
+
+
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ("from a.b import c as d", {"d"}),
+        ("from a.b import (\n        c,\n        d,\n    )", {"c", "d"}),
+        ("import a; from b import c", {"a", "c"}),
+        ("if x: from b import c", {"c"}),
+        ("from . import \\\n        c", {"c"}),
+        ('"""Values to import from a table."""', set()),
+        ("x = 'import y'", set()),
+        ("# import y", set()),
+    ],
+)
+def test_imports_inside_functions_are_read(statement: str, names: set[str]) -> None:
+    assert set(facts(f"def f():\n    {statement}\n").imports) == names
+
+
+def test_nested_definitions_are_found_by_name() -> None:
+    found = facts("def f():\n    class C:\n        def m(self): pass\n\n\nclass D:\n    class C: pass\n")
+    assert found.nested("C") == ["f.C", "D.C"]
+    assert found.nested("m") == ["f.C.m"]
+
+
+def test_classes_are_found_by_their_base() -> None:
+    found = facts("class A(Base): pass\nclass B(\n    mod.Base,\n    Other,\n): pass\nclass C(Basement): pass\n")
+    assert found.classes_deriving("Base") == ["A", "B"]

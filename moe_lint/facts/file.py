@@ -1,33 +1,28 @@
-"""A parsed file -> `FileFacts`: headers at once, bodies on demand."""
+"""A file's text -> `FileFacts`: top level at once, classes and functions on demand."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
-from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, dotted, inline, is_condition
+from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, dotted, inline
+from moe_lint.facts.class_env import ClassEnv
 from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins
+from moe_lint.facts.outline import Block, local_imports, outline, without
 from moe_lint.facts.reader import FileContext, FunctionReader
-from moe_lint.facts.syntax import (
-    arguments_of,
-    defaults_of,
-    holds_line,
-    import_statements,
-    inner_blocks,
-    is_property,
-    lines_with,
-    self_assignments,
-)
+from moe_lint.facts.syntax import arguments_of, defaults_of, import_statements, inner_blocks, is_property
 from moe_lint.formula import Formula
 from moe_lint.profile import Profile
+from moe_lint.source import SourceError, parse, parse_part
 
+#: `self.x = …`, `self.x: X = …`, `for self.x in …`
 _ASSIGNED_ATTRIBUTE = re.compile(r"\bself\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")
-_IMPORT = re.compile(r"import\b")
-#: The first line of a function or class.
-_HEADER = re.compile(r"^[ \t\f]*(?:async[ \t]+def|def|class)\b", re.MULTILINE)
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,42 +34,85 @@ class _Definition:
     parent: str | None
 
 
-class FileFacts:
-    """What one file says. Headers (imports, classes, function names) are read at once, bodies when asked for.
+class _OnDemand(Mapping[str, _Value]):
+    """Definitions by qualified name; asking for one parses the block that holds it."""
 
-    A release has thousands of functions and a few dozen reductions: reading only the bodies on a reduction's path
-    is what keeps a cold run fast.
+    def __init__(self, found: dict[str, _Value], load: Callable[[str | None], None]) -> None:
+        self._found = found
+        self._load = load
+
+    def __getitem__(self, name: str) -> _Value:
+        if name not in self._found:
+            self._load(name.partition(".")[0])
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._load(None)
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        self._load(None)
+        return len(self._found)
+
+
+class FileFacts:
+    """What one file says. Its top level is read at once, classes and functions when asked for.
+
+    A release has thousands of functions and a few dozen reductions: parsing and reading only what is on a reduction's
+    path is what keeps a cold run fast. A block that does not parse has the whole file parsed; if that fails too,
+    ``refused`` is told why, and the block stays unknown.
     """
 
-    def __init__(self, path: str, tree: ast.Module, source: str, profile: Profile) -> None:
+    def __init__(
+        self, path: str, source: str, profile: Profile, refused: Callable[[SourceError], None] = lambda error: None
+    ) -> None:
+        """Raises ``SourceError`` for a text whose top level cannot be parsed."""
         self.path = path
         self.lines = source.split("\n")
         self.profile = profile
         self.builder = FormulaBuilder(profile)
+        self._source = source
+        self._refused = refused
         #: local name -> (module as written, with leading dots; imported name, or None for a module)
         self.imports: dict[str, tuple[str, str | None]] = {}
-        self.classes: dict[str, ClassFacts] = {}
         self.aliases: dict[str, str] = {}
         self.modules: frozenset[str] = frozenset()
-        self._import_lines = lines_with(_IMPORT, source)
-        self._header_lines = lines_with(_HEADER, source)
         self._definitions: dict[str, _Definition] = {}
+        self._classes: dict[str, ClassFacts] = {}
         self._class_nodes: dict[str, ast.ClassDef] = {}
-        self._class_envs: dict[str, _ClassEnv] = {}
+        self._class_envs: dict[str, ClassEnv] = {}
         self._read: dict[str, FunctionFacts] = {}
         self._conditions: dict[str, Formula | NotBoolean] = {}
-        self._read_imports(tree)
-        self._headers(tree.body, None, None, "")
+        self._blocks: list[Block] = [] if "\r" in source.replace("\r\n", "") else outline(source)
+        self._unread: dict[str, list[Block]] = {}
+        for block in self._blocks:
+            self._unread.setdefault(block.name, []).append(block)
+        top = parse_part("\n".join(without(self.lines, self._blocks))) if self._blocks else None
+        if top is None:
+            self._unread.clear()
+            self._blocks = []
+            top = parse(source)
+        self._read_imports([*import_statements(top), *(self._local_imports() if self._blocks else ())])
+        self._headers(top.body, None, None, "")
         asks_backend = all(word in source for word in re.findall(r"\w+", profile.backend_getter))
         self._context = FileContext(self.lines, profile, self.builder, self.aliases, self.modules, asks_backend)
 
     # --- headers
 
-    def _read_imports(self, tree: ast.Module) -> None:
+    def _local_imports(self) -> Iterator[ast.Import | ast.ImportFrom]:
+        """Imports inside functions, parsed alone."""
+        statements = local_imports(self._source)
+        together = parse_part("\n".join(statements))
+        # apart, when one of them is prose that looks like an import
+        for tree in [together] if together is not None else map(parse_part, statements):
+            if tree is not None:
+                yield from import_statements(tree)
+
+    def _read_imports(self, statements: Iterable[ast.Import | ast.ImportFrom]) -> None:
         """Imports anywhere in the file: function-local ones name the same things."""
         modules: set[str] = set()
         ambiguous: set[str] = set()
-        for node in import_statements(tree, self._import_lines):
+        for node in statements:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     name = alias.asname or alias.name.split(".")[0]
@@ -94,6 +132,27 @@ class FileFacts:
             self.aliases.pop(name, None)
         self.modules = frozenset(modules)
 
+    def _load(self, name: str | None) -> None:
+        """Parse the blocks of one name, or all."""
+        for wanted in [name] if name is not None else list(self._unread):
+            for block in self._unread.pop(wanted, ()):
+                self._parse_block(block)
+
+    def _parse_block(self, block: Block) -> None:
+        text = "\n" * (block.first - 1) + "\n".join(self.lines[block.first - 1 : block.last])
+        tree = parse_part(text)
+        self._headers(tree.body if tree is not None else self._parse_whole(), None, None, "")
+
+    def _parse_whole(self) -> list[ast.stmt]:
+        """Every statement of the file, after a block that cannot be parsed alone."""
+        self._unread.clear()
+        self._blocks = []
+        try:
+            return parse(self._source).body
+        except SourceError as error:
+            self._refused(error)
+            return []
+
     def _headers(self, body: list[ast.stmt], class_name: str | None, parent: str | None, prefix: str) -> None:
         for statement in body:
             if isinstance(statement, ast.ClassDef):
@@ -103,21 +162,21 @@ class FileFacts:
                 self._definitions[qualname] = _Definition(statement, class_name, parent)
                 if self._holds_header(statement):
                     self._headers(statement.body, class_name, qualname, f"{qualname}.")
-            elif self._holds_header(statement) and isinstance(
-                statement, ast.If | ast.Try | ast.With | ast.For | ast.While
+            elif isinstance(statement, ast.If | ast.Try | ast.With | ast.For | ast.While) and self._holds_header(
+                statement
             ):
                 for inner in inner_blocks(statement):
                     self._headers(inner, class_name, parent, prefix)
 
     def _holds_header(self, statement: ast.stmt) -> bool:
-        """Whether a function or class is defined inside a statement."""
-        return holds_line(self._header_lines, statement.lineno + 1, statement.end_lineno)
+        """Whether a function or class may be defined inside a statement."""
+        return any("def " in line or "class " in line for line in self.lines[statement.lineno : statement.end_lineno])
 
     def _class_header(self, node: ast.ClassDef, parent: str | None, prefix: str) -> None:
         qualname = f"{prefix}{node.name}"
         methods = [s for s in node.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef)]
         self._class_nodes[qualname] = node
-        self.classes[qualname] = ClassFacts(
+        self._classes[qualname] = ClassFacts(
             qualname,
             node.lineno,
             tuple(text for base in node.bases if (text := dotted(base)) is not None),
@@ -126,59 +185,86 @@ class FileFacts:
         )
         self._headers(node.body, qualname, parent, f"{qualname}.")
 
+    def parse_all(self) -> None:
+        """Parse every block, so that an error anywhere in the file is known."""
+        self._load(None)
+
     # --- bodies
 
-    @property
-    def functions(self) -> Iterable[str]:
-        """The qualified names of all functions."""
-        return self._definitions
+    @cached_property
+    def classes(self) -> Mapping[str, ClassFacts]:
+        """Qualified name -> class."""
+        return _OnDemand(self._classes, self._load)
+
+    @cached_property
+    def functions(self) -> Mapping[str, object]:
+        """The qualified names of all functions (what they map to is private)."""
+        return self._functions
+
+    @cached_property
+    def _functions(self) -> Mapping[str, _Definition]:
+        return _OnDemand(self._definitions, self._load)
 
     def header(self, qualname: str) -> tuple[int, tuple[str, ...], Mapping[str, bool | None]]:
         """(line, parameters, defaults) of a function, without reading its body."""
-        node = self._definitions[qualname].node
+        node = self._functions[qualname].node
         return node.lineno, tuple(a.arg for a in arguments_of(node)), dict(defaults_of(node.args))
 
     def extent(self, qualname: str) -> tuple[int, int]:
         """First and last line of a function, its decorators left out."""
-        node = self._definitions[qualname].node
+        node = self._functions[qualname].node
         return node.lineno, node.end_lineno or node.lineno
 
     def keyword_only(self, qualname: str) -> frozenset[str]:
-        return frozenset(a.arg for a in self._definitions[qualname].node.args.kwonlyargs)
-
-    @cached_property
-    def _owners(self) -> list[str | None]:
-        """Line number -> the innermost function around it."""
-        owners: list[str | None] = [None] * (len(self.lines) + 2)
-        for name, definition in sorted(self._definitions.items(), key=lambda item: item[1].node.lineno):
-            node = definition.node
-            end = node.end_lineno or node.lineno
-            owners[node.lineno : end + 1] = [name] * (end + 1 - node.lineno)
-        return owners
+        return frozenset(a.arg for a in self._functions[qualname].node.args.kwonlyargs)
 
     def functions_at(self, lines: Iterable[int]) -> list[str]:
         """The innermost functions around the given lines, in order, each once."""
-        return [name for name in dict.fromkeys(self._owners[line] for line in sorted(lines)) if name is not None]
+        wanted = sorted(lines)
+        self._load_at(wanted)
+        extents = [(name, d.node.lineno, d.node.end_lineno) for name, d in self._definitions.items()]
+        return [name for name in dict.fromkeys(_innermost(line, extents) for line in wanted) if name is not None]
 
     def class_at(self, line: int) -> str | None:
         """The innermost class around a line."""
-        inside = [
-            (node.lineno, name)
-            for name, node in self._class_nodes.items()
-            if node.lineno <= line <= (node.end_lineno or node.lineno)
-        ]
-        return max(inside)[1] if inside else None
+        self._load_at([line])
+        return _innermost(line, [(name, node.lineno, node.end_lineno) for name, node in self._class_nodes.items()])
+
+    def classes_deriving(self, base: str) -> list[str]:
+        """The classes with a base of this name, whatever it is an attribute of."""
+        pattern = re.compile(rf"\bclass\s+\w+\s*\([^:]*\b{re.escape(base)}\b")
+        self._load_at(self._source.count("\n", 0, match.start()) + 1 for match in pattern.finditer(self._source))
+        return [n for n, c in self._classes.items() if any(b.rpartition(".")[2] == base for b in c.bases)]
+
+    def nested(self, name: str) -> list[str]:
+        """The qualified names of classes and functions of this name that are not at the top level."""
+        pattern = re.compile(rf"[ \t](?:def|class)[ \t]+{re.escape(name)}\b")
+        self._load_at(self._source.count("\n", 0, match.start()) + 1 for match in pattern.finditer(self._source))
+        return [q for q in (*self._classes, *self._definitions) if q.endswith(f".{name}")]
+
+    def _load_at(self, lines: Iterable[int]) -> None:
+        starts = [block.first for block in self._blocks]
+        for line in lines:
+            block = self._blocks[bisect_right(starts, line) - 1] if self._blocks else None
+            if block is not None and block.first <= line <= block.last:
+                self._load(block.name)
+
+    def _class_node(self, name: str) -> ast.ClassDef:
+        if name not in self._class_nodes:
+            self._load(name.partition(".")[0])
+        return self._class_nodes[name]
 
     def class_text(self, class_name: str) -> str:
-        node = self._class_nodes[class_name]
+        node = self._class_node(class_name)
         return "\n".join(self.lines[node.lineno - 1 : node.end_lineno])
 
     def function_text(self, qualname: str) -> str:
-        node = self._definitions[qualname].node
+        node = self._functions[qualname].node
         return "\n".join(self.lines[node.lineno - 1 : node.end_lineno])
 
     def functions_in(self, class_name: str) -> list[str]:
         """The methods of a class (functions inside them included)."""
+        self._load(class_name.partition(".")[0])
         return [name for name, d in self._definitions.items() if d.class_name == class_name]
 
     def attribute(self, class_name: str, name: str) -> list[AttributeFact]:
@@ -205,7 +291,7 @@ class FileFacts:
     def function(self, qualname: str) -> FunctionFacts:
         """The facts of one function's body. Raises ``KeyError`` for a name that the file does not define."""
         if qualname not in self._read:
-            definition = self._definitions[qualname]
+            definition = self._functions[qualname]
             if definition.parent is not None:
                 self.function(definition.parent)  # reads the nested ones with the locals that they see
             if qualname not in self._read:
@@ -213,7 +299,7 @@ class FileFacts:
         return self._read[qualname]
 
     def _read_function(self, qualname: str, taint: Mapping[str, Origins]) -> None:
-        definition = self._definitions[qualname]
+        definition = self._functions[qualname]
         reader = FunctionReader(
             self._context, qualname, definition.class_name, self._env_of(definition.class_name), taint
         )
@@ -233,7 +319,7 @@ class FileFacts:
         return found
 
     def _condition(self, qualname: str) -> Formula | NotBoolean:
-        definition = self._definitions[qualname]
+        definition = self._functions[qualname]
         class_env = self._env_of(definition.class_name)
 
         def build(expression: ast.expr, local: Mapping[str, ast.expr]) -> Formula:
@@ -251,51 +337,11 @@ class FileFacts:
         if class_name is None:
             return lambda text: None
         if class_name not in self._class_envs:
-            self._class_envs[class_name] = _ClassEnv(self._class_nodes[class_name])
+            self._class_envs[class_name] = ClassEnv(self._class_node(class_name))
         return self._class_envs[class_name].get
 
 
-class _ClassEnv:
-    """``self.x`` -> its condition, for properties and for attributes that the class assigns exactly once."""
-
-    def __init__(self, node: ast.ClassDef) -> None:
-        self._methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
-        self._found: dict[str, ast.expr | None] = {}
-        self._locals: dict[str, set[str]] = {}
-
-    def get(self, text: str) -> ast.expr | None:
-        if not text.startswith("self."):
-            return None
-        if text not in self._found:
-            self._found[text] = self._find(text[5:])
-        return self._found[text]
-
-    def _find(self, name: str) -> ast.expr | None:
-        values = [self._returned(m) for m in self._methods if m.name == name and is_property(m)]
-        values += [self._portable(method, value) for method, value in self._assignments.get(name, ())]
-        value = values[0] if len(values) == 1 else None
-        return value if value is not None and is_condition(value) else None
-
-    @cached_property
-    def _assignments(self) -> dict[str, list[tuple[ast.FunctionDef, ast.expr | None]]]:
-        """Attribute -> (method, value) of each assignment; no value where it is not a plain unconditional one."""
-        found: dict[str, list[tuple[ast.FunctionDef, ast.expr | None]]] = {}
-        for method in self._methods:
-            for name, value in self_assignments(method):
-                found.setdefault(name, []).append((method, value))
-        return found
-
-    @staticmethod
-    def _returned(method: ast.FunctionDef) -> ast.expr | None:
-        body = [s for s in method.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-        return body[0].value if len(body) == 1 and isinstance(body[0], ast.Return) else None
-
-    def _portable(self, method: ast.FunctionDef, value: ast.expr | None) -> ast.expr | None:
-        """The value when other methods understand it: it names no local of the method that assigns it."""
-        if value is None:
-            return None
-        if method.name not in self._locals:
-            stored = {n.id for n in ast.walk(method) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-            self._locals[method.name] = stored | {a.arg for a in arguments_of(method)} - {"self"}
-        local = self._locals[method.name]
-        return None if any(isinstance(n, ast.Name) and n.id in local for n in ast.walk(value)) else value
+def _innermost(line: int, extents: Iterable[tuple[str, int, int | None]]) -> str | None:
+    """The name of the last extent (first line, last line) to begin that holds a line."""
+    inside = [(first, name) for name, first, last in extents if first <= line <= (last or first)]
+    return max(inside)[1] if inside else None

@@ -42,6 +42,10 @@ class FileContext:
     asks_backend: bool
 
 
+#: Expressions without a call inside.
+_LEAVES = (ast.Name, ast.Constant)
+
+
 class _Condition:
     """One condition around the point that is read, under the locals that it sees.
 
@@ -424,20 +428,21 @@ class FunctionReader(Operands):
         self.flow.taint[key] = taint
 
     def _bind(self, key: str, value: ast.expr) -> None:
-        resolved = self.resolve(value) if is_condition(value) else None  # in terms of what the name was before
+        # what `self.x` stands for is the class's business: other methods see it too
+        wanted = key not in self.profile.flag_names and not key.startswith("self.") and is_condition(value)
+        resolved = self.resolve(value) if wanted else None  # in terms of what the name was before
         self.flow.env.pop(key, None)
         self.flow.carriers.pop(key, None)
-        if resolved is None or key in self.profile.flag_names or key.startswith("self."):
-            return  # what `self.x` stands for is the class's business: other methods see it too
-        if is_condition(resolved) and not _names(resolved, key):
+        if resolved is None:
+            return
+        if (resolved is value or is_condition(resolved)) and not _names(resolved, key):
             self.flow.env[key] = resolved
             self.flow.carriers[key] = value
 
     def _note_attribute(self, name: str, value: ast.expr) -> None:
+        calls = () if isinstance(value, (*_LEAVES, ast.Attribute)) else ast.walk(value)
         callees = tuple(
-            dict.fromkeys(
-                text for n in ast.walk(value) if isinstance(n, ast.Call) and (text := dotted(n.func)) is not None
-            )
+            dict.fromkeys(text for n in calls if isinstance(n, ast.Call) and (text := dotted(n.func)) is not None)
         )
         # a class passed by reference, as in `layer_class = Block` then `self.mlp = layer_class(…)`
         callees = tuple(self._class_behind(text) for text in callees)
@@ -466,6 +471,11 @@ class FunctionReader(Operands):
 
     def expression(self, node: ast.expr) -> None:
         """Record the reductions and the calls in an expression, with the conditions inside it."""
+        if isinstance(node, _LEAVES):
+            return
+        if isinstance(node, ast.Attribute):
+            self.expression(node.value)
+            return
         if isinstance(node, ast.IfExp):
             self.expression(node.test)
             for branch, polarity in ((node.body, True), (node.orelse, False)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from bisect import bisect_left
 from collections.abc import Iterator
 
 from moe_lint.expressions import dotted
@@ -47,33 +46,14 @@ def group_axis(text: str) -> Axis:
     return "other"
 
 
-def lines_with(pattern: re.Pattern[str], source: str) -> list[int]:
-    """The lines on which the matches of a pattern end."""
-    lines: list[int] = []
-    line, position = 1, 0
-    for match in pattern.finditer(source):
-        line += source.count("\n", position, match.end())
-        position = match.end()
-        lines.append(line)
-    return lines
-
-
-def holds_line(lines: list[int], first: int, last: int | None) -> bool:
-    """Whether one of the sorted lines is in a range."""
-    position = bisect_left(lines, first)
-    return position < len(lines) and lines[position] <= (last or first)
-
-
-def import_statements(tree: ast.Module, lines: list[int]) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Import statements, module-level first; ``lines`` are all that hold one: blocks without are passed over."""
+def import_statements(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Import statements, module-level first."""
     stack: list[ast.stmt] = list(reversed(tree.body))
     later: list[ast.stmt] = []
     while stack:
         node = stack.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
-        elif not holds_line(lines, node.lineno, node.end_lineno):
-            continue
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             later.append(node)
         else:
@@ -82,7 +62,7 @@ def import_statements(tree: ast.Module, lines: list[int]) -> Iterator[ast.Import
         node = later.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
-        elif holds_line(lines, node.lineno, node.end_lineno):
+        else:
             later.extend(s for block in inner_blocks(node) for s in block)
 
 

@@ -1,0 +1,59 @@
+"""What a class's methods may take for granted about ``self.x``."""
+
+from __future__ import annotations
+
+import ast
+from functools import cached_property
+
+from moe_lint.expressions import is_condition
+from moe_lint.facts.syntax import arguments_of, is_property, self_assignments
+
+
+class ClassEnv:
+    """``self.x`` -> its condition, for properties and for attributes that the class assigns exactly once."""
+
+    def __init__(self, node: ast.ClassDef) -> None:
+        self._methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
+        self._found: dict[str, ast.expr | None] = {}
+        self._locals: dict[str, set[str]] = {}
+
+    def get(self, text: str) -> ast.expr | None:
+        if not text.startswith("self."):
+            return None
+        if text not in self._found:
+            self._found[text] = self._find(text[5:])
+        return self._found[text]
+
+    def _find(self, name: str) -> ast.expr | None:
+        returned = [self._returned(m) for m in self._methods if m.name == name and is_property(m)]
+        assigned = self._assignments.get(name, [])
+        if len(returned) + len(assigned) != 1:
+            return None
+        value = returned[0] if returned else assigned[0][1]
+        if value is None or not is_condition(value):
+            return None
+        return value if returned or self._is_portable(*assigned[0]) else None
+
+    @cached_property
+    def _assignments(self) -> dict[str, list[tuple[ast.FunctionDef, ast.expr | None]]]:
+        """Attribute -> (method, value) of each assignment; no value where it is not a plain unconditional one."""
+        found: dict[str, list[tuple[ast.FunctionDef, ast.expr | None]]] = {}
+        for method in self._methods:
+            for name, value in self_assignments(method):
+                found.setdefault(name, []).append((method, value))
+        return found
+
+    @staticmethod
+    def _returned(method: ast.FunctionDef) -> ast.expr | None:
+        body = [s for s in method.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+        return body[0].value if len(body) == 1 and isinstance(body[0], ast.Return) else None
+
+    def _is_portable(self, method: ast.FunctionDef, value: ast.expr | None) -> bool:
+        """Whether other methods understand the value: it names no local of the method that assigns it."""
+        if value is None:
+            return False
+        if method.name not in self._locals:
+            stored = {n.id for n in ast.walk(method) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            self._locals[method.name] = stored | {a.arg for a in arguments_of(method)} - {"self"}
+        local = self._locals[method.name]
+        return not any(isinstance(n, ast.Name) and n.id in local for n in ast.walk(value))
