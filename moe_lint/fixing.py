@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from moe_lint.atomic import replace_file
 from moe_lint.engine import Options, run
-from moe_lint.model import Finding, FixPlan, Report, Safety
+from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span
 from moe_lint.source import SourceError, decode, parse
 
 
@@ -70,6 +71,38 @@ def fix(options: Options, report: Report, allowed: frozenset[Safety]) -> FixResu
             not_proven += [(path, plan.statement.line, why) for plan in fixes.pop(path).plans]
             after = report
     return FixResult(tuple(fixes.values()), after, tuple(sorted(set(not_proven))), held_back)
+
+
+def patches(options: Options, report: Report, allowed: frozenset[Safety]) -> tuple[Patch, ...]:
+    """The allowed plans of a report that can be proved, each as the lines that it alone would change."""
+    found = []
+    for fixed in fix(options, report, allowed).fixed:
+        for plan in fixed.plans:
+            alone = _rewrite(fixed.path, [plan], [])
+            if alone is not None:
+                found.append(Patch(plan, _replacements(alone.before, alone.after)))
+    return tuple(found)
+
+
+def _replacements(before: str, after: str) -> tuple[Replacement, ...]:
+    old, new = _lines(before), _lines(after)
+    return tuple(
+        Replacement(_extent(old, i1, i2), "".join(new[j1:j2]))
+        for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+        if tag != "equal"
+    )
+
+
+def _lines(text: str) -> list[str]:
+    """The lines with their newlines. Not `splitlines`, for which a form feed also ends a line."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
+
+
+def _extent(lines: Sequence[str], start: int, end: int) -> Span:
+    """The range of whole lines, up to where the next one begins; the last line may have no newline."""
+    if end > start and not lines[end - 1].endswith("\n"):
+        return Span(start + 1, 1, end, len(lines[end - 1]) + 1)
+    return Span(start + 1, 1, end + 1, 1)
 
 
 def _has_stuck_twin(finding: Finding, report: Report, allowed: frozenset[Safety]) -> bool:
@@ -142,8 +175,8 @@ def diff(fixes: Iterable[FileFix]) -> str:
     chunks = []
     for one in sorted(fixes, key=lambda f: f.path):
         lines = difflib.unified_diff(
-            one.before.splitlines(keepends=True),
-            one.after.splitlines(keepends=True),
+            _lines(one.before),
+            _lines(one.after),
             f"a/{one.path.lstrip('/')}",
             f"b/{one.path.lstrip('/')}",
         )

@@ -167,6 +167,22 @@ class Suppressed:
 
 
 @dataclass(frozen=True, slots=True)
+class Replacement:
+    """A range of a text, of whole lines, and what to put there."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What one plan does to its file, proved as `--fix` proves it."""
+
+    plan: FixPlan
+    replacements: tuple[Replacement, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything one run found out. ``notes`` are told to the user beside the findings."""
 
@@ -178,6 +194,8 @@ class Report:
     atoms: tuple[str, ...]
     files: int
     seen: int
+    #: rewrites of the findings; only where an output asked for them
+    patches: tuple[Patch, ...] = ()
 
     @property
     def exit_code(self) -> int:

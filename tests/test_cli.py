@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from moe_lint.cli import main
-
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "pretend_engine"
-
-
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(FIXTURE / "engine", tmp_path / "engine")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def moe_lint(*args: str) -> Result:
-    return CliRunner().invoke(main, list(args))
-
-
-def findings(*args: str) -> list[tuple[str, int, str]]:
-    document = json.loads(moe_lint("--format", "json", *args).stdout)
-    return [(Path(f["path"]).name, f["line"], f["rule"]) for f in document["findings"]]
-
-
-EXPECTED = [
-    ("fusion_only.py", 20, "MOE001"),
-    ("pair.py", 19, "MOE001"),
-    ("pair.py", 19, "MOE101"),
-    ("pair.py", 28, "MOE001"),
-    ("unguarded.py", 19, "MOE002"),
-    ("wrong_axis.py", 29, "MOE004"),
-]
+from tests.runs import EXPECTED, findings, moe_lint
 
 
 def test_check_is_the_default_command(tree: Path) -> None:

@@ -25,6 +25,7 @@ ORDER = (
     "sites",
     "law",
     "rules",
+    "reporters",
     "suppress",
     "ignored",
     "discover",
@@ -34,11 +35,14 @@ ORDER = (
     "cli",
 )
 #: Modules outside the chain, and what they may know of it.
-BESIDE = {"guard_visitor": ORDER[: ORDER.index("sites")], "reporters": ("model", "fingerprint"), "__main__": ("cli",)}
+BESIDE = {
+    "guard_visitor": ORDER[: ORDER.index("sites")],
+    "reporters": ("model", "fingerprint", "rules"),
+    "__main__": ("cli",),
+}
 #: Loaded only where they are needed: inside a function, never on import.
 LATE = {
     "engine": ("moe_lint.guard_visitor",),
-    "cli": ("moe_lint.reporters",),
     "fixing": ("codemods.edits", "codemods.guards", "codemods.imports"),
     "initialise": ("codemods.edits", "codemods.imports"),
 }

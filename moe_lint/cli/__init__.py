@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import gc
 from importlib import import_module
+from typing import Any
 
 import click
 
-from moe_lint.cli.shared import EPILOG
+from moe_lint.cli.shared import EPILOG, fail
 
 #: Command -> its module in this package, in the order of the help text.
 COMMANDS = {
@@ -33,6 +34,20 @@ class _Commands(click.Group):
         command = import_module(f"{__name__}.{COMMANDS[cmd_name]}").command
         assert isinstance(command, click.Command)
         return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            fail(error.format_message())
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:  # one line, where click would print its usage text
+            fail(error.format_message())
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 
 import click
 
+from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, wants_patches, write_files
 from moe_lint.cli.shared import (
     EPILOG,
     codes,
     console,
     fail,
-    format_option,
     profile_option,
     read_profile,
     tell_failures,
@@ -19,6 +21,8 @@ from moe_lint.cli.shared import (
 )
 from moe_lint.engine import Options, UsageError, run
 from moe_lint.model import Report
+from moe_lint.reporters import FORMATS, render
+from moe_lint.reporters.summary import not_compared, statistics, summary
 
 
 @click.command("check", epilog=EPILOG)
@@ -29,8 +33,12 @@ from moe_lint.model import Report
 @click.option("--unsafe-fixes", is_flag=True, help="Also fixes that could lose a reduction.")
 @click.option("--select", multiple=True, callback=codes, metavar="CODE", help="Only these rules (code or name).")
 @click.option("--ignore", multiple=True, callback=codes, metavar="CODE", help="Not these rules.")
+@click.option("--statistics", is_flag=True, help="Count the findings of each rule instead of showing them.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 when there are findings.")
+@click.option("--quiet", "-q", is_flag=True, help="Show findings and nothing else.")
+@click.option("--verbose", "-v", is_flag=True, help="Also list every reduction that was not compared, and why.")
+@output_options(FORMATS)
 @profile_option
-@format_option
 def command(
     paths: tuple[str, ...],
     do_fix: bool,
@@ -39,32 +47,71 @@ def command(
     unsafe_fixes: bool,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
+    statistics: bool,
+    exit_zero: bool,
+    quiet: bool,
+    verbose: bool,
+    outputs: tuple[Output, ...],
+    to_stdout: Output | None,
     profile: str,
-    output: str,
 ) -> None:
     """Judge every all-reduce after the experts below the given files and folders."""
     if not paths:
         sys.exit(0)  # a pre-commit run in which no file matched
     if safe_only and unsafe_fixes:
         fail("--safe-only and --unsafe-fixes exclude each other")
+    if quiet and verbose:
+        fail("--quiet and --verbose exclude each other")
+    stdout, files = chosen(outputs, to_stdout)
+    if do_diff and stdout.format != "text":
+        fail(f"--diff and {stdout.format} both go to standard output; give {stdout.format} a file")
     options = Options(paths, read_profile(profile), select, ignore)
     try:
         report = run(options)
     except UsageError as error:
         fail(str(error))
     exit_code = report.exit_code
+    told = to_stderr if quiet or stdout.format not in ("text", "concise") else click.echo
     if do_fix and exit_code == 2:
         to_stderr("moe-lint: nothing was written: some files could not be judged")
     elif do_fix or do_diff:
         level = "safe" if safe_only else "unsafe" if unsafe_fixes else "default"
-        report = _fixed(options, report, level, do_diff, output)
-        exit_code = exit_code if do_diff else report.exit_code  # a diff leaves every finding where it is
-    _show(report, output, diff_only=do_diff)
+        after = _fixed(options, report, level, do_diff, told)
+        if do_diff:  # a diff leaves every finding where it is
+            to_stderr(f"after these changes: {summary(after)}")
+        else:
+            report, exit_code = after, after.exit_code
+    if wants_patches([stdout, *files]):
+        from moe_lint.fixing import ALLOWED, patches
+
+        report = replace(report, patches=patches(options, report, ALLOWED["default"]))
+    write_files(files, lambda output: render(report, output))
+    if not do_diff:
+        _show(report, stdout.format, statistics, quiet, verbose)
     tell_failures(report)
-    sys.exit(exit_code)
+    sys.exit(0 if exit_zero and exit_code == 1 else exit_code)
 
 
-def _fixed(options: Options, report: Report, level: str, do_diff: bool, output: str) -> Report:
+def _show(report: Report, output: str, statistics_only: bool, quiet: bool, verbose: bool) -> None:
+    """The report on standard output."""
+    if statistics_only:
+        echo_report(statistics(report))
+    elif output == "text":
+        from moe_lint.reporters.text import show
+
+        show(report, console(), quiet=quiet, verbose=verbose)
+        return
+    else:
+        echo_report(render(report, output))
+    for_people = statistics_only or output == "concise"
+    if verbose:
+        for path, line, why in not_compared(report):
+            click.echo(f"{path}:{line}: note: {why}", err=not for_people)
+    if for_people and not quiet:
+        click.echo(summary(report))
+
+
+def _fixed(options: Options, report: Report, level: str, do_diff: bool, told: Callable[[str], None]) -> Report:
     """Fix (or show the diff of fixing), and the report that is left."""
     from moe_lint.fixing import ALLOWED, behaviour, diff, fix, write
 
@@ -77,8 +124,6 @@ def _fixed(options: Options, report: Report, level: str, do_diff: bool, output: 
                 write(one.path, one.before, one.after)
             except (OSError, UnicodeEncodeError) as error:
                 fail(f"{one.path}: cannot be written: {error}")
-    told = click.echo if output == "text" else to_stderr
-    if not do_diff:
         for path, line, safety, reason in behaviour(result.fixed):
             told(f"fixed {path}:{line} ({safety.value}): {reason}")
     for path, line, reason in result.not_proven:
@@ -86,18 +131,3 @@ def _fixed(options: Options, report: Report, level: str, do_diff: bool, output: 
     if result.held_back:
         to_stderr(f"moe-lint: {result.held_back} fix(es) held back; see --unsafe-fixes")
     return result.report
-
-
-def _show(report: Report, output: str, diff_only: bool = False) -> None:
-    if output == "json":
-        from moe_lint.reporters import json_report
-
-        if not diff_only:
-            click.echo(json_report.render(report))
-        return
-    from moe_lint.reporters import text
-
-    if diff_only:
-        to_stderr(f"after these changes: {text.summary(report)}")
-    else:
-        text.show(report, console())

@@ -6,30 +6,34 @@ import sys
 
 import click
 
-from moe_lint.cli.shared import EPILOG, console, fail, format_option, profile_option, read_profile, tell_failures
+from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, write_files
+from moe_lint.cli.shared import EPILOG, console, fail, profile_option, read_profile, tell_failures
 from moe_lint.engine import Options, UsageError, run
+from moe_lint.reporters import MATRIX_FORMATS, render_matrix
 
 
 @click.command("matrix", epilog=EPILOG)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
 @click.option(
-    "--all", "every", is_flag=True, help="Also reductions that do not follow the experts (JSON has them all)."
+    "--all", "every", is_flag=True, help="Also reductions that do not follow the experts (JSON and HTML have them all)."
 )
+@output_options(MATRIX_FORMATS)
 @profile_option
-@format_option
-def command(paths: tuple[str, ...], every: bool, profile: str, output: str) -> None:
+def command(
+    paths: tuple[str, ...], every: bool, outputs: tuple[Output, ...], to_stdout: Output | None, profile: str
+) -> None:
     """Show the sites as rows and the skip reasons of the tree as columns."""
+    stdout, files = chosen(outputs, to_stdout)
     try:
         report = run(Options(paths, read_profile(profile)))
     except UsageError as error:
         fail(str(error))
-    if output == "json":
-        from moe_lint.reporters import json_report
+    write_files(files, lambda output: render_matrix(report, output))
+    if stdout.format == "text":
+        from moe_lint.reporters.text import show_matrix
 
-        click.echo(json_report.render_matrix(report))
+        show_matrix(report, console(), every)
     else:
-        from moe_lint.reporters import text
-
-        text.show_matrix(report, console(), every)
+        echo_report(render_matrix(report, stdout.format))
     tell_failures(report)
     sys.exit(2 if any(problem.failed for problem in report.problems) else 0)

@@ -18,7 +18,6 @@ EPILOG = "Exit status: 0 nothing left, 1 findings left (after fixing), 2 somethi
 profile_option = click.option(
     "--profile", default="sglang", show_default=True, metavar="NAME|FILE", help="The engine's vocabulary."
 )
-format_option = click.option("--format", "output", type=click.Choice(["text", "json"]), default="text")
 
 
 def fail(message: str) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -9,43 +11,40 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_lint.model import Finding, MatrixRow, Report, Severity
+from moe_lint.reporters.summary import not_compared, summary
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
 _MAX_FRAME = 9
 
 
-def show(report: Report, console: Console) -> None:
-    """Print the findings, the notes and a summary line."""
+def render(report: Report) -> str:
+    """The whole text without colour, as it goes to a file."""
+    return _plain(lambda console: show(report, console))
+
+
+def render_matrix(report: Report) -> str:
+    return _plain(lambda console: show_matrix(report, console, every=False))
+
+
+def _plain(show: Callable[[Console], None]) -> str:
+    stream = StringIO()
+    show(Console(file=stream, markup=False, highlight=False, width=160))
+    return stream.getvalue()
+
+
+def show(report: Report, console: Console, *, quiet: bool = False, verbose: bool = False) -> None:
+    """Print the findings; unless ``quiet``, the notes and a summary line; if ``verbose``, all that was passed over."""
     texts: dict[str, list[str]] = {}
     for finding in report.findings:
         console.print(_frame(finding, texts), soft_wrap=True)
-    for problem in report.problems:
-        if not problem.failed:
-            console.print(
-                _line("note", "bold cyan", f"{problem.path}:{problem.line}: {problem.message}"), soft_wrap=True
-            )
+    if quiet:
+        return
+    told = [(problem.path, problem.line, problem.message) for problem in report.problems if not problem.failed]
+    for path, line, message in [*told, *(not_compared(report) if verbose else ())]:
+        console.print(_line("note", "bold cyan", f"{path}:{line}: {message}"), soft_wrap=True)
     for note in report.notes:
         console.print(_line("note", "bold cyan", note), soft_wrap=True)
     console.print(summary(report), soft_wrap=True)
-
-
-def summary(report: Report) -> str:
-    """One line: what was found, what can be fixed, what was judged."""
-    sites = sum(row.post_experts for row in report.rows)
-    judged = f"{sites} post-experts reduction{_s(sites)} in {report.files} file{_s(report.files)}"
-    failed = sum(problem.failed for problem in report.problems)
-    if failed:
-        judged += f"; {failed} problem{_s(failed)} kept some from being judged"
-    if not report.findings:
-        return f"No findings: {judged}."
-    fixable = sum(f.fix is not None for f in report.findings)
-    silenced = f", {len(report.suppressed)} suppressed" if report.suppressed else ""
-    count = len(report.findings)
-    return f"{count} finding{_s(count)} ({fixable} fixable){silenced}: {judged}."
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"
 
 
 def _line(label: str, style: str, message: str) -> Text:

@@ -1,0 +1,117 @@
+"""`--output FORMAT[:FILE]`: which reports a run makes, and where each goes. Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from moe_lint.cli.shared import fail
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One report. ``file`` is None for standard output."""
+
+    format: str
+    file: str | None = None
+
+
+def output_options(formats: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options `--output` and `--format` of a command that knows these formats."""
+    names = tuple(formats)
+
+    def parse(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Output, ...]:
+        return tuple(_parsed(value, names) for value in values)
+
+    def parse_one(_: click.Context, __: click.Parameter, value: str | None) -> Output | None:
+        return None if value is None else Output(_known(value, names))
+
+    listed = ", ".join(names)
+    several = click.option(
+        "--output",
+        "-o",
+        "outputs",
+        multiple=True,
+        callback=parse,
+        metavar="FORMAT[:FILE]",
+        help=f"A report, to a file or to standard output; repeatable. Formats: {listed}.",
+    )
+    one = click.option(
+        "--format", "to_stdout", callback=parse_one, metavar="FORMAT", help="The format of standard output."
+    )
+    return lambda command: several(one(command))
+
+
+def chosen(outputs: tuple[Output, ...], to_stdout: Output | None) -> tuple[Output, tuple[Output, ...]]:
+    """(what standard output gets, the files). Refuses requests that collide and files that cannot be written."""
+    on_stdout = [*([to_stdout] if to_stdout else []), *(one for one in outputs if one.file is None)]
+    if len(on_stdout) > 1:
+        fail(f"{on_stdout[0].format} and {on_stdout[1].format} both go to standard output; give one of them a file")
+    files = tuple(one for one in outputs if one.file is not None)
+    seen: dict[Path, str] = {}
+    for one in files:
+        assert one.file is not None
+        _check_writable(one.file)
+        target = Path(one.file).resolve()
+        if target in seen and (target.is_file() or not target.exists()):  # a device takes several
+            fail(f"--output: {seen[target]} and {one.format} both go to {one.file}")
+        seen[target] = one.format
+    return (on_stdout[0] if on_stdout else Output("text")), files
+
+
+def write_files(files: Iterable[Output], render: Callable[[str], str]) -> None:
+    """Render every file, then write them: a report that cannot be made leaves all files as they were."""
+    from moe_lint.atomic import replace_file
+
+    texts: Mapping[Output, str] = {one: render(one.format) for one in files}
+    for one, text in texts.items():
+        assert one.file is not None
+        try:
+            replace_file(one.file, f"{text}\n".encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            fail(f"--output: {one.file}: cannot be written: {error.strerror or error}")
+
+
+def wants_patches(outputs: Iterable[Output]) -> bool:
+    return any(one.format == "sarif" for one in outputs)
+
+
+def echo_report(text: str) -> None:
+    """A whole report on standard output; nothing, not even a newline, for an empty one."""
+    if text:
+        click.echo(text.encode("utf-8", "surrogateescape") + b"\n", nl=False)
+
+
+def _parsed(value: str, names: tuple[str, ...]) -> Output:
+    name, colon, file = value.partition(":")
+    if colon and not file:
+        fail(f"--output {value}: no file after the colon")
+    return Output(_known(name, names), file or None)
+
+
+def _known(name: str, names: tuple[str, ...]) -> str:
+    if name not in names:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, names, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+        fail(f"unknown output format {name!r}; {hint}")
+    return name
+
+
+def _check_writable(file: str) -> None:
+    """Say so before the run, not after it, when a file cannot be written."""
+    path = Path(file)
+    if path.is_dir():
+        fail(f"--output: {file}: is a folder")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        fail(f"--output: {file}: there is no folder {folder}")
+    if path.exists() and not path.is_file():
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        fail(f"--output: {file}: cannot be written: the folder is read-only")

@@ -1,0 +1,14 @@
+"""One line for each finding, as editors and `grep` read it; `[*]` marks those that `--fix` can rewrite."""
+
+from __future__ import annotations
+
+from moe_lint.model import Finding, Report
+
+
+def render(report: Report) -> str:
+    return "\n".join(map(_line, report.findings))
+
+
+def _line(finding: Finding) -> str:
+    mark = "[*] " if finding.fix is not None else ""
+    return f"{finding.path}:{finding.span.line}:{finding.span.column}: {finding.rule} {mark}{finding.message}"

@@ -1,0 +1,59 @@
+"""What the outputs for people say in one line each: counts, and why a reduction was not compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from moe_lint.model import MatrixRow, Report, Route
+
+_ROUTES = {
+    Route.WRAPPER.value: "the wrapper decides, and is judged where it is defined",
+    Route.DEFERRED.value: "it settles a sum that an earlier block left owed",
+}
+
+
+def summary(report: Report) -> str:
+    """One line: what was found, what can be fixed, what was judged."""
+    sites = sum(row.post_experts for row in report.rows)
+    judged = f"{sites} post-experts reduction{_s(sites)} in {report.files} file{_s(report.files)}"
+    failed = sum(problem.failed for problem in report.problems)
+    if failed:
+        judged += f"; {failed} problem{_s(failed)} kept some from being judged"
+    silenced = f"{len(report.suppressed)} suppressed" if report.suppressed else ""
+    if not report.findings:
+        return f"No findings{f' ({silenced})' if silenced else ''}: {judged}."
+    fixable = sum(f.fix is not None for f in report.findings)
+    count = len(report.findings)
+    return f"{count} finding{_s(count)} ({fixable} fixable){f', {silenced}' if silenced else ''}: {judged}."
+
+
+def statistics(report: Report) -> str:
+    """One line for each rule with findings, the most frequent first: count, code, how many can be fixed, name."""
+    count = Counter((f.rule, f.name) for f in report.findings)
+    fixable = Counter(f.rule for f in report.findings if f.fix is not None)
+    return "\n".join(
+        f"{number:5}  {code}  {f'[{fixable[code]} fixable]' if fixable[code] else '':14}  {name}"
+        for (code, name), number in sorted(count.items(), key=lambda item: (-item[1], item[0]))
+    )
+
+
+def not_compared(report: Report) -> Iterator[tuple[str, int, str]]:
+    """(path, line, why) of every reduction in scope that no rule compared with the helper."""
+    told = {(problem.path, problem.line) for problem in report.problems}
+    for row in report.rows:
+        why = None if (row.path, row.span.line) in told else _why(row)
+        if why is not None:
+            yield row.path, row.span.line, f"`{row.collective}` is not compared with the helper: {why}"
+
+
+def _why(row: MatrixRow) -> str | None:
+    if not row.post_experts:
+        return "it does not sum the output of experts"
+    if row.relation is not None:
+        return None
+    return _ROUTES.get(row.route, "the tree has no helper to compare it with")
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
