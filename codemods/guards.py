@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import libcst as cst
 
 from codemods.edits import CannotRewrite, Edit, Source
+from codemods.keywords import keyword_edits
 from moe_lint.model import FixPlan
 
 LINE_LENGTH = 88
@@ -28,6 +29,8 @@ def guard_edits(plan: FixPlan, text: str) -> list[Edit]:
         return [_rewrite_call(plan, source)]
     if plan.kind == "wrap":
         return [_wrap(plan, source)]
+    if plan.kind == "keywords":
+        return keyword_edits(plan, source)
     return [_use_wrapper(plan, source)]
 
 

@@ -427,6 +427,13 @@ class ProjectIndex:
     def _names_absorber(self, text: str) -> bool:
         return any(stem in text for stem in self._absorber_stems) and self._absorber_pattern.search(text) is not None
 
+    def absorber_lines(self, path: str) -> list[int]:
+        """The lines of a file at hand on which an absorber is built, as far as its text tells."""
+        text = self.texts[path]
+        if not any(stem in text for stem in self._absorber_stems):
+            return []
+        return [text.count("\n", 0, found.start()) + 1 for found in self._absorber_pattern.finditer(text)]
+
     def constructs_absorber(self, ref: Ref) -> bool:
         """Whether the class or one of its bases builds an absorber."""
         if ref not in self._constructs:

@@ -93,7 +93,7 @@ class FixPlan:
     """
 
     path: str
-    kind: Literal["guard", "wrap", "call", "wrapper"]
+    kind: Literal["guard", "wrap", "call", "wrapper", "keywords"]
     statement: Span
     guard: Span | None
     polarity: bool
@@ -103,9 +103,11 @@ class FixPlan:
     import_from: str
     safety: Safety
     reason: str
-    #: for ``kind="call"``: the call whose arguments are to be replaced
+    #: for ``kind="call"``: the call whose arguments are to be replaced; for ``kind="keywords"``: the one that gets the
+    #: ``arguments`` as keywords, beside what it has
     call: Span | None = None
-    #: for ``kind="wrapper"``: the statements (guards included) that the wrapper's call replaces
+    #: for ``kind="wrapper"``: the statements (guards included) that the wrapper's call replaces; for
+    #: ``kind="keywords"``: where the first ``arguments`` stand now, positionally; the others are new
     replace: tuple[Span, ...] = ()
 
 

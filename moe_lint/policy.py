@@ -335,7 +335,7 @@ class Policy:
         return formula
 
     def _compare(self, reduces: Formula, skips: Formula, kept: frozenset[str] = frozenset()) -> Comparison:
-        return compare(reduces, skips, self._feasible(atom_set(reduces) | atom_set(skips)), kept)
+        return compare(reduces, skips, self.feasible(atom_set(reduces) | atom_set(skips)), kept)
 
     def missing(self, guard: Formula, axis: Axis, in_scope: Iterable[str] | None) -> tuple[str, ...]:
         """The reasons for which the helper skips and in spite of which this guard reduces."""
@@ -377,7 +377,7 @@ class Policy:
             return frozenset(members)
         return frozenset()
 
-    def _feasible(self, names: Iterable[str]) -> Formula:
+    def feasible(self, names: Iterable[str]) -> Formula:
         """At most one of the backend's `is_…()` holds (those that test for a single member)."""
         prefix = f"{self.profile.backend_getter}."
         backends = sorted(

@@ -31,12 +31,18 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True)
 class Flag:
-    """A layer-context flag: its name, other spellings, the question that computes it, who sums when it is set."""
+    """A layer-context flag: its name, other spellings, the question that computes it, who sums when it is set.
+
+    ``permit`` is the keyword with which an absorber's constructor allows the flag to be set at all; ``last`` the one
+    that tells it that no further layer will take the sum.
+    """
 
     name: str
     aliases: tuple[str, ...] = ()
     predicate: str = ""
     absorber: str = "an absorber downstream"
+    permit: str = ""
+    last: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,14 @@ _LAUNCH: dict[str, dict[str, str]] = {
     "choices": {"name": "str", "getter": "str", "default": "str", "option": "str", "members": "list"},
 }
 _LAUNCH_KEYS = {"constraints": "list", "groups": "table"}
-_FLAG_KEYS = {"name": "str", "aliases": "list", "predicate": "str", "absorber": "str"}
+_FLAG_KEYS = {
+    "name": "str",
+    "aliases": "list",
+    "predicate": "str",
+    "absorber": "str",
+    "permit": "str",
+    "last": "str",
+}
 _TOP_KEYS = ("name", "extends", "collectives", "flags", "launch", *_SCHEMA)
 _AXES: dict[str, Axis] = {"TP": "TP", "EP": "EP", "other": "other"}
 
@@ -278,6 +291,8 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
                 aliases=tuple(flag.get("aliases", ())),
                 predicate=flag.get("predicate", ""),
                 absorber=flag.get("absorber", Flag.absorber),
+                permit=flag.get("permit", ""),
+                last=flag.get("last", ""),
             )
             for flag in data.get("flags", ())
         ),

@@ -23,6 +23,7 @@ ORDER = (
     "dataflow",
     "policy",
     "sites",
+    "callers",
     "law",
     "rules",
     "reporters",

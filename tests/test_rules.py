@@ -10,7 +10,6 @@ import pytest
 from moe_lint import fixing
 from moe_lint.engine import Options, run
 from moe_lint.profile import load_profile
-from moe_lint.rules import all_rules
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "pretend_engine"
 HELPER = "should_skip_post_experts_all_reduce"
@@ -225,21 +224,3 @@ def test_an_unguarded_reduction_in_a_block_that_nobody_builds_is_said_to_be_open
     report = run(Options((str(tmp_path / "engine/models/case.py"),), load_profile("sglang")))
     assert [(p.reason.value, p.failed) for p in report.problems] == [("unknown-absorber", False)]
     assert report.exit_code == 0
-
-
-def test_codes_and_names_are_stable() -> None:
-    assert {rule.code: rule.name for rule in all_rules()} == {
-        "MOE001": "hand-written-guard",
-        "MOE002": "unguarded-reduction",
-        "MOE003": "unguarded-without-absorber",
-        "MOE004": "wrong-axis",
-        "MOE005": "forgotten-flag",
-        "MOE006": "literal-flag",
-        "MOE007": "helper-misused",
-        "MOE101": "axis-drift",
-        "MOE102": "sibling-drift",
-        "MOE103": "hand-listed-backends",
-        "MOE901": "unused-suppression",
-        "MOE902": "suppression-without-reason",
-        "MOE903": "malformed-suppression",
-    }

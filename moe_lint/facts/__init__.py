@@ -4,6 +4,7 @@ Reads with `ast`, looks into no other file; what it hands out (`FunctionFacts`, 
 that only another file can explain stay symbolic (`CallResult`, base names, import targets); `index` resolves them.
 """
 
+from moe_lint.facts.conduct import Call, Conduct, Mark, Passed
 from moe_lint.facts.data import (
     NOTHING,
     Argument,
@@ -28,16 +29,20 @@ __all__ = [
     "Argument",
     "AttributeFact",
     "BackendTest",
+    "Call",
     "CallFact",
     "CallResult",
     "ClassFacts",
+    "Conduct",
     "Experts",
     "FileFacts",
     "FunctionFacts",
     "GuardPart",
+    "Mark",
     "Origin",
     "Origins",
     "Param",
+    "Passed",
     "RawSite",
     "group_axis",
     "is_reduction_name",

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, dotted, inline
 from moe_lint.facts.class_env import ClassEnv
+from moe_lint.facts.conduct import Conduct, ConductReader
 from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins
 from moe_lint.facts.outline import Block, local_imports, outline, without
 from moe_lint.facts.reader import FileContext, FunctionReader
@@ -83,6 +84,7 @@ class FileFacts:
         self._class_envs: dict[str, ClassEnv] = {}
         self._read: dict[str, FunctionFacts] = {}
         self._conditions: dict[str, Formula | NotBoolean] = {}
+        self._conducts: dict[str, Conduct] = {}
         self._blocks: list[Block] = [] if "\r" in source.replace("\r\n", "") else outline(source)
         self._unread: dict[str, list[Block]] = {}
         for block in self._blocks:
@@ -308,6 +310,14 @@ class FileFacts:
         for name, inner in self._definitions.items():
             if inner.parent == qualname:
                 self._read_function(name, reader.flow.taint)
+
+    def conduct(self, qualname: str) -> Conduct:
+        """What one function does as a caller. Raises ``KeyError`` for a name that the file does not define."""
+        if qualname not in self._conducts:
+            definition = self._functions[qualname]
+            reader = ConductReader(self._context, self._env_of(definition.class_name))
+            self._conducts[qualname] = reader.read(definition.node)
+        return self._conducts[qualname]
 
     def condition(self, qualname: str) -> Formula:
         """The truth value that a function returns. Raises ``NotBoolean``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inspect import cleandoc
-from textwrap import indent
+from textwrap import dedent, indent
 
 from moe_lint.rules.base import Case
 
@@ -64,8 +64,19 @@ COMMUNICATOR = '''\
 
 
 class LayerCommunicator:
-    def __init__(self, config):
+    def __init__(self, config, allow_reduce_scatter=False, is_last_layer=False):
         self.config = config
+        self.allow_reduce_scatter = allow_reduce_scatter
+        self.is_last_layer = is_last_layer
+
+    def should_use_reduce_scatter(self, batch):
+        return self.allow_reduce_scatter and batch.padded_to_max_len
+
+    def should_fuse_mlp_allreduce_with_next_layer(self, batch):
+        return batch.fuse and not self.is_last_layer
+
+    def postprocess_layer(self, x, residual, batch):
+        return x, residual
 '''
 
 _IMPORTS = """\
@@ -116,3 +127,70 @@ def case(name: str, *methods: str, absorber: bool = True, layer: str = "x = self
             "engine/models/pretend.py": model(*methods, absorber=absorber, layer=layer),
         },
     )
+
+
+ASK = """
+should_allreduce_fusion = self.layer_communicator.should_fuse_mlp_allreduce_with_next_layer(batch)
+use_reduce_scatter = self.layer_communicator.should_use_reduce_scatter(batch)
+"""
+SETTLE = """
+if should_allreduce_fusion:
+    x._sglang_needs_allreduce_fusion = True
+else:
+    x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
+"""
+#: A block that leaves the sum to the layer around it whenever that asks for it.
+ROUTED = """
+if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+    is_tp_path=True,
+    use_reduce_scatter=use_reduce_scatter,
+    should_allreduce_fusion=should_allreduce_fusion,
+):
+    x = tensor_model_parallel_all_reduce(x)
+"""
+BARE = """
+if self.tp_size > 1:
+    x = tensor_model_parallel_all_reduce(x)
+"""
+FUSION_ONLY = """
+if self.tp_size > 1 and not should_allreduce_fusion:
+    x = tensor_model_parallel_all_reduce(x)
+"""
+COMMUNICATOR_CALL = (
+    "LayerCommunicator(config, allow_reduce_scatter=True, is_last_layer=layer_id == config.num_hidden_layers - 1)"
+)
+
+
+def layer_model(
+    *blocks: str, build: str = "self.mlp = Block(config)", communicator: str = COMMUNICATOR_CALL, layer: str
+) -> str:
+    """A model file: classes as written, and the decoder layer that builds ``build`` and runs ``layer``.
+
+    ``layer`` starts with ``x``, ``residual`` and ``batch`` at hand.
+    """
+    init = f"{cleandoc(build)}\nself.layer_communicator = {communicator}"
+    head = f"def __init__(self, config, layer_id):\n{indent(init, '    ')}\n"
+    run = f"def forward(self, x, residual, batch):\n{indent(cleandoc(layer), '    ')}\n    return x, residual\n"
+    decoder = indent(f"{head}\n{run}", "    ")
+    classes = "\n\n".join(dedent(block).strip() + "\n" for block in blocks)
+    return f"{_IMPORTS}\n\n{classes}\n\nclass DecoderLayer:\n{decoder}"
+
+
+def block(*methods: str, name: str = "Block", init: str = "self.experts = FusedMoE(config)") -> str:
+    """A class with a constructor and these methods."""
+    head = f"def __init__(self, config):\n{indent(cleandoc(init), '    ')}\n"
+    return f"class {name}:\n{indent(chr(10).join((head, *(dedent(m) for m in methods))), '    ')}"
+
+
+def tree(name: str, **models: str) -> Case:
+    """A tree with these model files."""
+    files = {
+        "engine/layers/moe/utils.py": UTILS,
+        "engine/layers/communicator.py": COMMUNICATOR,
+    }
+    return Case(name, {**files, **{f"engine/models/{stem}.py": text for stem, text in models.items()}})
+
+
+def layer_case(name: str, *blocks: str, **parts: str) -> Case:
+    """A tree with one such model."""
+    return tree(name, pretend=layer_model(*blocks, **parts))

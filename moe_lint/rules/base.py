@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from moe_lint.callers import Callers
 from moe_lint.formula import Relation
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Confidence, Finding, FixPlan, Related, Severity
@@ -42,6 +43,11 @@ class Context:
             if site.raw.class_name is not None:
                 found.setdefault((site.path, site.raw.class_name), []).append(site)
         return found.values()
+
+    @cached_property
+    def callers(self) -> Callers:
+        """Who calls whom, from the layers down."""
+        return Callers(self.index, self.policy, self.sites)
 
     @cached_property
     def wrappers(self) -> Mapping[str, Wrapper]:

@@ -1,0 +1,348 @@
+"""Who calls whom: layers, the calls that they make and bring about, and the reductions at the end."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+from moe_lint.callers.construction import Constructions
+from moe_lint.callers.data import Bound, Built, Edge, Frame, Instance, Layer, Sum
+from moe_lint.expressions import dotted
+from moe_lint.facts import Call
+from moe_lint.formula import FALSE, TRUE, Atom, Formula, TooManyAtoms, atom_set, conj, satisfiable, substitute
+from moe_lint.index import ProjectIndex, Ref
+from moe_lint.policy import Policy
+from moe_lint.profile import matches
+from moe_lint.sites import Site, without_topology
+
+#: How many calls down from a layer a reduction is looked for.
+_DEPTH = 6
+_ISINSTANCE = re.compile(r"^isinstance\(([\w.]+), (.+)\)$")
+
+
+class Callers(Constructions):
+    """Answers questions about layers and what they call. Everything is found when it is asked for."""
+
+    def __init__(self, index: ProjectIndex, policy: Policy, sites: tuple[Site, ...]) -> None:
+        super().__init__(index)
+        self.policy = policy
+        self.sites = sites
+        self._edges: dict[Frame, tuple[Edge, ...]] = {}
+
+    # --- layers
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every class that builds an absorber in its constructor and has a `forward`, by place."""
+        found: dict[Ref, Layer] = {}
+        for path in sorted(self.index.texts):
+            lines = self.index.absorber_lines(path)
+            facts = self.index.facts(path) if lines else None
+            if facts is None:
+                continue
+            frontier = [Ref(path, name) for line in lines if (name := facts.class_at(line)) is not None]
+            while frontier:
+                owner = frontier.pop()
+                if owner not in found and not self.index.is_absorber(owner):
+                    layer = self._layer(owner)
+                    if layer is not None:
+                        found[owner] = layer
+                    frontier += self.index.subclasses(owner)
+        return tuple(found[owner] for owner in sorted(found))
+
+    def _layer(self, owner: Ref) -> Layer | None:
+        absorbers = tuple(
+            built
+            for group in self.built(owner).values()
+            for built in group
+            if matches(built.owner.name.rsplit(".", 1)[-1], self.index.profile.absorber_constructors)
+        )
+        entry = self.index.method(owner, "forward")
+        if not absorbers or entry is None:
+            return None
+        return Layer(owner, absorbers, tuple(self._own_frames(owner)))
+
+    def _own_frames(self, owner: Ref) -> Iterator[Frame]:
+        """The layer's functions that are in force, each under what is published around all of its calls."""
+        names: dict[str, None] = {}
+        for ref in self.index.mro(owner):
+            facts = self.index.facts(ref.path)
+            if facts is not None and ref.name in facts.classes:
+                names.update(dict.fromkeys(sorted(facts.classes[ref.name].methods)))
+        instance = Instance(owner)
+        functions = (self.index.method(owner, name) for name in names if name != "__init__")
+        started = [Frame(function, instance) for function in functions if function is not None]
+        seen: dict[tuple[Ref, str], Frame] = {}
+        queue = sorted(started, key=lambda frame: frame.function.name.rsplit(".", 1)[-1] != "forward")
+        while queue:
+            frame = queue.pop(0)
+            key = (frame.function, frame.itself)
+            if key in seen:
+                continue
+            seen[key] = frame
+            # what the layer's own functions call of it comes first: they know what is published around the call
+            inner = [edge.target for edge in self.edges(frame) if edge.target.instance == instance]
+            queue = inner + queue
+        yield from seen.values()
+
+    # --- who is called
+
+    def edges(self, frame: Frame) -> tuple[Edge, ...]:
+        """The calls of a function that reach others in the tree, with what these know then."""
+        if frame not in self._edges:
+            self._edges[frame] = tuple(self._find_edges(frame))
+        return self._edges[frame]
+
+    def _find_edges(self, frame: Frame) -> Iterator[Edge]:
+        conduct = self.conduct(frame.function)
+        if conduct is None:
+            return
+        for call in conduct.calls:
+            reached = without_topology(call.condition, self.index.profile)
+            holds = conj((frame.holds, self.told(frame, reached)))
+            if holds == FALSE:
+                continue
+            head, _, rest = call.callee.partition(".")
+            if head in (frame.itself, "super()") and rest and frame.instance is not None:
+                yield from self._own_edges(frame, call, rest, holds, head == "super()")
+            elif head != frame.itself and "?" not in call.callee:
+                yield from self._function_edge(frame, call, holds)
+
+    def _own_edges(self, frame: Frame, call: Call, rest: str, holds: Formula, above: bool) -> Iterator[Edge]:
+        instance = frame.instance
+        assert instance is not None
+        name, _, entry = rest.partition(".")
+        method: Ref | None
+        if above:
+            mro = self.index.mro(instance.owner)
+            home = Ref(frame.path, frame.class_name or "")
+            skip = mro.index(home) + 1 if home in mro else 1
+            method = self.index.method(instance.owner, rest, skip=skip)
+        else:
+            method = self.index.method(instance.owner, name) if not entry else None
+        if method is not None:
+            yield self._edge(frame, call, method, instance, holds, None, shift=True)
+            return
+        if "." in entry or self.index.profile.is_barrier(name):
+            return
+        for built in self.built(instance.owner).get(name, ()):
+            if self.index.is_absorber(built.owner):
+                continue
+            condition = self._narrowed(holds, f"{frame.itself}.{name}", built.owner, frame.path)
+            if not self.possible(conj((condition, built.condition))):
+                continue
+            target = next(
+                (
+                    m
+                    for e in ((entry,) if entry else ("forward", "__call__"))
+                    if (m := self.index.method(built.owner, e))
+                ),
+                None,
+            )
+            if target is not None:
+                inner = self.instance(built, instance)
+                yield self._edge(frame, call, target, inner, conj((condition, built.condition)), built, shift=True)
+
+    def _function_edge(self, frame: Frame, call: Call, holds: Formula) -> Iterator[Edge]:
+        """A call of a module-level function; one that is given the instance acts for it."""
+        found = self.index.resolve(frame.path, call.callee)
+        facts = self.index.facts(found.path) if found is not None and found.path in self.index.texts else None
+        if found is None or facts is None or found.name not in facts.functions or "." in found.name:
+            return
+        edge = self._edge(frame, call, found, None, holds, None, shift=False)
+        for bound in edge.bound:
+            if bound.passed.text == frame.itself and bound.parameter is not None:
+                target = edge.target
+                acting = Frame(
+                    target.function, frame.instance, bound.parameter, target.values, target.context, target.holds
+                )
+                yield Edge(frame, call, acting, edge.bound)
+                return
+        yield edge
+
+    def _edge(
+        self,
+        frame: Frame,
+        call: Call,
+        target: Ref,
+        instance: Instance | None,
+        holds: Formula,
+        built: Built | None,
+        *,
+        shift: bool,
+    ) -> Edge:
+        bound = self.bind(call, target, skip_first=shift)
+        context = dict(frame.context)
+        for published in call.published:
+            formula = published.formula
+            context[published.keyword or ""] = (
+                self.told(frame, formula) if formula is not None else Atom(published.text)
+            )
+        values = tuple(self._values(frame, target, bound))
+        inner = Frame(target, instance, "self", values, tuple(sorted(context.items())), holds)
+        return Edge(frame, call, inner, bound, built)
+
+    def _values(self, frame: Frame, target: Ref, bound: tuple[Bound, ...]) -> Iterator[tuple[str, Formula]]:
+        """Parameter (a flag by its name) -> its truth value in the layer's terms, defaults put in."""
+        facts = self.index.facts(target.path)
+        if facts is None:
+            return
+        spellings = self.index.profile.flag_names
+        hidden = any(b.passed.hides for b in bound)
+        given = {b.parameter: b.passed.formula for b in bound if b.parameter is not None}
+        _, params, defaults = facts.header(target.name)
+        for param in params:
+            formula = given.get(param)
+            if param in given:
+                if formula is not None:
+                    yield spellings.get(param, param), self.told(frame, formula)
+            elif param in defaults and not hidden and defaults[param] is not None:
+                yield spellings.get(param, param), TRUE if defaults[param] else FALSE
+
+    # --- what is true where
+
+    def told(self, frame: Frame, formula: Formula) -> Formula:
+        """A formula of a function, in the layer's terms: parameters, constants and published flags put in."""
+        values = dict(frame.values)
+        fixed = dict(frame.instance.fixed) if frame.instance is not None else {}
+        context = dict(frame.context)
+        params = self._params(frame)
+        flags = {flag.name for flag in self.index.profile.flags}
+
+        def value(atom: str) -> Formula | None:
+            if atom in flags:
+                if atom in params:
+                    return values.get(atom)
+                return context.get(atom)
+            return values.get(atom) or fixed.get(atom)
+
+        return substitute(formula, value)
+
+    def _params(self, frame: Frame) -> frozenset[str]:
+        facts = self.index.facts(frame.path)
+        if facts is None or frame.function.name not in facts.functions:
+            return frozenset()
+        spellings = self.index.profile.flag_names
+        return frozenset(spellings.get(p, p) for p in facts.header(frame.function.name)[1])
+
+    def _narrowed(self, condition: Formula, receiver: str, owner: Ref, path: str) -> Formula:
+        """The condition for a receiver of this class: `isinstance(receiver, C)` is decided."""
+        classes = self.index.mro(owner)
+
+        def value(atom: str) -> Formula | None:
+            found = _ISINSTANCE.match(atom)
+            if found is None or found[1] != receiver:
+                return None
+            tested = ast.parse(found[2], mode="eval").body
+            names = [dotted(n) for n in (tested.elts if isinstance(tested, ast.Tuple) else [tested])]
+            refs = [self.index.resolve(path, name) for name in names if name is not None]
+            if None in refs or len(refs) != len(names):
+                return None
+            return TRUE if any(ref in classes for ref in refs) else FALSE
+
+        return substitute(condition, value)
+
+    def possible(self, formula: Formula, unknown: bool = True) -> bool:
+        """Whether a condition can hold (one a2a backend at a time); ``unknown`` where it has too many atoms to tell."""
+        try:
+            return satisfiable(conj((formula, self.policy.feasible(atom_set(formula)))))
+        except TooManyAtoms:
+            return unknown
+
+    # --- reductions
+
+    @cached_property
+    def _sites(self) -> dict[Ref, list[Site]]:
+        found: dict[Ref, list[Site]] = {}
+        for site in self.sites:
+            found.setdefault(Ref(site.path, re.sub(r"(\.<lambda>)+$", "", site.raw.function)), []).append(site)
+        return found
+
+    def sums(self, edge: Edge) -> tuple[Sum, ...]:
+        """The reductions that a call reaches, with when they run."""
+        return tuple(self._sums(edge.target, (edge,), frozenset()))
+
+    def _sums(self, frame: Frame, route: tuple[Edge, ...], seen: frozenset[Ref]) -> Iterator[Sum]:
+        if frame.function in seen or len(route) > _DEPTH:
+            return
+        for site in self._sites.get(frame.function, ()):
+            condition = conj((frame.holds, self.guard(frame, site)))
+            if condition != FALSE:
+                yield Sum(site, condition, route)
+        for edge in self.edges(frame):
+            if edge.target.function.path in self.index.texts and edge.target.function not in seen:
+                yield from self._sums(edge.target, (*route, edge), seen | {frame.function})
+
+    def paths(self, layer: Layer) -> Iterator[tuple[Frame, Edge]]:
+        """Every call that a layer makes or brings about, once: (the layer's function that it starts in, the call)."""
+        seen: set[Edge] = set()
+        for start in layer.frames:
+            stack = list(reversed(self.edges(start)))
+            depth: dict[Edge, int] = {}
+            while stack:
+                edge = stack.pop()
+                level = depth.get(edge, 0)
+                if edge in seen or edge.target.instance == start.instance:
+                    continue  # the layer's own functions are starts themselves
+                seen.add(edge)
+                yield start, edge
+                if level < _DEPTH and edge.target.function.path in self.index.texts:
+                    inner = self.edges(edge.target)
+                    depth.update(dict.fromkeys(inner, level + 1))
+                    stack += reversed(inner)
+
+    def asked(self, frame: Frame, call: Call, flag: str) -> bool:
+        """Whether a flag is worth anything at a call: the layer asked for it, or a caller handed it down."""
+        if flag in self._params(frame):
+            value = dict(frame.values).get(flag)
+            return value is not None and flag in atom_set(value)
+        return flag in dict(call.known)
+
+    def marks(self, layer: Layer) -> tuple[Formula, ...]:
+        """When the layer says of a tensor that it still owes a sum: here, or in a function that it calls for that."""
+        found: list[Formula] = []
+        for frame in layer.frames:
+            helpers = [edge.target for edge in self.edges(frame) if edge.built is None]
+            for one in (frame, *helpers):
+                conduct = self.conduct(one.function)
+                marks = conduct.marks if conduct is not None else ()
+                found += [conj((one.holds, self.told(one, m.condition))) for m in marks if m.value is not False]
+        return tuple(found)
+
+    def guard(self, frame: Frame, site: Site) -> Formula:
+        """A site's guard in the layer's terms: the helper and other predicates that read flags are opened."""
+        flags = {flag.name for flag in self.index.profile.flags}
+        context = dict(frame.context)
+        helper = self.policy.helper
+
+        def published(formula: Formula) -> Formula:
+            return substitute(formula, lambda atom: context.get(atom, FALSE) if atom in flags else None)
+
+        def value(atom: str) -> Formula | None:
+            if "(" not in atom:
+                return None
+            called = self.policy.called(atom)
+            if called is not None and helper is not None:
+                own = frozenset(flag for _, flag in helper.flags)
+                # a flag that the helper takes was given here; one that it reads elsewhere was published
+                handed = substitute(called, lambda a: self.told(frame, Atom(a)) if a in own else None)
+                return self._opened(handed, flags - own, published)
+            return self._opened(Atom(atom), flags, published)
+
+        opened = substitute(site.guard, lambda atom: value(atom) if "(" in atom else self.told(frame, Atom(atom)))
+        return opened
+
+    def _opened(self, formula: Formula, flags: set[str], published: Callable[[Formula], Formula]) -> Formula:
+        """Predicates that read published flags replaced by what they mean."""
+
+        def value(atom: str) -> Formula | None:
+            if atom in flags:
+                return published(Atom(atom))
+            if "(" not in atom:
+                return None
+            body = self.policy.expanded(Atom(atom))
+            return published(body) if atom_set(body) & flags else None
+
+        return substitute(formula, value)

@@ -1,0 +1,431 @@
+"""One function as a caller: whom it builds and calls, with what, and which layer-context flags it knows where.
+
+Reads what `FunctionReader` leaves out: the condition of every call, the flags that an argument carries, and what a
+`with` publishes. Only functions of layers and of the blocks that they call are read this way.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from moe_lint.expressions import Resolver, dotted, inline, is_condition
+from moe_lint.facts.reader import FileContext
+from moe_lint.facts.syntax import span_of
+from moe_lint.formula import Formula, atom_set, conj, negate
+from moe_lint.model import Span
+from moe_lint.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """One argument of a call. ``keyword`` is None for a positional one, ``*`` or ``**`` for an unpacked one."""
+
+    keyword: str | None
+    text: str
+    span: Span
+    literal: bool | None
+    #: its truth value, where it is a condition
+    formula: Formula | None
+    #: the layer-context flags that its value depends on
+    flags: frozenset[str]
+
+    @property
+    def hides(self) -> bool:
+        """Whether it stands for arguments that cannot be seen."""
+        return self.keyword in ("*", "**")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, with the condition under which it runs and the flags known there (flag -> its spelling)."""
+
+    callee: str
+    span: Span
+    arguments: tuple[Passed, ...]
+    condition: Formula
+    published: tuple[Passed, ...]
+    known: tuple[tuple[str, str], ...]
+    #: the attribute that the call's result is stored in (`self.mlp = Block(…)`); ``return`` where it is returned
+    stored: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """An assignment to a marker of a tensor ("this still owes a sum")."""
+
+    span: Span
+    value: bool | None
+    condition: Formula
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """What one function does as a caller. ``calls`` holds every call once, in order, the questions for flags too."""
+
+    params: tuple[str, ...]
+    keyword_only: frozenset[str]
+    #: name of `*args` and of `**kwargs`, if any
+    variadic: tuple[str | None, str | None]
+    calls: tuple[Call, ...]
+    marks: tuple[Mark, ...]
+    #: the names that the body reads
+    reads: frozenset[str]
+    #: attribute -> the parameter or constant that `self.attribute` is set to
+    kept: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _State:
+    """What is known at one point: values of names, published flags, contexts held in names."""
+
+    env: dict[str, ast.expr] = field(default_factory=dict)
+    known: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, str] = field(default_factory=dict)
+
+    def copy(self) -> _State:
+        return _State(dict(self.env), dict(self.known), dict(self.classes))
+
+
+class ConductReader:
+    """Walks one function in execution order. Nested functions and classes are left to themselves."""
+
+    def __init__(self, file: FileContext, class_env: Callable[[str], ast.expr | None]) -> None:
+        self.file = file
+        self.profile: Profile = file.profile
+        self.class_env = class_env
+        self.state = _State()
+        self.guard: list[Formula] = []
+        self.published: list[Passed] = []
+        self.contexts: dict[str, tuple[Passed, ...]] = {}
+        self.calls: list[Call] = []
+        self.marks: list[Mark] = []
+        self.kept: dict[str, str] = {}
+        self.built: dict[str, list[Call]] = {}
+        self.questions = {flag.predicate: flag.name for flag in self.profile.flags if flag.predicate}
+
+    def read(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Conduct:
+        arguments = node.args
+        params = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        for param in params:
+            flag = self.profile.flag_names.get(param.arg)
+            if flag is not None:
+                self.state.known[flag] = param.arg
+        self.block(node.body)
+        return Conduct(
+            tuple(p.arg for p in params),
+            frozenset(p.arg for p in arguments.kwonlyargs),
+            (
+                arguments.vararg.arg if arguments.vararg else None,
+                arguments.kwarg.arg if arguments.kwarg else None,
+            ),
+            tuple(sorted(self.calls, key=lambda call: call.span)),
+            tuple(self.marks),
+            frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)),
+            self.kept,
+        )
+
+    # --- statements
+
+    def block(self, body: Iterable[ast.stmt]) -> bool:
+        """Run a block; True when it always leaves. Conditions of early exits stay on the guard."""
+        return any(self.statement(statement) for statement in body)
+
+    def _scoped(self, body: Iterable[ast.stmt], condition: Formula | None = None) -> bool:
+        depth = len(self.guard)
+        if condition is not None:
+            self.guard.append(condition)
+        left = self.block(body)
+        del self.guard[depth:]
+        return left
+
+    def statement(self, node: ast.stmt) -> bool:
+        if isinstance(node, ast.If):
+            return self._if(node)
+        if isinstance(node, ast.Return):
+            if node.value is not None:
+                self._value(node.value, ("return",))
+            return True
+        if isinstance(node, ast.Raise | ast.Continue | ast.Break):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                self.expression(node.exc)
+            return True
+        if isinstance(node, ast.Assign):
+            self._assign(node.targets, node.value)
+        elif isinstance(node, ast.AnnAssign):
+            if node.value is not None:
+                self._assign([node.target], node.value)
+        elif isinstance(node, ast.AugAssign):
+            self.expression(node.value)
+            self._forget(node.target)
+        elif isinstance(node, ast.Expr):
+            self.expression(node.value)
+        elif isinstance(node, ast.With | ast.AsyncWith):
+            return self._with(node)
+        elif isinstance(node, ast.For | ast.AsyncFor):
+            self.expression(node.iter)
+            self._forget(node.target)
+            self._branch(node.body, node.orelse)
+        elif isinstance(node, ast.While):
+            self.expression(node.test)
+            self._branch(node.body, node.orelse)
+        elif isinstance(node, ast.Try):
+            left = self.block(node.body)
+            for handler in node.handlers:
+                self._branch(handler.body, ())
+            self._branch(node.orelse, ())
+            return self.block(node.finalbody) or (left and not node.handlers)
+        elif isinstance(node, ast.Match):
+            self.expression(node.subject)
+            for case in node.cases:
+                self._branch(case.body, ())
+        elif isinstance(node, ast.Assert):
+            self.expression(node.test)
+        return False
+
+    def _branch(self, *bodies: Iterable[ast.stmt]) -> None:
+        """Blocks that may run or not."""
+        for body in bodies:
+            before = self.state.copy()
+            if self._scoped(body):
+                self.state = before
+            else:
+                self.state = self._merged(None, self.state, before)
+
+    def _if(self, node: ast.If) -> bool:
+        self.expression(node.test)
+        test = inline(node.test, self.state.env)
+        holds = self.formula(node.test)
+        before = self.state.copy()
+        left_then = self._scoped(node.body, holds)
+        then, self.state = self.state, before
+        left_else = self._scoped(node.orelse, negate(holds))
+        if left_then and left_else:
+            return True
+        if left_then:
+            self.guard.append(negate(holds))
+        elif left_else:
+            self.state = then
+            self.guard.append(holds)
+        else:
+            self.state = self._merged(test, then, self.state)
+        return False
+
+    def _merged(self, test: ast.expr | None, one: _State, other: _State) -> _State:
+        merged = _State(known={**other.known, **one.known})
+        for name in {*one.env, *other.env}:
+            first, second = one.env.get(name), other.env.get(name)
+            if first is second and first is not None:
+                merged.env[name] = first
+            elif test is not None:
+                unknown = ast.Name(name, ast.Load())
+                both = ast.IfExp(test, first or unknown, second or unknown)
+                if is_condition(both):
+                    merged.env[name] = both
+        for flag, name in merged.known.items():
+            merged.env.setdefault(name, ast.Name(flag, ast.Load()))
+        merged.classes = {**one.classes, **other.classes}
+        return merged
+
+    def _with(self, node: ast.With | ast.AsyncWith) -> bool:
+        depth = len(self.published)
+        for item in node.items:
+            context = item.context_expr
+            self.expression(context)
+            if isinstance(context, ast.Name):
+                self.published += self.contexts.get(context.id, ())
+            else:
+                self.published += self._publishes(context)
+            if item.optional_vars is not None:
+                self._forget(item.optional_vars)
+        left = self.block(node.body)
+        del self.published[depth:]
+        return left
+
+    def _publishes(self, node: ast.expr) -> tuple[Passed, ...]:
+        """The flags that a context manager publishes."""
+        if isinstance(node, ast.IfExp):
+            return (*self._publishes(node.body), *self._publishes(node.orelse))
+        if not isinstance(node, ast.Call) or self._last(node) not in self.profile.publishers:
+            return ()
+        given = (self._passed(k.arg, k.value) for k in node.keywords if k.arg in self.profile.flag_names)
+        return tuple(replace(p, keyword=self.profile.flag_names[p.keyword or ""]) for p in given)
+
+    # --- assignments
+
+    def _assign(self, targets: list[ast.expr], value: ast.expr) -> None:
+        names = [key for target in targets if (key := dotted(target)) is not None]
+        stored = tuple(key[5:] for key in names if key.startswith("self.") and "." not in key[5:])
+        self._value(value, stored)
+        for target in targets:
+            self._bind(target, value)
+
+    def _value(self, value: ast.expr, stored: tuple[str, ...]) -> None:
+        """Record the calls in a value; those that make it are stored in an attribute."""
+        before = len(self.calls)
+        self.expression(value)
+        if stored:
+            makers = [span_of(maker, self.file.lines) for maker in _makers(value)]
+            for position in range(before, len(self.calls)):
+                if self.calls[position].span in makers:
+                    self.calls[position] = replace(self.calls[position], stored=stored[0])
+            if isinstance(value, ast.Name):
+                self.calls += [replace(call, stored=stored[0]) for call in self.built.get(value.id, ())]
+            elif isinstance(value, ast.ListComp | ast.List | ast.Tuple):
+                pass
+
+    def _bind(self, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Tuple | ast.List):
+            same = isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts)
+            for position, element in enumerate(target.elts):
+                if same and isinstance(value, ast.Tuple | ast.List):
+                    self._bind(element, value.elts[position])
+                else:
+                    self._forget(element)
+            return
+        if isinstance(target, ast.Attribute):
+            self._attribute(target, value)
+            return
+        if not isinstance(target, ast.Name):
+            return
+        name = target.id
+        resolved = self._answered(inline(value, self.state.env))
+        self._forget(target)
+        flags = atom_set(self.formula(resolved)) & set(self.questions.values()) if is_condition(resolved) else ()
+        spelled = self.profile.flag_names.get(name)
+        told = bool(flags) or isinstance(resolved, ast.Constant)  # else a flag's name stands for the flag
+        itself = isinstance(resolved, ast.Name) and resolved.id == name
+        if is_condition(resolved) and not itself and (spelled is None or told):
+            if spelled is not None or not any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(resolved)):
+                self.state.env[name] = resolved
+        if spelled is not None:
+            self.state.known[spelled] = name
+        elif len(flags) == 1:
+            self.state.known.setdefault(next(iter(flags)), name)
+        if isinstance(value, ast.Call) and self._last(value) in self.profile.publishers:
+            self.contexts[name] = self._publishes(value)
+        makers = [span_of(maker, self.file.lines) for maker in _makers(value)]
+        self.built.setdefault(name, []).extend(call for call in self.calls if call.span in makers)
+        if isinstance(value, ast.Name | ast.Attribute):
+            text = dotted(value)
+            if text is not None:
+                self.state.classes[name] = text
+
+    def _attribute(self, target: ast.Attribute, value: ast.expr) -> None:
+        if target.attr in self.profile.markers:
+            literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
+            self.marks.append(Mark(span_of(target, self.file.lines), literal, conj(self.guard)))
+        elif isinstance(target.value, ast.Name) and target.value.id == "self":
+            simple = isinstance(value, ast.Name) or (isinstance(value, ast.Constant) and isinstance(value.value, bool))
+            self.kept[target.attr] = ast.unparse(value) if simple and target.attr not in self.kept else ""
+
+    def _forget(self, target: ast.expr) -> None:
+        for node in ast.walk(target):
+            if isinstance(node, ast.Name):
+                self.state.env.pop(node.id, None)
+                self.state.classes.pop(node.id, None)
+                for flag in [flag for flag, name in self.state.known.items() if name == node.id]:
+                    del self.state.known[flag]
+
+    def _answered(self, node: ast.expr) -> ast.expr:
+        """The expression with each question for a flag replaced by the flag."""
+        questions = self.questions
+
+        class Answers(ast.NodeTransformer):
+            def visit_Call(self, call: ast.Call) -> ast.expr:
+                name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+                return ast.Name(questions[name], ast.Load()) if name in questions else call
+
+        if not any(isinstance(n, ast.Attribute | ast.Name) and _last_word(n) in questions for n in ast.walk(node)):
+            return node
+        answered: ast.expr = Answers().visit(ast.parse(ast.unparse(node), mode="eval").body)
+        return answered
+
+    # --- expressions
+
+    def formula(self, node: ast.expr) -> Formula:
+        """The truth value of an expression here."""
+        resolver = Resolver(self.class_env, self.file.aliases, self.file.modules, self.profile)
+        return self.file.builder.build(resolver.resolve(self._answered(inline(node, self.state.env))))
+
+    def expression(self, node: ast.expr) -> None:
+        if isinstance(node, ast.IfExp):
+            self.expression(node.test)
+            for branch, holds in ((node.body, self.formula(node.test)), (node.orelse, None)):
+                self.guard.append(negate(self.formula(node.test)) if holds is None else holds)
+                self.expression(branch)
+                self.guard.pop()
+            return
+        if isinstance(node, ast.BoolOp):
+            depth = len(self.guard)
+            for value in node.values:
+                self.expression(value)
+                holds = self.formula(value)
+                self.guard.append(holds if isinstance(node.op, ast.And) else negate(holds))
+            del self.guard[depth:]
+            return
+        if isinstance(node, ast.NamedExpr):
+            self.expression(node.value)
+            self._bind(node.target, node.value)
+            return
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                self.expression(child)
+            elif isinstance(child, ast.keyword):
+                self.expression(child.value)
+            elif isinstance(child, ast.comprehension):
+                self.expression(child.iter)
+        if isinstance(node, ast.Call):
+            self._call(node)
+
+    def _call(self, node: ast.Call) -> None:
+        callee = dotted(node.func)
+        if callee is None:
+            callee = f"?.{node.func.attr}" if isinstance(node.func, ast.Attribute) else "?"
+        if callee == "setattr" and len(node.args) == 3 and isinstance(node.args[1], ast.Constant):
+            if node.args[1].value in self.profile.markers:
+                value = node.args[2].value if isinstance(node.args[2], ast.Constant) else None
+                literal = value if isinstance(value, bool) else None
+                self.marks.append(Mark(span_of(node, self.file.lines), literal, conj(self.guard)))
+            return
+        head, _, rest = callee.partition(".")
+        behind = self.state.classes.get(head)
+        if behind is not None and head != "self":
+            callee = f"{behind}.{rest}" if rest else behind
+        given = [self._passed("*" if isinstance(a, ast.Starred) else None, a) for a in node.args]
+        given += [self._passed(k.arg or "**", k.value) for k in node.keywords]
+        self.calls.append(
+            Call(
+                callee,
+                span_of(node, self.file.lines),
+                tuple(given),
+                conj(self.guard),
+                tuple(self.published),
+                tuple(sorted(self.state.known.items())),
+            )
+        )
+
+    def _passed(self, keyword: str | None, node: ast.expr) -> Passed:
+        value = node.value if isinstance(node, ast.Starred) else node
+        literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
+        formula = self.formula(value) if is_condition(value) else None
+        carried = atom_set(formula) & set(self.profile.flag_names.values()) if formula is not None else frozenset()
+        return Passed(keyword, ast.unparse(value), span_of(value, self.file.lines), literal, formula, carried)
+
+    @staticmethod
+    def _last(node: ast.Call) -> str:
+        return _last_word(node.func)
+
+
+def _last_word(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _makers(value: ast.expr) -> list[ast.Call]:
+    """The calls whose result may be the value itself: `A(…) if c else B(…)`, `wrap(A(…))`, `get_class(q)(…)`."""
+    if isinstance(value, ast.IfExp):
+        return [*_makers(value.body), *_makers(value.orelse)]
+    if isinstance(value, ast.BoolOp):
+        return [maker for part in value.values for maker in _makers(part)]
+    return [value] if isinstance(value, ast.Call) else []

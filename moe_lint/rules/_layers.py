@@ -1,0 +1,134 @@
+"""What the rules about layers share: which reductions a call is to answer for, and how calls and layers are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moe_lint.callers import Callers, Edge, Frame, Layer, Sum
+from moe_lint.facts import Call
+from moe_lint.formula import Atom, atom_set, conj
+from moe_lint.model import Finding, FixPlan, Related, Span
+from moe_lint.profile import Flag, Profile
+from moe_lint.rules.base import Context, Rule
+
+
+def flag_of(profile: Profile, name: str) -> Flag:
+    return next(flag for flag in profile.flags if flag.name == name)
+
+
+def block_sums(callers: Callers, edge: Edge) -> list[Sum]:
+    """The reductions of a block's output that a call reaches: after the experts, or those of a dense block.
+
+    A reduction whose owner is left open (`self.reduce_results` of an unknown value) is nobody's evidence.
+    """
+    profile = callers.index.profile
+    sums = [s for s in callers.sums(edge) if s.site.axis != "other"]
+    after_experts = [s for s in sums if s.site.post_experts]
+    if not after_experts and has_experts(callers, edge):
+        return []  # what is summed there are the shared experts alone
+    return [
+        s
+        for s in after_experts or sums
+        if not any(name.rsplit(".", 1)[-1] in profile.ownership for name in atom_set(s.condition))
+    ]
+
+
+def has_experts(callers: Callers, edge: Edge) -> bool:
+    """Whether the callee is a block of experts: it, or a block that it calls, builds them."""
+    instance = edge.target.instance
+    if instance is None:
+        return True
+    profile = callers.index.profile
+    return any(profile.is_expert_attribute(name) for name in callers.built_names(instance.owner))
+
+
+def runs_in_spite_of(callers: Callers, edge: Edge, flag: str) -> Sum | None:
+    """A reduction behind a call that runs although the flag is set, as far as can be proved."""
+    for found in block_sums(callers, edge):
+        if callers.possible(conj((found.condition, Atom(flag))), unknown=False):
+            return found
+    return None
+
+
+def absorbs(callers: Callers, layer: Layer, edge: Edge, flag: Flag) -> bool:
+    """Whether the layer has the sum absorbed when the flag is set at a call.
+
+    A sum that is deferred to the next layer is absorbed where the tensor is marked as owing it.
+    """
+    if not flag.last:
+        return True
+    return any(callers.possible(conj((mark, edge.target.holds, Atom(flag.name)))) for mark in callers.marks(layer))
+
+
+def edges(callers: Callers) -> Iterator[tuple[Layer, Frame, Edge]]:
+    """Every call that some layer makes or brings about; each place once, for the first layer that it is found from."""
+    seen: set[tuple[str, Span, str, str]] = set()
+    for layer in callers.layers:
+        for start, edge in callers.paths(layer):
+            key = (edge.frame.path, edge.call.span, edge.target.function.path, edge.target.function.name)
+            if key not in seen:
+                seen.add(key)
+                yield layer, start, edge
+
+
+def callee_name(edge: Edge) -> str:
+    """`Block.forward`"""
+    return edge.target.function.name
+
+
+def place(found: Sum) -> Related:
+    return Related(found.site.path, found.site.raw.span.line, f"`{found.site.raw.collective}` runs here")
+
+
+def launch(context: Context, flag: Flag, found: Sum | None = None) -> str:
+    """` (for example `--tp 2 …`)`: a launch configuration in which the flag is set; nothing where none is known."""
+    axis = found.site.axis if found is not None else "TP"
+    collective = found.site.raw.collective if found is not None else ""
+    configuration = context.policy.configuration(Atom(flag.name), axis, collective)
+    return f" (for example {configuration})" if configuration is not None else ""
+
+
+def call_finding(
+    rule: Rule,
+    frame: Frame,
+    call: Call,
+    message: str,
+    *,
+    span: Span | None = None,
+    witness: str | None = None,
+    remedy: str | None = None,
+    related: tuple[Related, ...] = (),
+    fix: FixPlan | None = None,
+) -> Finding:
+    """A finding at a call."""
+    return Finding(
+        rule.code,
+        rule.name,
+        frame.path,
+        span or call.span,
+        rule.severity,
+        rule.confidence,
+        message,
+        frame.function.name.rsplit(".", 1)[-1],
+        frame.class_name,
+        None,
+        witness,
+        None,
+        related,
+        remedy,
+        fix,
+    )
+
+
+__all__ = [
+    "Context",
+    "block_sums",
+    "call_finding",
+    "callee_name",
+    "edges",
+    "flag_of",
+    "has_experts",
+    "launch",
+    "place",
+    "runs_in_spite_of",
+]
