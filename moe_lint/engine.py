@@ -8,24 +8,34 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from moe_lint.baseline import Baseline
 from moe_lint.dataflow import Dataflow
 from moe_lint.discover import python_file_names, tree_of
 from moe_lint.facts import FileFacts, RawSite, is_reduction_name
 from moe_lint.ignored import DEFAULT_FILES, FileFilter, is_left_out
 from moe_lint.index import ProjectIndex
-from moe_lint.model import Confidence, Finding, MatrixRow, Problem, Report, Route, SkipReason, Span, Suppressed
+from moe_lint.model import (
+    Confidence,
+    Finding,
+    KnownFinding,
+    MatrixRow,
+    Problem,
+    Report,
+    Route,
+    SkipReason,
+    Span,
+    Suppressed,
+    UsageError,
+)
 from moe_lint.policy import Policy, propose_helper, read_helper
 from moe_lint.profile import Profile
 from moe_lint.rules import Context, Rule, all_rules
+from moe_lint.selection import PathIgnore, chosen_rules, ignored_by_path
 from moe_lint.sites import Site, find_site, judge_site, skip_atoms_used
 from moe_lint.source import SourceError, decode
 from moe_lint.suppress import apply_directives
 
 _IDENTIFIER = re.compile(r"\w+")
-
-
-class UsageError(ValueError):
-    """A request that cannot be carried out; the text is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,10 @@ class Options:
     profile: Profile
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    extend_select: tuple[str, ...] = ()
+    path_ignores: tuple[PathIgnore, ...] = ()
     files: FileFilter = DEFAULT_FILES
+    baseline: Baseline | None = None
 
 
 @dataclass(frozen=True)
@@ -55,14 +68,44 @@ class Tree:
 
 def run(options: Options, overlay: Mapping[str, str] | None = None) -> Report:
     """Judge the paths. ``overlay`` replaces the text of files (by path), to judge a rewrite before it is written."""
-    chosen = _chosen_rules(options)
-    selected = frozenset(rule.code for rule in chosen) if options.select else frozenset()
+    chosen, selected = chosen_rules(options.select, options.extend_select, options.ignore)
     groups = _groups(options.paths, options.files)
     reports = [
-        _report(analyse(root, options.profile, overlay, explicit, options.files, targets), targets, chosen, selected)
+        _report(
+            analyse(root, options.profile, overlay, explicit, options.files, targets),
+            targets,
+            chosen,
+            selected,
+            options.path_ignores,
+        )
         for root, (targets, explicit) in groups.items()
     ]
-    return reports[0] if len(reports) == 1 else _joined(reports)
+    report = reports[0] if len(reports) == 1 else _joined(reports)
+    if options.baseline is None:
+        return report
+    judged = frozenset(file for targets, _ in groups.values() for file in targets)
+    return _against(options.baseline, report, judged, options.paths, frozenset(rule.code for rule in chosen))
+
+
+def _against(
+    baseline: Baseline, report: Report, judged: frozenset[str], paths: Iterable[str], active: frozenset[str]
+) -> Report:
+    """The report without the findings that a baseline lists, and with the entries that are stale."""
+    folders = tuple(os.path.join(os.path.realpath(path), "") for path in paths)
+    failed = {os.path.realpath(problem.path) for problem in report.problems if problem.failed}
+
+    def was_judged(entry: KnownFinding) -> bool:
+        path = os.path.realpath(baseline.path(entry))
+        gone = path.startswith(folders) and not os.path.exists(path)
+        return entry.rule in active and path not in failed and (path in judged or gone)
+
+    new, known, stale = baseline.split(report.findings, (s.finding for s in report.suppressed), was_judged)
+    told = (
+        f"stale baseline entry: {entry.rule} in {entry.path}"
+        f"{f' (`{entry.function}`)' if entry.function else ''} is gone; write the baseline again with --write-baseline"
+        for entry in stale
+    )
+    return replace(report, findings=new, known=known, stale=stale, notes=(*report.notes, *told))
 
 
 def _joined(reports: Sequence[Report]) -> Report:
@@ -274,22 +317,13 @@ def _site_problems(sites: Iterable[Site]) -> list[Problem]:
 # --- findings
 
 
-def _chosen_rules(options: Options) -> list[Rule]:
-    rules = {rule.code: rule for rule in all_rules()}
-    by_name = {rule.name: rule for rule in rules.values()}
-
-    def find(wanted: str) -> Rule:
-        rule = rules.get(wanted.upper()) or by_name.get(wanted)
-        if rule is None:
-            raise UsageError(f"unknown rule {wanted!r}; `moe-lint rule` lists them")
-        return rule
-
-    selected = [find(name) for name in options.select] or [rule for rule in rules.values() if rule.on_by_default]
-    ignored = {find(name).code for name in options.ignore}
-    return [rule for rule in selected if rule.code not in ignored]
-
-
-def _report(tree: Tree, targets: set[str], rules: Sequence[Rule], selected: frozenset[str]) -> Report:
+def _report(
+    tree: Tree,
+    targets: set[str],
+    rules: Sequence[Rule],
+    selected: frozenset[str],
+    path_ignores: Sequence[PathIgnore] = (),
+) -> Report:
     context = Context(tree.index, tree.policy, tree.sites)
     raw = {
         finding
@@ -309,7 +343,7 @@ def _report(tree: Tree, targets: set[str], rules: Sequence[Rule], selected: froz
     problems = [*disagreements.values()]
     problems += [p for p in tree.problems if p.path in targets or p.reason is SkipReason.HELPER_NOT_BOOLEAN]
     return Report(
-        tuple(_relative(f) for f in findings),
+        tuple(_relative(f) for f in findings if not ignored_by_path(f, f.path, path_ignores)),
         _rows(shown, tree.policy),
         tuple(replace(p, path=_display(p.path)) for p in problems),
         tuple(Suppressed(_relative(s.finding), s.reason) for s in suppressed),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 #: Folders that hold no source of the tree itself.
 DEFAULT_EXCLUDE = ("__pycache__", "node_modules", "venv", ".venv", "site-packages", "build", "dist")
-PROJECT_MARKERS = ("pyproject.toml", "setup.cfg", "setup.py")
+PROJECT_MARKERS = ("moe-lint.toml", "pyproject.toml", "setup.cfg", "setup.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,9 @@ class Ignorer:
             base = _base(patterns.folder)
             # a bare name is looked up; only the rest needs the library, which takes as long to load as a small run
             for line in patterns.lines:
-                if _is_plain(line):
+                if is_plain(line):
                     self._plain.setdefault(line, []).append(base)
-            if rest := [line for line in patterns.lines if not _is_plain(line)]:
+            if rest := tuple(line for line in patterns.lines if not is_plain(line)):
                 excludes.append(_compiled(base, rest))
         self._excludes = [rules for rules in excludes if not rules.verdict(start, folder=True)]
         above: list[Rules] = []
@@ -103,8 +104,11 @@ class Ignorer:
 
 
 def is_left_out(path: str, files: FileFilter) -> bool:
-    """Whether a file is left out, by itself or with a folder of its work tree above it."""
-    folder = work_tree(os.path.dirname(path))
+    """Whether a file is left out, by itself or with a folder above it: of its work tree, or below the patterns'."""
+    tops = [
+        patterns.folder for patterns in files.exclude if patterns.folder and path.startswith(_base(patterns.folder))
+    ]
+    folder = min((work_tree(os.path.dirname(path)), *tops), key=len)
     ignorer = Ignorer(files, folder)
     rules = ignorer.above
     parts = os.path.relpath(path, folder).split(os.sep)
@@ -140,7 +144,8 @@ def _between(top: str, folder: str) -> list[str]:
     return chain[chain.index(top) : 0 : -1] if top in chain else []
 
 
-def _is_plain(line: str) -> bool:
+def is_plain(line: str) -> bool:
+    """Whether a pattern is a bare name: it matches the files and folders of that name, at any depth."""
     return not any(character in line for character in "*?[]!#/\\ ") and bool(line)
 
 
@@ -155,14 +160,37 @@ def _read(file: str, folder: str) -> list[Rules]:
             lines = stream.read().splitlines()
     except OSError:
         return []
-    kept = [line for line in lines if line.strip() and not line.startswith("#")]
-    return [_compiled(_base(folder), kept)] if kept else []
+    kept = tuple(line for line in lines if line.strip() and not line.startswith("#"))
+    try:
+        return [_compiled(_base(folder), kept)] if kept else []
+    except ValueError:  # git passes over a pattern that it cannot read
+        return [_compiled(_base(folder), tuple(line for line in kept if fault_of(line) is None))]
 
 
-def _compiled(base: str, lines: list[str]) -> Rules:
+def fault_of(line: str) -> str | None:
+    """Why a line is no pattern, None when it is one."""
+    try:
+        _spec((line,))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def matches(path: str, patterns: Patterns) -> bool:
+    """Whether a file (an absolute path), or a folder above it, matches. ``path`` has to be below the folder."""
+    base = _base(patterns.folder)
+    return path.startswith(base) and _spec(patterns.lines).match_file(path[len(base) :].replace(os.sep, "/"))
+
+
+@lru_cache(maxsize=256)
+def _spec(lines: tuple[str, ...]) -> GitIgnoreSpec:
     from pathspec import GitIgnoreSpec
 
+    return GitIgnoreSpec.from_lines(lines)
+
+
+def _compiled(base: str, lines: tuple[str, ...]) -> Rules:
     # Thousands of files are asked about, so patterns that match no Python file are taken out first: those that end in
     # another letter, and those for folders, which were asked about before the files below them.
     for_files = [line for line in lines if (end := line.rstrip()[-1:]) == "y" or not (end.isalnum() or end == "/")]
-    return Rules(base, GitIgnoreSpec.from_lines(lines), GitIgnoreSpec.from_lines(for_files) if for_files else None)
+    return Rules(base, _spec(lines), _spec(tuple(for_files)) if for_files else None)

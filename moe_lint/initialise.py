@@ -7,9 +7,11 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_lint.engine import UsageError, analyse
+from moe_lint.engine import analyse
 from moe_lint.fixing import FileFix
 from moe_lint.formula import And, Atom, Formula, Or
+from moe_lint.ignored import DEFAULT_FILES, FileFilter
+from moe_lint.model import UsageError
 from moe_lint.policy import Helper
 from moe_lint.profile import Profile
 from moe_lint.source import decode
@@ -23,12 +25,14 @@ class InitPlan:
     helper: Helper
 
 
-def plan_init(tree_path: str, profile: Profile, into: str | None = None) -> InitPlan | None:
+def plan_init(
+    tree_path: str, profile: Profile, into: str | None = None, files: FileFilter = DEFAULT_FILES
+) -> InitPlan | None:
     """What `init` would write; None when the tree has a helper already. Raises ``UsageError``."""
     path = Path(tree_path)
     if not path.is_dir():
         raise UsageError(f"{tree_path}: init needs the folder of a tree")
-    tree = analyse(path.resolve(), profile)
+    tree = analyse(path.resolve(), profile, files=files)
     helper = tree.policy.helper
     if tree.policy.problems:
         problem = tree.policy.problems[0]
@@ -45,13 +49,13 @@ def plan_init(tree_path: str, profile: Profile, into: str | None = None) -> Init
     if not Path(home).is_file():
         raise UsageError(f"{into}: no such file")
     before = decode(Path(home).read_bytes())
-    files = [FileFix(home, before, _with_helper(before, helper, profile), ())]
+    changed = [FileFix(home, before, _with_helper(before, helper, profile), ())]
     package = Path(home).parent / "__init__.py"
     if package.is_file():
         export = _with_export(decode(package.read_bytes()), Path(home).stem, helper.name)
         if export is not None:
-            files.append(FileFix(str(package), decode(package.read_bytes()), export, ()))
-    return InitPlan(tuple(files), helper)
+            changed.append(FileFix(str(package), decode(package.read_bytes()), export, ()))
+    return InitPlan(tuple(changed), helper)
 
 
 def _with_helper(text: str, helper: Helper, profile: Profile) -> str:

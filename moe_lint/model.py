@@ -9,6 +9,10 @@ from typing import Literal
 Axis = Literal["TP", "EP", "other"]
 
 
+class UsageError(ValueError):
+    """A request that cannot be carried out; the text is one line for the user."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
     """A range of source text. Lines and columns count from 1; columns count characters; the end is exclusive."""
@@ -185,6 +189,16 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownFinding:
+    """A finding that a baseline lists. ``path`` is relative to the baseline's folder, with ``/``."""
+
+    fingerprint: str
+    rule: str
+    path: str
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything one run found out. ``notes`` are told to the user beside the findings."""
 
@@ -198,6 +212,10 @@ class Report:
     seen: int
     #: rewrites of the findings; only where an output asked for them
     patches: tuple[Patch, ...] = ()
+    #: findings that the baseline lists: not reported, no reason to fail
+    known: tuple[Finding, ...] = ()
+    #: entries of the baseline that nothing in the judged files answers to any more
+    stale: tuple[KnownFinding, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_lint.launch import Choice, ExpressionError, Size, Space, Switch
-from moe_lint.model import Axis
+from moe_lint.model import Axis, UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +25,7 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 
-class ProfileError(ValueError):
+class ProfileError(UsageError):
     """A profile that cannot be used; the text names the file and the key."""
 
 

@@ -30,9 +30,13 @@ ORDER = (
     "suppress",
     "ignored",
     "discover",
+    "config",
+    "selection",
+    "baseline",
     "engine",
     "fixing",
     "initialise",
+    "api",
     "cli",
 )
 #: Modules outside the chain, and what they may know of it.
@@ -40,6 +44,7 @@ BESIDE = {
     "guard_visitor": ORDER[: ORDER.index("sites")],
     "reporters": ("model", "fingerprint", "rules"),
     "__main__": ("cli",),
+    "__init__": ("model", "api"),
 }
 #: Loaded only where they are needed: inside a function, never on import.
 LATE = {

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from moe_lint.cli.shared import EPILOG, fail
+from moe_lint.model import UsageError
 
 #: Command -> its module in this package, in the order of the help text.
 COMMANDS = {
@@ -19,6 +20,7 @@ COMMANDS = {
     "matrix": "matrix",
     "rule": "rule",
     "init": "init",
+    "config": "config",
 }
 
 
@@ -48,6 +50,8 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except click.UsageError as error:  # one line, where click would print its usage text
             fail(error.format_message())
+        except UsageError as error:
+            fail(str(error))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):

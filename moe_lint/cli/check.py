@@ -8,18 +8,12 @@ from dataclasses import replace
 
 import click
 
+from moe_lint.api import options_of
+from moe_lint.cli.adoption import write_baseline
 from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, wants_patches, write_files
-from moe_lint.cli.shared import (
-    EPILOG,
-    codes,
-    console,
-    fail,
-    profile_option,
-    read_profile,
-    tell_failures,
-    to_stderr,
-)
-from moe_lint.engine import Options, UsageError, run
+from moe_lint.cli.settings import check_options, fix_level, settings_for
+from moe_lint.cli.shared import EPILOG, console, fail, tell_failures, to_stderr
+from moe_lint.engine import Options, run
 from moe_lint.model import Report
 from moe_lint.reporters import FORMATS, render
 from moe_lint.reporters.summary import not_compared, statistics, summary
@@ -29,53 +23,50 @@ from moe_lint.reporters.summary import not_compared, statistics, summary
 @click.argument("paths", nargs=-1, metavar="PATH…")
 @click.option("--fix", "do_fix", is_flag=True, help="Apply safe and corrective fixes.")
 @click.option("--diff", "do_diff", is_flag=True, help="Show what --fix would change, and change nothing.")
-@click.option("--safe-only", is_flag=True, help="Only fixes that keep the behaviour in every state.")
-@click.option("--unsafe-fixes", is_flag=True, help="Also fixes that could lose a reduction.")
-@click.option("--select", multiple=True, callback=codes, metavar="CODE", help="Only these rules (code or name).")
-@click.option("--ignore", multiple=True, callback=codes, metavar="CODE", help="Not these rules.")
+@click.option("--write-baseline", "do_baseline", is_flag=True, help="Write what is found to the --baseline FILE.")
+@check_options
 @click.option("--statistics", is_flag=True, help="Count the findings of each rule instead of showing them.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 when there are findings.")
 @click.option("--quiet", "-q", is_flag=True, help="Show findings and nothing else.")
 @click.option("--verbose", "-v", is_flag=True, help="Also list every reduction that was not compared, and why.")
 @output_options(FORMATS)
-@profile_option
+@click.pass_context
 def command(
+    context: click.Context,
     paths: tuple[str, ...],
     do_fix: bool,
     do_diff: bool,
-    safe_only: bool,
-    unsafe_fixes: bool,
-    select: tuple[str, ...],
-    ignore: tuple[str, ...],
+    do_baseline: bool,
     statistics: bool,
     exit_zero: bool,
     quiet: bool,
     verbose: bool,
     outputs: tuple[Output, ...],
     to_stdout: Output | None,
-    profile: str,
 ) -> None:
     """Judge every all-reduce after the experts below the given files and folders."""
-    if not paths:
-        sys.exit(0)  # a pre-commit run in which no file matched
-    if safe_only and unsafe_fixes:
-        fail("--safe-only and --unsafe-fixes exclude each other")
+    settings = settings_for(context, paths)
+    level = fix_level(settings)
+    if do_baseline and (do_fix or do_diff or outputs or to_stdout):
+        fail("--write-baseline takes no --fix, --diff or --output: fix first, then write down what is left")
+    if do_baseline and settings.one("baseline").value is None:
+        fail("--write-baseline needs to know where: give --baseline FILE too")
     if quiet and verbose:
         fail("--quiet and --verbose exclude each other")
     stdout, files = chosen(outputs, to_stdout)
     if do_diff and stdout.format != "text":
         fail(f"--diff and {stdout.format} both go to standard output; give {stdout.format} a file")
-    options = Options(paths, read_profile(profile), select, ignore)
-    try:
-        report = run(options)
-    except UsageError as error:
-        fail(str(error))
+    if not paths:
+        sys.exit(0)  # a pre-commit run in which no file matched
+    options = options_of(paths, settings, baseline=not do_baseline)
+    report = run(options)
+    if do_baseline:
+        write_baseline(report, settings)
     exit_code = report.exit_code
     told = to_stderr if quiet or stdout.format not in ("text", "concise") else click.echo
     if do_fix and exit_code == 2:
         to_stderr("moe-lint: nothing was written: some files could not be judged")
     elif do_fix or do_diff:
-        level = "safe" if safe_only else "unsafe" if unsafe_fixes else "default"
         after = _fixed(options, report, level, do_diff, told)
         if do_diff:  # a diff leaves every finding where it is
             to_stderr(f"after these changes: {summary(after)}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from moe_lint.cli.shared import fail, profile_option, read_profile
-from moe_lint.engine import UsageError
+from moe_lint.api import options_of
+from moe_lint.cli.settings import settings_for, tree_options
+from moe_lint.cli.shared import fail
 from moe_lint.fixing import diff, write
 from moe_lint.initialise import plan_init
 
@@ -14,13 +15,12 @@ from moe_lint.initialise import plan_init
 @click.argument("tree", metavar="TREE")
 @click.option("--into", metavar="FILE", help="The module that gets the helper (default: beside the skip predicates).")
 @click.option("--diff", "do_diff", is_flag=True, help="Show the change and write nothing.")
-@profile_option
-def command(tree: str, into: str | None, do_diff: bool, profile: str) -> None:
+@tree_options
+@click.pass_context
+def command(context: click.Context, tree: str, into: str | None, do_diff: bool) -> None:
     """Give a tree without a central helper the one that its own guards add up to."""
-    try:
-        plan = plan_init(tree, read_profile(profile), into)
-    except UsageError as error:
-        fail(str(error))
+    options = options_of((tree,), settings_for(context, (tree,)), baseline=False)
+    plan = plan_init(tree, options.profile, into, options.files)
     if plan is None:
         click.echo("the tree has its helper already; nothing to do")
         return

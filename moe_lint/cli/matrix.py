@@ -6,9 +6,11 @@ import sys
 
 import click
 
+from moe_lint.api import options_of
 from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, write_files
-from moe_lint.cli.shared import EPILOG, console, fail, profile_option, read_profile, tell_failures
-from moe_lint.engine import Options, UsageError, run
+from moe_lint.cli.settings import settings_for, tree_options
+from moe_lint.cli.shared import EPILOG, console, tell_failures
+from moe_lint.engine import run
 from moe_lint.reporters import MATRIX_FORMATS, render_matrix
 
 
@@ -18,16 +20,14 @@ from moe_lint.reporters import MATRIX_FORMATS, render_matrix
     "--all", "every", is_flag=True, help="Also reductions that do not follow the experts (JSON and HTML have them all)."
 )
 @output_options(MATRIX_FORMATS)
-@profile_option
+@tree_options
+@click.pass_context
 def command(
-    paths: tuple[str, ...], every: bool, outputs: tuple[Output, ...], to_stdout: Output | None, profile: str
+    context: click.Context, paths: tuple[str, ...], every: bool, outputs: tuple[Output, ...], to_stdout: Output | None
 ) -> None:
     """Show the sites as rows and the skip reasons of the tree as columns."""
     stdout, files = chosen(outputs, to_stdout)
-    try:
-        report = run(Options(paths, read_profile(profile)))
-    except UsageError as error:
-        fail(str(error))
+    report = run(options_of(paths, settings_for(context, paths), baseline=False))
     write_files(files, lambda output: render_matrix(report, output))
     if stdout.format == "text":
         from moe_lint.reporters.text import show_matrix

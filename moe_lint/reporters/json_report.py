@@ -18,6 +18,13 @@ def render(report: Report) -> str:
             for p in report.problems
         ],
         "suppressed": [{**_finding(s.finding), "reason": s.reason} for s in report.suppressed],
+        "baseline": {
+            "known": len(report.known),
+            "stale": [
+                {"fingerprint": e.fingerprint, "rule": e.rule, "path": e.path, "function": e.function}
+                for e in report.stale
+            ],
+        },
         "notes": list(report.notes),
         "summary": {
             "files": report.files,

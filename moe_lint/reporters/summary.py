@@ -20,12 +20,16 @@ def summary(report: Report) -> str:
     failed = sum(problem.failed for problem in report.problems)
     if failed:
         judged += f"; {failed} problem{_s(failed)} kept some from being judged"
-    silenced = f"{len(report.suppressed)} suppressed" if report.suppressed else ""
+    aside = [f"{len(report.suppressed)} suppressed"] if report.suppressed else []
+    aside += [f"{len(report.known)} in the baseline"] if report.known else []
     if not report.findings:
-        return f"No findings{f' ({silenced})' if silenced else ''}: {judged}."
+        new = "new " if report.known else ""
+        told = f" ({', '.join(aside)})" if aside else ""
+        return f"No {new}findings{told}: {judged}."
     fixable = sum(f.fix is not None for f in report.findings)
     count = len(report.findings)
-    return f"{count} finding{_s(count)} ({fixable} fixable){f', {silenced}' if silenced else ''}: {judged}."
+    told = "".join(f", {part}" for part in aside)
+    return f"{count} finding{_s(count)} ({fixable} fixable){told}: {judged}."
 
 
 def statistics(report: Report) -> str:
