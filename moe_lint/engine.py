@@ -206,6 +206,7 @@ class _Reader:
         names = [*profile.collectives, *profile.wrappers]
         central = [profile.helper, f"class {profile.backend_enum}"] if profile.backend_enum else [profile.helper]
         absorbers = [constructor.strip("*") for constructor in profile.absorber_constructors]
+        absorbers += [f"def {name}(" for name in profile.combines]
         self._words = [word.encode() for word in _shortest([*names, *absorbers, *central])]
         #: each of the words, and each other reduction, holds one of these: most files hold none
         self._stems = [stem.encode() for stem in _shortest(["all_reduce", *names, *absorbers, *central])]

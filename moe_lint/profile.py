@@ -60,6 +60,8 @@ class Profile:
     markers: tuple[str, ...]
     ownership: tuple[str, ...]
     absorber_constructors: tuple[str, ...]
+    scatters: tuple[str, ...]
+    combines: tuple[str, ...]
     expert_attributes: tuple[str, ...]
     expert_functions: tuple[str, ...]
     expert_constructors: tuple[str, ...]
@@ -90,6 +92,9 @@ class Profile:
     def is_expert_constructor(self, name: str) -> bool:
         return matches(name, self.expert_constructors)
 
+    def is_scatter(self, name: str) -> bool:
+        return matches(name, self.scatters)
+
     def is_barrier(self, name: str) -> bool:
         return matches(name, self.barriers)
 
@@ -109,7 +114,7 @@ _SCHEMA: dict[str, dict[str, str]] = {
     "helper": {"name": "str", "axis_parameter": "str", "wrappers": "list"},
     "predicates": {"skip": "list"},
     "context": {"publish": "list", "markers": "list", "ownership": "list"},
-    "absorbers": {"constructors": "list"},
+    "absorbers": {"constructors": "list", "scatters": "list", "combines": "list"},
     "experts": {
         "attributes": "list",
         "functions": "list",
@@ -301,6 +306,8 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         markers=names("context", "markers"),
         ownership=names("context", "ownership"),
         absorber_constructors=names("absorbers", "constructors"),
+        scatters=names("absorbers", "scatters"),
+        combines=names("absorbers", "combines"),
         expert_attributes=names("experts", "attributes"),
         expert_functions=names("experts", "functions"),
         expert_constructors=names("experts", "constructors"),

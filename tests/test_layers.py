@@ -22,6 +22,7 @@ ORDER = (
     "index",
     "dataflow",
     "policy",
+    "absorbers",
     "sites",
     "callers",
     "law",

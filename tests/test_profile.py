@@ -80,6 +80,8 @@ def test_a_profile_needs_collectives_and_a_helper_only(tmp_path: Path) -> None:
         markers=(),
         ownership=(),
         absorber_constructors=(),
+        scatters=(),
+        combines=(),
         expert_attributes=(),
         expert_functions=(),
         expert_constructors=(),

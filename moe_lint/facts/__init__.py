@@ -20,6 +20,7 @@ from moe_lint.facts.data import (
     Origins,
     Param,
     RawSite,
+    ScatterFact,
 )
 from moe_lint.facts.file import FileFacts
 from moe_lint.facts.syntax import group_axis, is_reduction_name, span_of
@@ -44,6 +45,7 @@ __all__ = [
     "Param",
     "Passed",
     "RawSite",
+    "ScatterFact",
     "group_axis",
     "is_reduction_name",
     "span_of",

@@ -109,6 +109,15 @@ class CallFact:
 
 
 @dataclass(frozen=True, slots=True)
+class ScatterFact:
+    """A call that sums and scatters in one (`reduce_scatterv`), and the condition under which it runs."""
+
+    callee: str
+    span: Span
+    condition: Formula
+
+
+@dataclass(frozen=True, slots=True)
 class AttributeFact:
     """One assignment to ``self.name``: which constructors its value calls, and under which condition."""
 
@@ -152,6 +161,7 @@ class FunctionFacts:
     #: every constructor-like callee
     builds: tuple[str, ...]
     backend_tests: tuple[BackendTest, ...]
+    scatters: tuple[ScatterFact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from moe_lint.facts.data import (
     Origins,
     Param,
     RawSite,
+    ScatterFact,
 )
 from moe_lint.facts.operands import Flow, Operands
 from moe_lint.facts.syntax import arguments_of, defaults_of, group_axis, is_reduction_name, span_of
@@ -140,6 +141,7 @@ class FunctionReader(Operands):
         self.attributes: list[AttributeFact] = []
         self.builds: dict[str, None] = {}
         self.backend_tests: list[BackendTest] = []
+        self.scatters: list[ScatterFact] = []
         self.params: tuple[str, ...] = ()
         self.assigned: set[str] = set()
         self.statement: ast.stmt | None = None
@@ -160,6 +162,7 @@ class FunctionReader(Operands):
             tuple(self.attributes),
             tuple(self.builds),
             tuple(self.backend_tests),
+            tuple(self.scatters),
         )
 
     # --- statements
@@ -538,6 +541,9 @@ class FunctionReader(Operands):
             return
         if not self.quiet:
             self._note_call(node, callee)
+            if self.profile.is_scatter(last) and not _attention_group(node):
+                condition = conj(part.formula for part in self.guard)
+                self.scatters.append(ScatterFact(callee, span_of(node, self.file.lines), condition))
         if last[:1].isupper() or last.lstrip("_")[:1].isupper():
             self.builds[callee] = None
 
@@ -609,6 +615,11 @@ class FunctionReader(Operands):
             )
             span = span_of(statement.test, self.file.lines)
             self.backend_tests.append(BackendTest(members, span, self.qualname, self.class_name, chosen, leaves))
+
+
+def _attention_group(node: ast.Call) -> bool:
+    """Whether a call is made on a process group of the attention (or of the pipeline), which holds no experts' sum."""
+    return isinstance(node.func, ast.Attribute) and group_axis(ast.unparse(node.func.value)) == "other"
 
 
 def _names(node: ast.expr, name: str) -> bool:

@@ -1,0 +1,138 @@
+"""Who sums instead of a block, read from the tree: dispatchers that combine, communicators that scatter.
+
+A communicator answers a question (`should_use_reduce_scatter`) and later acts. Answer and act are two functions; when
+they drift apart, a block that believes the answer sums once too often or not at all.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from moe_lint.expressions import NotBoolean
+from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, disj, substitute
+from moe_lint.index import ProjectIndex, Ref
+from moe_lint.policy import Policy, is_skip_predicate
+from moe_lint.profile import Flag
+
+#: `self._scatter_fn is Steps._scatter`: the communicator has chosen that step
+_CHOSEN = re.compile(r"^(.+) (?:is|==) ([\w.]+)\.(\w+)$")
+
+_KEYWORDS_ONLY = re.compile(r"self\.\w+\(((?:\s*\w+\s*=\s*[\w.]+\s*,?)+\s*)\)")
+_KEYWORD = re.compile(r"(\w+)\s*=\s*([\w.]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class CombineSum:
+    """A sum inside the experts' dispatcher: what comes out of the experts then is whole already."""
+
+    condition: Formula
+    path: str
+    line: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A promise and its delivery: ``promised`` tells blocks not to reduce, ``summed`` is when the step sums instead."""
+
+    flag: Flag
+    promise: Ref
+    step: Ref
+    promised: Formula
+    summed: Formula
+    #: the line of the first sum in the step
+    line: int
+
+
+def combine_sums(policy: Policy) -> Iterator[CombineSum]:
+    """The sums in the tree's dispatchers whose condition only asks global questions, so that others can ask it, too."""
+    index, profile = policy.index, policy.profile
+    for path, text in index.texts.items():
+        if not any(f"def {name}(" in text for name in profile.combines) or not _may_scatter(text, index):
+            continue
+        facts = index.facts(path)
+        for name in facts.functions if facts is not None else ():
+            owner, _, method = name.rpartition(".")
+            if facts is None or method not in profile.combines or not owner:
+                continue
+            for scatter in facts.function(name).scatters:
+                if _is_global(scatter.condition, policy):
+                    yield CombineSum(scatter.condition, path, scatter.span.line, owner)
+
+
+def _may_scatter(text: str, index: ProjectIndex) -> bool:
+    return any(name.strip("*") in text for name in index.profile.scatters)
+
+
+def _is_global(condition: Formula, policy: Policy) -> bool:
+    names = atom_set(condition)
+    return bool(names) and all(is_skip_predicate(name, policy.profile) for name in names)
+
+
+def twins(policy: Policy) -> Iterator[Twin]:
+    """Every promise in the tree that names the step which keeps it."""
+    index = policy.index
+    for flag in policy.profile.flags:
+        for path, text in index.texts.items():
+            facts = index.facts(path) if flag.predicate and f"def {flag.predicate}(" in text else None
+            for name in facts.functions if facts is not None else ():
+                owner, _, method = name.rpartition(".")
+                if facts is None or method != flag.predicate or not owner:
+                    continue
+                try:
+                    promised = facts.condition(name)
+                except NotBoolean:
+                    continue
+                yield from _twins_of(flag, Ref(path, name), promised, policy)
+
+
+def _twins_of(flag: Flag, promise: Ref, promised: Formula, policy: Policy) -> Iterator[Twin]:
+    index = policy.index
+    chosen = {name: match for name in sorted(atom_set(promised)) if (match := _CHOSEN.match(name)) is not None}
+    for name, match in chosen.items():
+        owner = index.resolve(promise.path, match[2])
+        step = index.method(owner, match[3]) if owner is not None else None
+        body = index.function(step) if step is not None else None
+        if step is None or body is None or not body.scatters:
+            continue
+        here = promised
+        for other, its in chosen.items():
+            if its[1] == match[1]:
+                here = assign(here, other, TRUE if other == name else FALSE)
+        arguments = _arguments(promise, body.params, index)
+        bound = partial(_bound, arguments=arguments)
+        conditions = disj(scatter.condition for scatter in body.scatters)
+        if any(name in body.params and name not in arguments for name in atom_set(conditions)):
+            continue  # what the communicator passes for that parameter is not seen
+        summed = substitute(conditions, bound)
+        yield Twin(flag, promise, step, here, summed, body.scatters[0].span.line)
+
+
+def _arguments(promise: Ref, params: tuple[str, ...], index: ProjectIndex) -> dict[str, str]:
+    """Parameter of a step -> what the communicator passes for it when it runs the chosen one by keywords."""
+    found: dict[str, str] = {}
+    for owner in index.mro(Ref(promise.path, promise.name.rpartition(".")[0])):
+        facts = index.facts(owner.path)
+        if facts is None or owner.name not in facts.classes:
+            continue
+        for call in _KEYWORDS_ONLY.findall(facts.class_text(owner.name)):
+            given = dict(_KEYWORD.findall(call))
+            if given and given.keys() <= set(params):
+                found = {**given, **found}
+    return found
+
+
+def _bound(atom: str, arguments: dict[str, str]) -> Formula | None:
+    """The atom with the communicator's arguments in place of the step's parameters."""
+
+    class Binder(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            given = arguments.get(node.id)
+            return node if given is None else ast.parse(given, mode="eval").body
+
+    text = ast.unparse(Binder().visit(ast.parse(atom, mode="eval").body))
+    return None if text == atom else Atom(text)

@@ -1,0 +1,138 @@
+"""What the rules on central predicates share: findings at a definition, and a pretend engine for their examples."""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+from textwrap import indent
+
+from moe_lint.formula import Atom, Formula, State, atom_set, conj, evaluate, negate
+from moe_lint.index import Ref
+from moe_lint.model import Confidence, Finding, Related, Severity, Span
+from moe_lint.rules._cases import COMMUNICATOR, UTILS, experts, model
+from moe_lint.rules._wording import named
+from moe_lint.rules.base import Case, Context, Rule
+
+
+def at_definition(
+    rule: Rule,
+    ref: Ref,
+    message: str,
+    context: Context,
+    *,
+    severity: Severity | None = None,
+    confidence: Confidence | None = None,
+    witness: str | None = None,
+    remedy: str | None = None,
+    related: tuple[Related, ...] = (),
+) -> Finding:
+    """A finding at the header of a function."""
+    line, text = line_of(ref, context)
+    start = len(text) - len(text.lstrip()) + 1
+    owner, _, name = ref.name.rpartition(".")
+    return Finding(
+        rule.code,
+        rule.name,
+        ref.path,
+        Span(line, start, line, len(text.rstrip()) + 1),
+        severity or rule.severity,
+        confidence or rule.confidence,
+        message,
+        name,
+        owner or None,
+        witness=witness,
+        related=related,
+        remedy=remedy,
+    )
+
+
+def line_of(ref: Ref, context: Context) -> tuple[int, str]:
+    """The line of a function's header, and its text."""
+    facts = context.index.facts(ref.path)
+    line = facts.header(ref.name)[0] if facts is not None and ref.name in facts.functions else 1
+    return line, facts.lines[line - 1] if facts is not None else ""
+
+
+def told(state: State, formula: Formula) -> str:
+    """A state in which a formula holds, as a reader would say it: what holds, and what must not."""
+    values = dict(state.values)
+    yes = state.true()
+    no = tuple(
+        name
+        for name in sorted(atom_set(formula) & values.keys())
+        if not values[name] and not _holds_with(formula, {**values, name: True})
+    )
+    parts = [f"{named(yes)} true"] if yes else []
+    parts += [f"{named(no)} false"] if no else []
+    return " and ".join(parts) or "no condition true"
+
+
+def _holds_with(formula: Formula, values: dict[str, bool]) -> bool:
+    return evaluate(formula, {name: values.get(name, False) for name in atom_set(formula)})
+
+
+def holds(state: State) -> Formula:
+    return conj(Atom(name) if value else negate(Atom(name)) for name, value in state.values)
+
+
+# --- examples
+
+_COMMUNICATOR = '''\
+"""Who may take the sum off a block."""
+
+from engine.distributed import dp_reduce_scatter_tensor, dp_scatter, get_tp_group
+from engine.layers.moe.utils import should_use_dp_reduce_scatterv
+
+
+class Steps:
+    @staticmethod
+    def scatter(x, batch, allow_reduce_scatter=False):
+{step}
+        return x
+
+
+class LayerCommunicator:
+    def __init__(self, config, allow_reduce_scatter=False):
+        self.allow_reduce_scatter = allow_reduce_scatter
+        self.step = choose(config)
+
+    def postprocess_layer(self, x, batch):
+        return self.step(x=x, batch=batch, allow_reduce_scatter=self.allow_reduce_scatter)
+
+    def should_use_reduce_scatter(self, batch):
+{promise}
+'''
+
+BLOCK = experts(
+    """
+    if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+        is_tp_path=False,
+        use_reduce_scatter=use_reduce_scatter,
+        should_allreduce_fusion=should_allreduce_fusion,
+    ):
+        x = moe_expert_parallel_all_reduce(x)
+    if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+        is_tp_path=True,
+        use_reduce_scatter=use_reduce_scatter,
+        should_allreduce_fusion=should_allreduce_fusion,
+    ):
+        x = moe_tensor_model_parallel_all_reduce(x)
+    """
+)
+
+
+def communicator(promise: str, step: str) -> str:
+    """A communicator that promises a reduce-scatter by ``promise`` and runs it by ``step``."""
+    return _COMMUNICATOR.format(
+        promise=indent(cleandoc(promise), " " * 8),
+        step=indent(cleandoc(step), " " * 8),
+    )
+
+
+def engine(name: str, utils: str = UTILS, layers: str = COMMUNICATOR, **more: str) -> Case:
+    """A tree with one right model; ``more`` are further files below `engine/`, `/` written as `__`."""
+    files = {
+        "engine/layers/moe/utils.py": utils,
+        "engine/layers/communicator.py": layers,
+        "engine/models/pretend.py": model(BLOCK),
+    }
+    return Case(name, files | {f"engine/{path.replace('__', '/')}.py": text for path, text in more.items()})
