@@ -15,11 +15,13 @@ FORMATS = {
     "github": "github",
     "gitlab": "gitlab",
     "junit": "junit",
+    "html": "html",
 }
 #: Format of the matrix -> module and function.
 MATRIX_FORMATS = {
     "text": ("text", "render_matrix"),
     "json": ("json_report", "render_matrix"),
+    "html": ("html", "render"),
 }
 
 
