@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import libcst as cst
 
+from codemods.comments import comment_edits
 from codemods.edits import CannotRewrite, Edit, Source
 from codemods.keywords import keyword_edits
 from moe_lint.model import FixPlan
@@ -31,6 +32,8 @@ def guard_edits(plan: FixPlan, text: str) -> list[Edit]:
         return [_wrap(plan, source)]
     if plan.kind == "keywords":
         return keyword_edits(plan, source)
+    if plan.kind == "comment":
+        return comment_edits(plan, source)
     return [_use_wrapper(plan, source)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from moe_lint.atomic import replace_file
 from moe_lint.engine import Options, run
 from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span
 from moe_lint.source import SourceError, decode, parse
+
+_Key = tuple[str, str, str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +46,39 @@ ALLOWED: Mapping[str, frozenset[Safety]] = {
 }
 
 
-def fix(options: Options, report: Report, allowed: frozenset[Safety]) -> FixResult:
-    """Carry out the allowed plans of a report, keep those that can be proved, and judge the result."""
+def fix(
+    options: Options, report: Report, allowed: frozenset[Safety], wanted: Callable[[FixPlan], bool] = lambda _: True
+) -> FixResult:
+    """Carry out the allowed plans of a report that are ``wanted``, keep those that can be proved, judge the result.
+
+    A comment that silenced what a rewrite repairs goes with it.
+    """
     by_file: dict[str, dict[FixPlan, None]] = {}
     held_back = 0
     for finding in report.findings:
         if finding.fix is None:
             continue
-        if finding.fix.safety in allowed and not _has_stuck_twin(finding, report, allowed):
-            by_file.setdefault(finding.path, {})[finding.fix] = None
-        else:
+        if finding.fix.safety not in allowed or has_stuck_twin(finding, report, allowed):
             held_back += 1
+        elif wanted(finding.fix):
+            by_file.setdefault(finding.path, {})[finding.fix] = None
+    declined = Counter(_key(f) for f in report.findings if f.fix is not None and not wanted(f.fix))
     not_proven: list[tuple[str, int, str]] = []
     fixes: dict[str, FileFix] = {}
     for path, plans in by_file.items():
-        done = _rewrite(path, list(plans), not_proven)
+        done = rewrite(path, list(plans), not_proven)
         if done is not None:
             fixes[path] = done
     after = report
+    rounds = 2  # the second is for a comment that became useless with another
     while fixes:
         after = run(options, {str(Path(f.path).resolve()): f.after for f in fixes.values()})
-        unproved = {path: why for path, f in fixes.items() if (why := _unproved(f, report, after, allowed))}
+        useless = _useless_comments(after, fixes, declined) if rounds else {}
+        if useless:
+            fixes.update(useless)
+            rounds -= 1
+            continue
+        unproved = {path: why for path, f in fixes.items() if (why := _unproved(f, report, after, allowed, declined))}
         if not unproved:
             break
         for path, why in unproved.items():
@@ -73,12 +87,29 @@ def fix(options: Options, report: Report, allowed: frozenset[Safety]) -> FixResu
     return FixResult(tuple(fixes.values()), after, tuple(sorted(set(not_proven))), held_back)
 
 
+def _useless_comments(after: Report, fixes: Mapping[str, FileFix], declined: Counter[_Key]) -> dict[str, FileFix]:
+    """The rewritten files that have comments which silence nothing any more, without those comments."""
+    found: dict[str, FileFix] = {}
+    for path, one in fixes.items():
+        plans = [
+            f.fix
+            for f in after.findings
+            if f.path == path and f.fix is not None and f.fix.kind == "comment" and not declined[_key(f)]
+        ]
+        if plans:
+            found[path] = FileFix(path, one.before, _edited(one.after, plans), (*one.plans, *plans))
+    return found
+
+
 def patches(options: Options, report: Report, allowed: frozenset[Safety]) -> tuple[Patch, ...]:
     """The allowed plans of a report that can be proved, each as the lines that it alone would change."""
     found = []
+    planned = {finding.fix for finding in report.findings}
     for fixed in fix(options, report, allowed).fixed:
         for plan in fixed.plans:
-            alone = _rewrite(fixed.path, [plan], [])
+            if plan not in planned:
+                continue
+            alone = rewrite(fixed.path, [plan], [])
             if alone is not None:
                 found.append(Patch(plan, _replacements(alone.before, alone.after)))
     return tuple(found)
@@ -105,7 +136,7 @@ def _extent(lines: Sequence[str], start: int, end: int) -> Span:
     return Span(start + 1, 1, end + 1, 1)
 
 
-def _has_stuck_twin(finding: Finding, report: Report, allowed: frozenset[Safety]) -> bool:
+def has_stuck_twin(finding: Finding, report: Report, allowed: frozenset[Safety]) -> bool:
     """Whether the other half of an EP/TP pair has a finding that cannot be fixed: a pair is fixed as a pair."""
     rows = {(row.path, row.span): row.pair for row in report.rows if row.pair is not None}
     pair = rows.get((finding.path, finding.span))
@@ -121,35 +152,49 @@ def _has_stuck_twin(finding: Finding, report: Report, allowed: frozenset[Safety]
     )
 
 
-def _rewrite(path: str, plans: list[FixPlan], not_proven: list[tuple[str, int, str]]) -> FileFix | None:
+def rewrite(path: str, plans: list[FixPlan], not_proven: list[tuple[str, int, str]]) -> FileFix | None:
     """The file with its plans carried out; a plan that cannot be is left out."""
-    from codemods.edits import CannotRewrite, apply_edits  # libcst is loaded only when there is something to rewrite
+    from codemods.edits import CannotRewrite  # libcst is loaded only when there is something to rewrite
     from codemods.guards import guard_edits
-    from codemods.imports import import_edits
 
     before = decode(Path(path).read_bytes())
-    edits = []
     carried: list[FixPlan] = []
     for plan in plans:
         try:
-            edits += guard_edits(plan, before)
+            guard_edits(plan, before)
             carried.append(plan)
         except CannotRewrite as error:
             not_proven.append((path, plan.statement.line, str(error)))
     if not carried:
         return None
     try:
-        after = apply_edits(before, edits)
-        for plan in carried:
-            name = plan.helper if plan.kind != "call" else ""
-            after = apply_edits(after, import_edits(before, after, plan.import_from, name))
+        return FileFix(path, before, _edited(before, carried), tuple(carried))
     except (CannotRewrite, SyntaxError) as error:
         not_proven += [(path, plan.statement.line, str(error)) for plan in carried]
         return None
-    return FileFix(path, before, after, tuple(carried))
 
 
-def _unproved(fixed: FileFix, before: Report, after: Report, allowed: frozenset[Safety]) -> str | None:
+def _edited(before: str, plans: Iterable[FixPlan]) -> str:
+    """The text with plans carried out. Raises ``CannotRewrite`` and ``SyntaxError``."""
+    from codemods.edits import apply_edits
+    from codemods.guards import guard_edits
+    from codemods.imports import import_edits
+
+    after = apply_edits(before, [edit for plan in plans for edit in guard_edits(plan, before)])
+    for plan in plans:
+        if plan.kind != "comment":
+            name = plan.helper if plan.kind != "call" else ""
+            after = apply_edits(after, import_edits(before, after, plan.import_from, name))
+    return after
+
+
+def _unproved(
+    fixed: FileFix,
+    before: Report,
+    after: Report,
+    allowed: frozenset[Safety],
+    declined: Counter[_Key],
+) -> str | None:
     """Why a rewritten file may not be written, None when it may."""
     try:
         parse(fixed.after)
@@ -158,16 +203,23 @@ def _unproved(fixed: FileFix, before: Report, after: Report, allowed: frozenset[
     old, new = _keys(before, fixed.path), _keys(after, fixed.path)
     appeared = new - old
     if appeared:
-        rule, function, _ = next(iter(appeared))
+        rule, _, function, _ = next(iter(appeared))
         return f"the rewrite would bring up {rule} in `{function}`"
-    left = [f for f in after.findings if f.path == fixed.path and f.fix is not None and f.fix.safety in allowed]
+    fixable = (f for f in after.findings if f.path == fixed.path and f.fix is not None and f.fix.safety in allowed)
+    left = Counter(_key(f) for f in fixable) - declined
     if left:
-        return f"{left[0].rule} would still be reported after the rewrite"
+        rule, _, _, _ = next(iter(left))
+        return f"{rule} would still be reported after the rewrite"
     return None
 
 
-def _keys(report: Report, path: str) -> Counter[tuple[str, str, str | None]]:
-    return Counter((f.rule, f.function, f.class_name) for f in report.findings if f.path == path)
+def _keys(report: Report, path: str) -> Counter[_Key]:
+    return Counter(_key(f) for f in report.findings if f.path == path)
+
+
+def _key(finding: Finding) -> _Key:
+    """What a finding is known by while the lines of its file move."""
+    return finding.rule, finding.path, finding.function, finding.class_name
 
 
 def diff(fixes: Iterable[FileFix]) -> str:

@@ -93,11 +93,12 @@ class FixPlan:
 
     ``guard`` is the condition to rewrite (None: the statement has none and gets one). In it every operand of the
     top-level ``and`` (``or``, if ``polarity`` is false) whose normalised text is in ``drop`` is replaced by one call
-    of ``helper`` with ``arguments``. ``statement`` is the reduction's own statement.
+    of ``helper`` with ``arguments``. ``statement`` is the reduction's own statement; for ``kind="comment"`` it is the
+    comment, and ``helper`` the text to put in its place, if any.
     """
 
     path: str
-    kind: Literal["guard", "wrap", "call", "wrapper", "keywords"]
+    kind: Literal["guard", "wrap", "call", "wrapper", "keywords", "comment"]
     statement: Span
     guard: Span | None
     polarity: bool

@@ -154,3 +154,23 @@ def test_any_guard_over_the_reasons_equals_the_helper_after_its_fix(operands: li
         assert [row.relation for row in after.rows if row.post_experts] == ["equal"]
         assert after.findings == ()
         assert fixing.fix(options, after, fixing.ALLOWED["unsafe"]).fixed == ()
+
+
+def test_a_comment_that_silences_nothing_goes_with_a_fix(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, ROUTED)
+    path = root / "models/x.py"
+    clean = path.read_text()
+    path.write_text(clean.replace("        return x\n", "        return x  # moe-lint: ignore[MOE001] old\n", 1))
+    assert moe_lint(str(root)).exit_code == 1
+    assert moe_lint("--fix", "--safe-only", str(root)).exit_code == 0
+    assert path.read_text() == clean
+
+
+def test_a_comment_goes_when_the_fix_repairs_what_it_silenced(tmp_path: Path) -> None:
+    pair = PAIR.replace("parallel_all_reduce(x)\n", "parallel_all_reduce(x)  # moe-lint: ignore[MOE101] known\n", 1)
+    root = write_tree(tmp_path, pair)
+    path = root / "models/x.py"
+    path.write_text(path.read_text() + "\n\nX = 1  # moe-lint: ignore[MOE001] old\n")
+    assert "ignore[MOE101]" in path.read_text()
+    assert moe_lint("--fix", str(root)).exit_code == 0
+    assert "moe-lint" not in path.read_text()

@@ -6,7 +6,9 @@ from textwrap import dedent
 
 import pytest
 
-from moe_lint.model import Confidence, Finding, Severity, Span, Suppressed
+from codemods.edits import apply_edits
+from codemods.guards import guard_edits
+from moe_lint.model import Confidence, Finding, Safety, Severity, Span, Suppressed
 from moe_lint.suppress import Directive, apply_directives, read_directives
 
 KNOWN = {
@@ -237,7 +239,7 @@ def test_an_unused_directive_is_a_finding_at_the_comment() -> None:
 
 
 def test_a_directive_for_a_rule_that_did_not_run_is_not_called_unused() -> None:
-    text = "x = 1  # moe-lint: ignore[MOE001, MOE002] why\n"
+    text = "x = 1  # moe-lint: ignore[MOE002] why\n"
     assert silence(text, active=ALL - {"MOE002"})[0] == []
     assert silence(text)[0] == [("MOE901", 1)]
 
@@ -246,8 +248,62 @@ def test_a_directive_by_name_for_a_rule_that_did_not_run_is_not_called_unused() 
     assert silence("x = 1  # moe-lint: ignore[hand-written-guard] why\n", active=ALL - {"MOE001"})[0] == []
 
 
-def test_a_directive_that_is_used_once_is_used() -> None:
-    assert messages("x = reduce(x)  # moe-lint: ignore[MOE001, MOE002] why\n", finding(1)) == []
+def test_a_code_that_silences_nothing_beside_one_that_does_is_named() -> None:
+    text = "x = reduce(x)  # moe-lint: ignore[MOE001, MOE002] why\n"
+    assert messages(text, finding(1)) == ["`ignore[MOE001, MOE002]`: MOE002 silences nothing here; remove that code"]
+    assert silence(text, finding(1), active=ALL - {"MOE002"})[0] == []
+    assert silence(text, finding(1), finding(1, rule="MOE002"))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("comment", "reason", "columns"),
+    [
+        ("# noqa: E501  # moe-lint: ignore[MOE001] why", "why", (23, 53)),
+        ("# type: ignore[x] # nosec # moe-lint: ignore[MOE001] why", "why", (35, 65)),
+        ("# moe-lint: ignore[MOE001] why  # noqa", "why", (9, 39)),
+        ("# moe-lint: ignore[MOE001] why # pragma: no cover", "why", (9, 39)),
+        ("# moe-lint: ignore[MOE001] see #123 # and more", "see #123 # and more", (9, 55)),
+    ],
+)
+def test_a_directive_stands_beside_other_tools_comments(comment: str, reason: str, columns: tuple[int, int]) -> None:
+    (found,) = read_directives(f"x = 1   {comment}\n")
+    assert (found.codes, found.reason, found.valid) == (("MOE001",), reason, True)
+    assert (found.span.column, found.span.end_column) == columns
+
+
+def test_a_directive_in_the_midst_of_prose_is_none() -> None:
+    assert read_directives("# put this # moe-lint: ignore[MOE001] why behind it\n") == []
+
+
+# --- taking useless ones away
+
+
+@pytest.mark.parametrize(
+    ("line", "left"),
+    [
+        ("x = 1  # moe-lint: ignore[MOE001] why", "x = 1"),
+        ("    # moe-lint: ignore[MOE001] why", None),
+        ("x = 1  # noqa: E501  # moe-lint: ignore[MOE001] why", "x = 1  # noqa: E501"),
+        ("x = 1  # moe-lint: ignore[MOE001] why  # noqa: E501", "x = 1  # noqa: E501"),
+        ("    # moe-lint: ignore[MOE001] why  # noqa", "    # noqa"),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n", ""])
+def test_what_silences_nothing_is_taken_away_and_nothing_else(line: str, left: str | None, newline: str) -> None:
+    before, after = f"a = 0{newline or chr(10)}", f"b = 2{newline}" if newline else ""
+    text = f"{before}{line}{newline}{after}"
+    (found,), _ = apply_directives([], {"f.py": text}, KNOWN, ALL)
+    assert found.fix is not None
+    assert (found.fix.kind, found.fix.safety) == ("comment", Safety.SAFE)
+    edited = apply_edits(text, guard_edits(found.fix, text))
+    assert edited == before + ("" if left is None else left + newline) + after
+
+
+def test_a_code_is_taken_out_of_a_list() -> None:
+    text = "x = reduce(x)  # noqa  # moe-lint: ignore[hand-written-guard, MOE002] the caller sums  # nosec\n"
+    (found,), _ = apply_directives([finding(1)], {"f.py": text}, KNOWN, ALL)
+    assert found.fix is not None
+    assert apply_edits(text, guard_edits(found.fix, text)) == text.replace(", MOE002", "")
 
 
 def test_a_missing_reason_is_a_finding_but_still_silences() -> None:

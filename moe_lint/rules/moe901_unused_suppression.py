@@ -11,8 +11,8 @@ class UnusedSuppression(Rule):
     """A suppression comment silences nothing.
 
     The finding that it was written for is gone: the guard was fixed, or the code moved. Left behind, the comment will
-    silence the next bug on that line. Remove it. Reported only when every rule that the comment names took part in
-    the run.
+    silence the next bug on that line. Remove it; `--fix` does. Of several codes, those that silence nothing are taken
+    out. A code is reported only when its rule took part in the run.
     """
 
     code = "MOE901"
