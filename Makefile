@@ -9,7 +9,7 @@ $(VENV)/ready: setup.cfg
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
-.PHONY: venv demo test lint types unit clean
+.PHONY: venv demo test lint types unit integration clean
 venv: $(VENV)/ready
 
 demo: venv
@@ -26,6 +26,11 @@ lint: venv
 
 types: venv
 	$(BIN)/mypy
+
+# With the programs that users run moe-lint from; installs packages.
+integration: venv
+	$(BIN)/python -m pip install --quiet -e '.[test,integration]'
+	$(BIN)/python -m pytest -m integration
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
