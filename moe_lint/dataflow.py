@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe_lint.facts import CallFact, CallResult, Experts, Origin, Origins, Param
+from moe_lint.facts import CallFact, CallResult, Experts, Origin, Origins, Param, element_of, is_run
 from moe_lint.formula import TRUE, Formula, TooManyAtoms, conj, satisfiable
 from moe_lint.index import ProjectIndex, Ref
+from moe_lint.profile import matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,11 @@ class Where:
 class _Sources:
     experts: bool = False
     params: frozenset[str] = frozenset()
+    #: a parameter is handed back as it is, so that its elements are those of the result
+    whole: bool = False
 
     def __or__(self, other: _Sources) -> _Sources:
-        return _Sources(self.experts or other.experts, self.params | other.params)
+        return _Sources(self.experts or other.experts, self.params | other.params, self.whole or other.whole)
 
 
 _NONE = _Sources()
@@ -105,9 +108,11 @@ class Dataflow:
             and where.class_name is not None
             and self.index.method(Ref(where.path, where.class_name), call.callee[5:]) is not None
         )
+        if call.element is not None and call.element == self.profile.shared_element and self._is_run(call, where):
+            return _NONE
         if call.named_experts and not own_method:
             return _EXPERTS
-        if self._built_as_experts(call.callee, where):
+        if self._built_as_experts(call.callee, where) or self._runs_part_of_experts(call.callee, where):
             return _EXPERTS
         targets = [
             t
@@ -122,17 +127,29 @@ class Dataflow:
             if returned.experts:
                 return _EXPERTS
             if returned.params:
-                found |= self._sources(call.inputs, where)
+                inputs = element_of(call.inputs, call.element) if returned.whole else call.inputs
+                found |= self._sources(inputs, where)
         return found
+
+    def _is_run(self, call: CallResult, where: Where) -> bool:
+        """Whether a call runs an expert layer."""
+        return call.named_experts or self._built_as_experts(call.callee, where)
 
     def _inside_experts(self, callee: str, where: Where) -> bool:
         """A call of an own part inside an expert layer (`self.quant_method.apply(…)` in a `FusedMoE`)."""
+        owners = callee.split(".")[1:]
         if not callee.startswith("self.") or where.class_name is None:
+            return False
+        if any(self.profile.is_barrier(name) or matches(name, self.profile.expert_exclude) for name in owners):
             return False
         return any(
             self.profile.is_expert_constructor(owner.name.rsplit(".", 1)[-1])
             for owner in self.index.mro(Ref(where.path, where.class_name))
         )
+
+    def _runs_part_of_experts(self, callee: str, where: Where) -> bool:
+        """The same, where the part's own code can be read but ends in a kernel that nobody can."""
+        return callee.count(".") > 1 and is_run(callee.rsplit(".", 1)[-1]) and self._inside_experts(callee, where)
 
     def _built_as_experts(self, callee: str, where: Where) -> bool:
         """Whether ``self.x`` was built by a constructor of expert layers."""
@@ -160,7 +177,8 @@ class Dataflow:
                 where = Where(function.path, facts.class_name, function.name)
                 for elements in facts.returns:
                     for origins in _pick(elements, element):
-                        found |= self._sources(origins, where)
+                        whole = len(elements) == 1 and any(isinstance(o, Param) for o in origins)
+                        found |= self._sources(origins, where) | _Sources(whole=whole)
             self._returns[key] = found
         return self._returns[key]
 
@@ -187,15 +205,7 @@ def _pick(elements: tuple[Origins, ...], element: int | None) -> tuple[Origins, 
         return elements
     if len(elements) > 1:
         return elements[element : element + 1]
-    # the whole result is handed on: `return self._forward_core(x)`
-    return (
-        frozenset(
-            CallResult(o.callee, element, o.inputs, o.named_experts)
-            if isinstance(o, CallResult) and o.element is None
-            else o
-            for o in elements[0]
-        ),
-    )
+    return (element_of(elements[0], element),)  # the whole result is handed on: `return self._forward_core(x)`
 
 
 def _compatible(one: Formula, other: Formula) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +27,8 @@ from moe_lint.model import (
     Suppressed,
     UsageError,
 )
-from moe_lint.policy import Policy, propose_helper, read_helper
-from moe_lint.profile import Profile
+from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
+from moe_lint.profile import Profile, bundled_profiles, load_profile
 from moe_lint.rules import Context, Rule, all_rules
 from moe_lint.selection import PathIgnore, chosen_rules, ignored_by_path
 from moe_lint.sites import Site, find_site, judge_site, skip_atoms_used
@@ -189,9 +189,23 @@ def analyse(
         policy,
         dataflow,
         sites,
-        (*reader.problems.values(), *helper_problems, *_site_problems(sites)),
+        (*reader.problems.values(), *helper_problems, *_no_helper(root, policy, sites), *_site_problems(sites)),
         len(paths),
     )
+
+
+def _no_helper(root: Path, policy: Policy, sites: Sequence[Site]) -> Iterator[Problem]:
+    """Reductions after the experts in a tree in which nothing says who else could sum."""
+    open_sites = [site for site in sites if site.post_experts and site.route is not Route.WRAPPER]
+    if policy.helper is not None or policy.problems or not open_sites:
+        return
+    profile = policy.profile
+    others = (load_profile(name) for name in bundled_profiles() if name != profile.name)
+    fitting = [p.name for p in others if any(find_definition(policy.index, name) is not None for name in p.helpers)]
+    hint = f"; did you mean `--profile {fitting[0]}`?" if fitting else ""
+    count = f"{len(open_sites)} reduction{'s' if len(open_sites) > 1 else ''} after the experts"
+    message = f"no `{profile.helper}` in this tree, and no guard names a skip reason: {count} not judged{hint}"
+    yield Problem(SkipReason.NO_HELPER, str(root), 1, message)
 
 
 class _Reader:
@@ -204,7 +218,7 @@ class _Reader:
         self.problems: dict[str, Problem] = {}
         self._texts: dict[str, str] = {}
         names = [*profile.collectives, *profile.wrappers]
-        central = [profile.helper, f"class {profile.backend_enum}"] if profile.backend_enum else [profile.helper]
+        central = [*profile.helpers, *([f"class {profile.backend_enum}"] if profile.backend_enum else [])]
         absorbers = [constructor.strip("*") for constructor in profile.absorber_constructors]
         absorbers += [f"def {name}(" for name in profile.combines]
         self._words = [word.encode() for word in _shortest([*names, *absorbers, *central])]
@@ -342,7 +356,7 @@ def _report(
     )
     shown = [site for site in tree.sites if site.path in targets]
     problems = [*disagreements.values()]
-    problems += [p for p in tree.problems if p.path in targets or p.reason is SkipReason.HELPER_NOT_BOOLEAN]
+    problems += [p for p in tree.problems if p.path in targets or _of_the_tree(p, shown)]
     return Report(
         tuple(_relative(f) for f in findings if not ignored_by_path(f, f.path, path_ignores)),
         _rows(shown, tree.policy),
@@ -353,6 +367,13 @@ def _report(
         len(targets),
         len(shown),
     )
+
+
+def _of_the_tree(problem: Problem, shown: Sequence[Site]) -> bool:
+    """Whether a problem concerns the sites shown, wherever it is."""
+    if problem.reason is SkipReason.NO_HELPER:
+        return any(site.post_experts for site in shown)
+    return problem.reason is SkipReason.HELPER_NOT_BOOLEAN
 
 
 def _disagreements(tree: Tree, findings: Iterable[Finding]) -> dict[tuple[str, Span], Problem]:

@@ -58,7 +58,22 @@ class Resolver:
             return node
         if isinstance(node, ast.NamedExpr):
             return self.resolve(node.value)
+        if isinstance(node, ast.Call) and not node.args and not node.keywords:
+            return self._own_question(node) or self._children(node)
         return self._children(node)
+
+    def _own_question(self, node: ast.Call) -> ast.expr | None:
+        """What ``self.x()`` answers, when the class says so in one expression."""
+        text = f"{dotted(node.func)}()"
+        if not text.startswith("self.") or text in self._active or text[5:-2] in self._profile.helpers:
+            return None
+        value = self._lookup(text)
+        if value is None:
+            return None
+        self._active.add(text)
+        resolved = self.resolve(value)
+        self._active.discard(text)
+        return resolved
 
     def _name(self, node: ast.Name) -> ast.expr:
         if node.id in self._profile.flag_names:
@@ -72,7 +87,7 @@ class Resolver:
     def _attribute(self, node: ast.Attribute) -> ast.expr:
         text = dotted(node)
         if text is not None:
-            if self._profile.is_size(text):
+            if self._profile.is_size(text) or node.attr in self._profile.helpers:
                 return node
             value = self._lookup(text)
             if value is not None and text not in self._active:
@@ -178,7 +193,9 @@ def _kind_of_condition(node: ast.expr) -> bool:
     if isinstance(node, ast.Constant):
         return isinstance(node.value, bool | None)
     if isinstance(node, ast.Call):
-        return dotted(node.func) is not None or isinstance(node.func, ast.Attribute)
+        name = (dotted(node.func) or "").rsplit(".", 1)[-1]
+        constructs = name.lstrip("_")[:1].isupper()  # `self.experts = Experts()` is an object, no answer to a question
+        return not constructs and (bool(name) or isinstance(node.func, ast.Attribute))
     return isinstance(node, ast.Name | ast.Attribute | ast.Subscript) and dotted(node) is not None
 
 
@@ -207,6 +224,8 @@ class FormulaBuilder:
             flag = self._profile.flag_names.get(last)
             if flag is not None:
                 return Atom(flag)
+            if isinstance(node, ast.Attribute) and last in self._profile.helpers:
+                return Atom(f"{last}()")  # a property
         return Atom(unparse(node))
 
     def _call(self, node: ast.Call) -> Formula:
@@ -220,6 +239,9 @@ class FormulaBuilder:
             key = node.args[1]
             if isinstance(key, ast.Constant) and isinstance(key.value, str) and key.value.isidentifier():
                 return self.build(ast.Attribute(node.args[0], key.value, ast.Load()))
+        if isinstance(node.func, ast.Attribute) and node.func.attr in self._profile.helpers:
+            # whoever is asked (`self.experts.skip()`), the question is the same
+            return Atom(unparse(ast.Call(ast.Name(node.func.attr, ast.Load()), node.args, node.keywords)))
         return Atom(unparse(node))
 
     def _compare(self, node: ast.Compare) -> Formula:

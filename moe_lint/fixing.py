@@ -183,7 +183,7 @@ def _edited(before: str, plans: Iterable[FixPlan]) -> str:
     after = apply_edits(before, [edit for plan in plans for edit in guard_edits(plan, before)])
     for plan in plans:
         if plan.kind != "comment":
-            name = plan.helper if plan.kind != "call" else ""
+            name = plan.helper if plan.import_from and plan.kind != "call" else ""  # a method is not imported
             after = apply_edits(after, import_edits(before, after, plan.import_from, name))
     return after
 

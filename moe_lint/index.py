@@ -358,8 +358,10 @@ class ProjectIndex:
         A function is called by a name that the file imports, or as an attribute.
         """
         short = ref.name.rsplit(".", 1)[-1]
+        if ref.path == path:
+            return self.lines_of(path, short, whole=True)  # a local may hold it: `tail = self._reduce`
         lines = self.lines_of(path, f"{short}(")
-        if not lines or ref.path == path:
+        if not lines:
             return lines
         text = self.texts[path].split("\n")
         if "." not in ref.name:

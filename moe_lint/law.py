@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from moe_lint.formula import FALSE, Atom, Formula, State, assign, atom_set, conj, disj, exists, negate
 from moe_lint.launch import Configuration
 from moe_lint.policy import Policy
-from moe_lint.sites import Site, is_skip_atom
+from moe_lint.sites import Site, is_ownership, is_skip_atom
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def _reduces(site: Site, policy: Policy) -> Formula:
     reduces = policy.opened(policy.with_helper(site.guard))
     known = atom_set(policy.opened(disj(reason.formula for reason in policy.reasons(site.axis))))
     for name in sorted(atom_set(reduces) - known):
-        if name.rsplit(".", 1)[-1] in policy.profile.ownership:
+        if is_ownership(name, policy.profile):
             kept = assign(reduces, name, conj(()))
             reduces = kept if kept != FALSE else assign(reduces, name, FALSE)
         elif not is_skip_atom(name, policy.profile) and policy.profile.launch.meaning(name) is None:

@@ -60,6 +60,7 @@ class SkipReason(str, Enum):
     UNREADABLE = "unreadable"  #: the file cannot be read
     UNDECODABLE = "undecodable"  #: the bytes are not text in the declared encoding
     SYNTAX_ERROR = "syntax-error"  #: neither `ast` nor libcst can parse it
+    NO_HELPER = "no-helper"  #: the tree has no helper, and its guards name no skip reason to make one from
     HELPER_NOT_BOOLEAN = "helper-not-boolean"  #: the helper's body is not a boolean function
     TOO_MANY_ATOMS = "too-many-atoms"  #: a guard has more conditions than a truth table is built for
     UNKNOWN_AXIS = "unknown-axis"  #: a post-experts reduction whose group is neither TP nor EP

@@ -35,6 +35,8 @@ from moe_lint.model import Axis, Problem, SkipReason
 from moe_lint.profile import Profile, matches
 
 _EXPANSION_LIMIT = 400
+#: `self.x` where something of x is asked.
+_RECEIVER = re.compile(r"(?<![\w.])self\.\w+(?=\.\w)")
 #: What follows the opening parenthesis of a call that is nothing but a call with plain arguments.
 _PLAIN_CALL = re.compile(r"[^()]*\)$")
 
@@ -54,6 +56,8 @@ class Helper:
     flags: tuple[tuple[str, str], ...]
     defaults: tuple[tuple[str, bool], ...]
     skips: Formula
+    #: the class whose method it is; None for a function
+    owner: str | None = None
     #: `moe-lint init` would write it; the tree has none yet
     proposed: bool = False
 
@@ -139,6 +143,39 @@ class Policy:
     def with_helper(self, formula: Formula) -> Formula:
         """The formula with every helper call replaced by what it means."""
         return substitute(formula, self.called)
+
+    def in_helper_terms(self, formula: Formula, owner: Ref) -> Formula:
+        """A guard of class ``owner`` with the helper's own class called by its name, as the helper's body calls it."""
+        helper = self.helper
+        if helper is None or helper.owner is None:
+            return formula
+        home = Ref(helper.path, helper.owner)
+        receivers = {m.group() for name in atom_set(formula) for m in _RECEIVER.finditer(name)}
+        for receiver in (*sorted(receivers), "self"):
+            attribute = receiver.partition(".")[2]
+            classes = self.index.built_classes(owner, attribute) if attribute else [owner]
+            if any(home in self.index.mro(found) for found in classes):
+                formula = _told_of(formula, helper.owner, receiver)
+        return formula
+
+    def receiver(self, owner: Ref) -> str | None:
+        """What a method of class ``owner`` asks the helper's question of: `self`, or the attribute that can answer."""
+        helper = self.helper
+        if helper is None or helper.owner is None:
+            return None
+        home = Ref(helper.path, helper.owner)
+        if home in self.index.mro(owner):
+            return "self"
+        facts = self.index.facts(owner.path)
+        if facts is None or owner.name not in facts.classes:
+            return None
+        found = [
+            name
+            for name in facts.attribute_names(owner.name)
+            if (classes := self.index.built_classes(owner, name))
+            and all(home in self.index.mro(built) for built in classes)
+        ]
+        return f"self.{found[0]}" if len(found) == 1 else None
 
     # --- reasons
 
@@ -433,7 +470,7 @@ def find_function(index: ProjectIndex, name: str) -> Ref | None:
     """The module-level function of that name; among several, the one outside tests with the shortest path."""
     pattern = re.compile(rf"^def {re.escape(name)}\(", re.MULTILINE)
     found = [path for path, text in index.texts.items() if f"def {name}(" in text and pattern.search(text)]
-    found.sort(key=lambda path: (any("test" in part for part in PurePath(path).parts), len(path), path))
+    found.sort(key=lambda path: (_is_test(path), len(path), path))
     for path in found:
         facts = index.facts(path)
         if facts is not None and name in facts.functions:
@@ -441,30 +478,62 @@ def find_function(index: ProjectIndex, name: str) -> Ref | None:
     return None
 
 
+def _is_test(path: str) -> bool:
+    return any("test" in part for part in PurePath(path).parts)
+
+
+def _told_of(formula: Formula, owner: str, receiver: str) -> Formula:
+    """The formula with ``receiver`` (`self`, `self.experts`) called by the class it is an instance of."""
+    pattern = re.compile(rf"(?<![\w.]){re.escape(receiver)}\.(?=\w)")
+    return substitute(
+        formula, lambda name: Atom(pattern.sub(f"{owner}.", name)) if pattern.search(name) is not None else None
+    )
+
+
+def find_definition(index: ProjectIndex, name: str) -> Ref | None:
+    """The function of that name, or else the method: an override in a subclass is not the definition."""
+    found = find_function(index, name)
+    if found is not None:
+        return found
+    pattern = re.compile(rf"^[ \t]+def {re.escape(name)}\(", re.MULTILINE)
+    methods = [
+        Ref(path, method)
+        for path, text in index.texts.items()
+        if f"def {name}(" in text and pattern.search(text) is not None and (facts := index.facts(path)) is not None
+        for method in facts.nested(name)
+        if method in facts.functions and method.removesuffix(f".{name}") in facts.classes
+    ]
+    classes = {Ref(ref.path, ref.name.rpartition(".")[0]) for ref in methods}
+    roots = [ref for ref in methods if not classes & set(index.mro(Ref(ref.path, ref.name.rpartition(".")[0]))[1:])]
+    return min(roots or methods, key=lambda ref: (_is_test(ref.path), len(ref.path), ref), default=None)
+
+
 def read_helper(index: ProjectIndex) -> tuple[Helper | None, tuple[Problem, ...]]:
     """The helper of a tree, or the problem that keeps it from being understood, or neither when there is none."""
     profile = index.profile
-    ref = find_function(index, profile.helper)
+    ref = next((r for name in profile.helpers if (r := find_definition(index, name)) is not None), None)
     facts = index.facts(ref.path) if ref is not None else None
     if ref is None or facts is None:
         return None, ()
+    owner, _, name = ref.name.rpartition(".")
     line, params, defaults = facts.header(ref.name)
     flags = tuple((p, profile.flag_names[p]) for p in params if p in profile.flag_names)
     axis = profile.axis_parameter if profile.axis_parameter in params else None
     try:
         skips = facts.condition(ref.name)
     except NotBoolean as error:
-        message = f"`{profile.helper}` is not a boolean function: {error.what}; guards cannot be compared with it"
+        message = f"`{name}` is not a boolean function: {error.what}; guards cannot be compared with it"
         return None, (Problem(SkipReason.HELPER_NOT_BOOLEAN, ref.path, error.line, message),)
     return (
         Helper(
-            profile.helper,
+            name,
             ref.path,
             line,
             axis,
             flags,
             tuple((p, d) for p, d in defaults.items() if d is not None),
-            skips,
+            _told_of(skips, owner, "self") if owner else skips,
+            owner or None,
         ),
         (),
     )
@@ -476,8 +545,10 @@ def is_skip_predicate(atom: str, profile: Profile) -> bool:
     return rest == ")" and name.isidentifier() and matches(name, profile.skip_predicates)
 
 
-def propose_helper(index: ProjectIndex, used: Iterable[tuple[Axis, str]]) -> Helper:
+def propose_helper(index: ProjectIndex, used: Iterable[tuple[Axis, str]]) -> Helper | None:
     """The helper that `moe-lint init` would add, from the skip atoms that the guards of each axis use.
+
+    None when there is no reason to skip for: no flag in the profile and no predicate in a guard.
 
     A predicate that only TP-axis guards name is taken to concern the TP path only, if the tree has EP-axis guards
     that could have named it; the layer-context flags concern both.
@@ -494,6 +565,8 @@ def propose_helper(index: ProjectIndex, used: Iterable[tuple[Axis, str]]) -> Hel
     for atom in sorted(seen):
         tp_only = seen[atom] == {"TP"} and "EP" in axes and parameter is not None
         parts.append(conj((Atom(parameter or ""), Atom(atom))) if tp_only else Atom(atom))
+    if not parts:
+        return None
     return Helper(
         profile.helper,
         _home_of(index, sorted(seen)),

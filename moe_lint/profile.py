@@ -51,7 +51,8 @@ class Profile:
 
     name: str
     collectives: Mapping[str, Axis]
-    helper: str
+    #: the helper's names, the one to propose first: releases rename it, and the tree says which it has
+    helpers: tuple[str, ...]
     axis_parameter: str
     wrappers: tuple[str, ...]
     flags: tuple[Flag, ...]
@@ -62,16 +63,24 @@ class Profile:
     absorber_constructors: tuple[str, ...]
     scatters: tuple[str, ...]
     combines: tuple[str, ...]
+    #: who sums where the helper skips, when no flag says so
+    absorber: str
     expert_attributes: tuple[str, ...]
     expert_functions: tuple[str, ...]
     expert_constructors: tuple[str, ...]
     expert_exclude: tuple[str, ...]
+    #: which element is the shared experts' output where the experts return a pair; None: they return no pair
+    shared_element: int | None
     barriers: tuple[str, ...]
     other_layers: tuple[str, ...]
     sizes: tuple[str, ...]
     backend_getter: str
     backend_enum: str
     launch: Space = field(default_factory=Space)
+
+    @property
+    def helper(self) -> str:
+        return self.helpers[0]
 
     @cached_property
     def flag_names(self) -> Mapping[str, str]:
@@ -111,15 +120,16 @@ def _pattern(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 #: section -> key -> kind. ``None`` as a section holds the top level.
 _SCHEMA: dict[str, dict[str, str]] = {
-    "helper": {"name": "str", "axis_parameter": "str", "wrappers": "list"},
+    "helper": {"name": "names", "axis_parameter": "str", "wrappers": "list"},
     "predicates": {"skip": "list"},
     "context": {"publish": "list", "markers": "list", "ownership": "list"},
-    "absorbers": {"constructors": "list", "scatters": "list", "combines": "list"},
+    "absorbers": {"constructors": "list", "who": "str", "scatters": "list", "combines": "list"},
     "experts": {
         "attributes": "list",
         "functions": "list",
         "constructors": "list",
         "exclude": "list",
+        "shared_element": "int",
         "barriers": "list",
         "other_layers": "list",
     },
@@ -250,17 +260,22 @@ def _check_table(where: str, section: str, table: Mapping[str, Any], kinds: Mapp
 
 
 def _check_kind(where: str, key: str, value: object, kind: str) -> None:
+    is_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
     right = {
         "str": isinstance(value, str),
         "table": isinstance(value, dict),
-        "list": isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "int": type(value) is int,
+        "list": is_list,
+        "names": isinstance(value, str) or (is_list and bool(value)),
         "integers": isinstance(value, list) and bool(value) and all(type(item) is int for item in value),
     }[kind]
     if not right:
         wanted = {
             "str": "a string",
             "table": "a table",
+            "int": "an integer",
             "list": "a list of strings",
+            "names": "a string or a list of strings",
             "integers": "a list of integers",
         }[kind]
         raise ProfileError(f"{where}: {key} must be {wanted}")
@@ -282,12 +297,13 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
 
     if not data.get("collectives"):
         raise ProfileError(f"{where}: a profile needs [collectives]: at least one reduction and its axis")
-    if not table("helper").get("name"):
+    helper = table("helper").get("name")
+    if not helper or not all(helper):
         raise ProfileError(f"{where}: a profile needs helper.name: the central predicate that guards must call")
     return Profile(
         name=data.get("name", where),
         collectives={name: _AXES[axis] for name, axis in data["collectives"].items()},
-        helper=table("helper")["name"],
+        helpers=(helper,) if isinstance(helper, str) else tuple(helper),
         axis_parameter=table("helper").get("axis_parameter", ""),
         wrappers=names("helper", "wrappers"),
         flags=tuple(
@@ -308,10 +324,12 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         absorber_constructors=names("absorbers", "constructors"),
         scatters=names("absorbers", "scatters"),
         combines=names("absorbers", "combines"),
+        absorber=table("absorbers").get("who", "whoever absorbs the reduction there"),
         expert_attributes=names("experts", "attributes"),
         expert_functions=names("experts", "functions"),
         expert_constructors=names("experts", "constructors"),
         expert_exclude=names("experts", "exclude"),
+        shared_element=table("experts").get("shared_element"),
         barriers=names("experts", "barriers"),
         other_layers=names("experts", "other_layers"),
         sizes=names("topology", "sizes"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moe_lint.dataflow import Dataflow, Where
 from moe_lint.facts import GuardPart, RawSite, is_reduction_name
@@ -24,7 +24,8 @@ from moe_lint.formula import (
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.model import Axis, Route, SkipReason
 from moe_lint.policy import Policy, is_skip_predicate
-from moe_lint.profile import Profile
+from moe_lint.profile import Profile, matches
+from moe_lint.reaching import reaching
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,11 @@ def is_skip_atom(atom: str, profile: Profile) -> bool:
     return atom in {flag.name for flag in profile.flags} or is_skip_predicate(atom, profile)
 
 
+def is_ownership(atom: str, profile: Profile) -> bool:
+    """Whether an atom (`self.reduce_results`) asks who is to reduce: the caller's choice, no skip reason."""
+    return matches(atom.rsplit(".", 1)[-1], profile.ownership)
+
+
 @dataclass(frozen=True, slots=True)
 class FoundSite:
     """A site before the policy is known."""
@@ -86,6 +92,11 @@ class FoundSite:
     post_experts: bool
     guard: Formula
     absorber: bool | None
+
+
+def owner_of(site: Site | FoundSite) -> Ref:
+    """The class around a site, or the function when it is in none."""
+    return Ref(site.path, site.raw.class_name or site.raw.function)
 
 
 def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) -> FoundSite:
@@ -116,6 +127,7 @@ def skip_atoms_used(sites: Iterable[FoundSite], profile: Profile) -> list[tuple[
 
 def judge_site(found: FoundSite, policy: Policy) -> Site:
     """The verdict on one site."""
+    found = replace(found, guard=policy.in_helper_terms(found.guard, owner_of(found)))
     raw, profile = found.raw, policy.profile
     flags = _flags_in_scope(found, policy)
     route = _route(found, policy)
@@ -135,6 +147,8 @@ def judge_site(found: FoundSite, policy: Policy) -> Site:
             comparison = policy.judge(guard, raw.axis, [flag for flag, _ in flags], frozenset(named))
             scope = [flag for flag, _ in flags] if route is Route.HELPER else None
             missing = policy.missing(guard, raw.axis, scope)
+            if comparison.over is not None:
+                comparison, missing = _as_called(found, policy, (comparison, missing), flags, scope, frozenset(named))
         except TooManyAtoms:
             problem = SkipReason.TOO_MANY_ATOMS
         unguarded = route is Route.NONE and comparison is not None and comparison.relation is not Relation.EQUAL
@@ -152,6 +166,35 @@ def judge_site(found: FoundSite, policy: Policy) -> Site:
         missing,
         problem,
     )
+
+
+def _as_called(
+    found: FoundSite,
+    policy: Policy,
+    verdict: tuple[Comparison, tuple[str, ...]],
+    flags: tuple[tuple[str, str], ...],
+    scope: list[str] | None,
+    named: frozenset[str],
+) -> tuple[Comparison, tuple[str, ...]]:
+    """The comparison, and what is missing, in the states in which callers of the method call it.
+
+    Only a double reduction is taken back: a state in which the method is not called may have a sibling that reduces.
+    """
+    raw, (alone, missing) = found.raw, verdict
+    above = reaching(policy.index, Ref(found.path, raw.function.removesuffix(".<lambda>")), raw.class_name)
+    if above == TRUE:
+        return alone, missing
+    above = policy.in_helper_terms(without_topology(above, policy.profile), owner_of(found))
+    guard = _without_ownership(conj((found.guard, above)), policy.profile)
+    try:
+        called = policy.judge(guard, raw.axis, [flag for flag, _ in flags], named)
+        still_missing = policy.missing(guard, raw.axis, scope)
+    except TooManyAtoms:
+        return alone, missing
+    if called.over is not None:
+        return replace(alone, over=called.over), still_missing
+    relation = Relation.EQUAL if alone.under is None else Relation.STRONGER
+    return Comparison(relation, None, alone.under), ()
 
 
 def _flags_in_scope(found: FoundSite, policy: Policy) -> tuple[tuple[str, str], ...]:
@@ -178,7 +221,7 @@ def _route(found: FoundSite, policy: Policy) -> Route:
     reasons = {reason.text for axis in ("TP", "EP") for reason in policy.reasons(axis)} if policy.helper else set()
     if any(is_skip_atom(name, profile) or name in reasons for name in names):
         return Route.INLINE
-    if any(name.rsplit(".", 1)[-1] in profile.ownership for name in names):
+    if any(is_ownership(name, profile) for name in names):
         return Route.OWNED
     return Route.NONE
 
@@ -198,7 +241,7 @@ def _requires(guard: Formula, words: Iterable[str]) -> bool:
 def _without_ownership(guard: Formula, profile: Profile) -> Formula:
     """The guard for a caller that leaves the reduction to this block."""
     for name in sorted(atom_set(guard)):
-        if name.rsplit(".", 1)[-1] in profile.ownership:
+        if is_ownership(name, profile):
             kept = assign(guard, name, TRUE)
             guard = kept if satisfiable(kept) else assign(guard, name, negate(TRUE))
     return guard

@@ -8,6 +8,7 @@ from textwrap import dedent
 import pytest
 
 from moe_lint.engine import analyse
+from moe_lint.model import SkipReason
 from moe_lint.profile import load_profile
 
 PROFILE = load_profile("sglang")
@@ -20,7 +21,7 @@ def judged(root: Path, **files: str) -> dict[str, bool]:
         source = HEAD + dedent(text).replace("R(", "tensor_model_parallel_all_reduce(")
         (root / f"{name}.py").write_text(source)
     tree = analyse(root, PROFILE)
-    assert tree.problems == ()
+    assert {problem.reason for problem in tree.problems} <= {SkipReason.NO_HELPER}
     found: dict[str, bool] = {}
     for site in tree.sites:
         key = f"{Path(site.path).stem}.{site.raw.function}"
@@ -651,3 +652,57 @@ def test_sibling_forwards_are_judged_one_by_one(tmp_path: Path) -> None:
         """,
     )
     assert found == {"block.Block.forward_normal": True, "block.Block.forward_dense": False}
+
+
+# --- reductions that do not sum, functions chosen at run time, pairs
+
+
+@pytest.mark.parametrize("op", ["torch.distributed.ReduceOp.MAX", "ReduceOp.MIN", "dist.ReduceOp.PRODUCT"])
+def test_a_reduction_that_does_not_sum_is_not_post_experts(tmp_path: Path, op: str) -> None:
+    text = f"""
+        class Block:
+            def forward(self, x):
+                y = self.experts(x)
+                torch.distributed.all_reduce(y, op={op}, group=tp_group)
+                return y
+        """
+    assert not one(tmp_path, text)
+    assert one(tmp_path, text.replace(op, "torch.distributed.ReduceOp.SUM"))
+
+
+def test_every_method_that_a_local_may_hold_is_followed(tmp_path: Path) -> None:
+    found = judged(
+        tmp_path,
+        block="""
+        class Block:
+            def forward(self, x):
+                if self.small:
+                    tail = self._a
+                elif self.medium:
+                    tail = self._b
+                else:
+                    tail = self._c
+                return tail(self.experts(x))
+            def _a(self, x):
+                return R(x)
+            def _b(self, x):
+                return R(x)
+            def _c(self, x):
+                return R(x)
+            def _d(self, x):
+                return R(x)
+        """,
+    )
+    assert found == {"block.Block._a": True, "block.Block._b": True, "block.Block._c": True, "block.Block._d": False}
+
+
+def test_a_cast_is_what_it_casts(tmp_path: Path) -> None:
+    assert one(
+        tmp_path,
+        """
+        class Block:
+            def forward(self, x):
+                shared, y = cast(tuple, self.experts(x))
+                return R(y)
+        """,
+    )

@@ -23,6 +23,7 @@ ORDER = (
     "dataflow",
     "policy",
     "absorbers",
+    "reaching",
     "sites",
     "callers",
     "law",

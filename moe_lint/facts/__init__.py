@@ -21,9 +21,10 @@ from moe_lint.facts.data import (
     Param,
     RawSite,
     ScatterFact,
+    element_of,
 )
 from moe_lint.facts.file import FileFacts
-from moe_lint.facts.syntax import group_axis, is_reduction_name, span_of
+from moe_lint.facts.syntax import group_axis, is_reduction_name, is_run, span_of
 
 __all__ = [
     "NOTHING",
@@ -46,7 +47,9 @@ __all__ = [
     "Passed",
     "RawSite",
     "ScatterFact",
+    "element_of",
     "group_axis",
     "is_reduction_name",
+    "is_run",
     "span_of",
 ]

@@ -10,7 +10,10 @@ from moe_lint.facts.syntax import arguments_of, is_property, self_assignments
 
 
 class ClassEnv:
-    """``self.x`` -> its condition, for properties and for attributes that the class assigns exactly once."""
+    """``self.x`` -> its condition, for properties and for attributes that the class assigns exactly once.
+
+    ``self.x()`` -> that of a method which takes nothing else and returns it.
+    """
 
     def __init__(self, node: ast.ClassDef) -> None:
         self._methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
@@ -25,8 +28,10 @@ class ClassEnv:
         return self._found[text]
 
     def _find(self, name: str) -> ast.expr | None:
-        returned = [self._returned(m) for m in self._methods if m.name == name and is_property(m)]
-        assigned = self._assignments.get(name, [])
+        called, name = name.endswith("()"), name.removesuffix("()")
+        methods = [m for m in self._methods if m.name == name and is_property(m) is not called]
+        returned = [self._returned(m) for m in methods if len(arguments_of(m)) == 1 and not m.decorator_list[:called]]
+        assigned = [] if called else self._assignments.get(name, [])
         if len(returned) + len(assigned) != 1:
             return None
         value = returned[0] if returned else assigned[0][1]

@@ -40,6 +40,19 @@ Origin = Experts | Param | CallResult
 Origins = frozenset[Origin]
 NOTHING: Origins = frozenset()
 
+
+def element_of(origins: Origins, element: int | None) -> Origins:
+    """Element ``element`` of a value that was bound whole: `out = f(x); a, b = out`."""
+    if element is None:
+        return origins
+    return frozenset(
+        CallResult(o.callee, element, o.inputs, o.named_experts)
+        if isinstance(o, CallResult) and o.element is None
+        else o
+        for o in origins
+    )
+
+
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,8 @@ from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origin
 from moe_lint.facts.outline import Block, local_imports, outline, without
 from moe_lint.facts.reader import FileContext, FunctionReader
 from moe_lint.facts.syntax import arguments_of, defaults_of, import_statements, inner_blocks, is_property
-from moe_lint.formula import Formula
+from moe_lint.formula import TRUE, Formula
+from moe_lint.model import Span
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, parse, parse_part
 
@@ -280,6 +281,12 @@ class FileFacts:
             if fact.name == name
         ]
 
+    def attribute_names(self, class_name: str) -> list[str]:
+        """The attributes that the class assigns, in order."""
+        node = self._class_node(class_name)
+        first, last = node.lineno, node.end_lineno or node.lineno
+        return [n for n, lines in self._assigning_lines.items() if any(first <= line <= last for line in lines)]
+
     @cached_property
     def _assigning_lines(self) -> dict[str, list[int]]:
         """Attribute -> the lines that may assign it, told from the text: other bodies need not be read for it."""
@@ -318,6 +325,14 @@ class FileFacts:
             reader = ConductReader(self._context, self._env_of(definition.class_name))
             self._conducts[qualname] = reader.read(definition.node)
         return self._conducts[qualname]
+
+    def call_condition(self, qualname: str, span: Span) -> Formula:
+        """What must hold inside a function for the call at ``span`` to be reached."""
+        definition = self._functions[qualname]
+        reader = FunctionReader(self._context, qualname, definition.class_name, self._env_of(definition.class_name), {})
+        reader.watch = span
+        reader.run(definition.node)
+        return TRUE if reader.watched is None else reader.watched
 
     def condition(self, qualname: str) -> Formula:
         """The truth value that a function returns. Raises ``NotBoolean``."""

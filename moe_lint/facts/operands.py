@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from moe_lint.expressions import dotted
-from moe_lint.facts.data import NOTHING, CallResult, Experts, Origin, Origins
+from moe_lint.facts.data import NOTHING, CallResult, Experts, Origin, Origins, element_of
+from moe_lint.facts.syntax import is_run
 from moe_lint.profile import Profile
 
 #: Attributes of a tensor that are not the tensor's values.
@@ -33,8 +34,6 @@ _NO_VALUES = frozenset(
         "stride",
     }
 )
-#: `self.x = …`, `self.x: X = …`, `for self.x in …`
-
 #: How deep the history of a tensor is kept; beyond it only its sources are.
 _DEPTH = 24
 
@@ -73,6 +72,14 @@ class Operands:
         alias = self.aliases.get(head)
         return text if alias is None else f"{alias}.{rest}" if rest else alias
 
+    def callees(self, node: ast.Call) -> tuple[str, ...]:
+        """All that may be called: a local that an `if` above binds to one of several functions stands for each."""
+        value = self.flow.env.get(node.func.id) if isinstance(node.func, ast.Name) else None
+        if isinstance(value, ast.IfExp):
+            return tuple(dict.fromkeys(text for leaf in _leaves(value) if (text := dotted(leaf)) is not None))
+        callee = self.callee(node)
+        return () if callee is None else (callee,)
+
     def in_place(self, node: ast.Call, last: str) -> None:
         """`shared.add_(routed)`, `torch.add(…, out=x)`: calls that change what a name holds."""
         changed = [keyword.value for keyword in node.keywords if keyword.arg == "out"]
@@ -94,13 +101,13 @@ class Operands:
         if node is None or isinstance(node, ast.Constant | ast.Compare | ast.Lambda | ast.JoinedStr):
             return NOTHING
         if isinstance(node, ast.Name):
-            return self._element(self.flow.taint.get(node.id, NOTHING), element)
+            return element_of(self.flow.taint.get(node.id, NOTHING), element)
         if isinstance(node, ast.Attribute):
             if node.attr in _NOT_DATA:
                 return NOTHING
             key = dotted(node)
             if key is not None and key in self.flow.taint:
-                return self._element(self.flow.taint[key], element)
+                return element_of(self.flow.taint[key], element)
             return self.origins(node.value)
         if isinstance(node, ast.Call):
             return self._call_origins(node, element)
@@ -119,18 +126,6 @@ class Operands:
             return self.origins(node.value, element)
         return _union(self.origins(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr))
 
-    @staticmethod
-    def _element(origins: Origins, element: int | None) -> Origins:
-        """Element ``element`` of a value that was bound whole: `out = f(x); a, b = out`."""
-        if element is None:
-            return origins
-        return frozenset(
-            CallResult(o.callee, element, o.inputs, o.named_experts)
-            if isinstance(o, CallResult) and o.element is None
-            else o
-            for o in origins
-        )
-
     def _call_origins(self, node: ast.Call, element: int | None) -> Origins:
         inputs = _union(self.origins(a) for a in (*node.args, *(k.value for k in node.keywords)))
         callee = self.callee(node)
@@ -139,6 +134,8 @@ class Operands:
         if callee is None:
             return inputs | receiver
         last = callee.rsplit(".", 1)[-1]
+        if callee in ("cast", "typing.cast") and len(node.args) == 2:
+            return self.origins(node.args[1], element)
         if last in _NO_VALUES or self.profile.is_barrier(last):
             return NOTHING
         through_attribute = "." in callee
@@ -151,22 +148,29 @@ class Operands:
             return inputs
         if callee.startswith(("torch.", "F.")) and not experts:
             return inputs
-        return frozenset({CallResult(callee, element, _bounded(inputs), experts)})
+        several = self.callees(node)
+        return frozenset(CallResult(c, element, _bounded(inputs), experts) for c in several or (callee,))
 
     def _names_experts(self, callee: str) -> bool:
         """`self.experts(…)`, `layer.mlp.experts.forward(…)`: the call runs the experts."""
         *owners, last = callee.split(".")
         if self.profile.is_expert_attribute(last):
             return True
-        runs = last.startswith(("forward", "run", "apply", "__call__"))
-        return runs and any(self.profile.is_expert_attribute(owner) for owner in owners)
+        return is_run(last) and any(self.profile.is_expert_attribute(owner) for owner in owners)
 
     def elements(self, value: ast.expr) -> tuple[Origins, ...]:
         if isinstance(value, ast.Tuple):
             return tuple(self.origins(item) for item in value.elts)
         return (self.origins(value),)
 
-    # --- hand-listed a2a backends
+
+def _leaves(node: ast.expr) -> Iterator[ast.expr]:
+    """The values of a chain of ternaries."""
+    if isinstance(node, ast.IfExp):
+        yield from _leaves(node.body)
+        yield from _leaves(node.orelse)
+    else:
+        yield node
 
 
 def _bounded(origins: Origins) -> Origins:

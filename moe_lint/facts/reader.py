@@ -23,9 +23,9 @@ from moe_lint.facts.data import (
     ScatterFact,
 )
 from moe_lint.facts.operands import Flow, Operands
-from moe_lint.facts.syntax import arguments_of, defaults_of, group_axis, is_reduction_name, span_of
+from moe_lint.facts.syntax import arguments_of, defaults_of, group_axis, is_reduction_name, span_of, sums
 from moe_lint.formula import TRUE, Atom, Formula, Or, choose, conj, negate
-from moe_lint.model import Axis
+from moe_lint.model import Axis, Span
 from moe_lint.profile import Profile
 
 
@@ -147,6 +147,9 @@ class FunctionReader(Operands):
         self.statement: ast.stmt | None = None
         self.node: ast.AST | None = None
         self.consumers = 0
+        #: a call whose conditions are wanted, and what must hold for it to be reached
+        self.watch: Span | None = None
+        self.watched: Formula | None = None
 
     def facts(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> FunctionFacts:
         return FunctionFacts(
@@ -544,6 +547,8 @@ class FunctionReader(Operands):
             if self.profile.is_scatter(last) and not _attention_group(node):
                 condition = conj(part.formula for part in self.guard)
                 self.scatters.append(ScatterFact(callee, span_of(node, self.file.lines), condition))
+            if self.watch is not None and self.watch == span_of(node, self.file.lines):
+                self.watched = _all_of(self.guard)
         if last[:1].isupper() or last.lstrip("_")[:1].isupper():
             self.builds[callee] = None
 
@@ -551,9 +556,9 @@ class FunctionReader(Operands):
         arguments = self._arguments(node)
         flagged = any(a.keyword in self.profile.flag_names or a.text in self.profile.flag_names for a in arguments)
         if flagged or any(a.origins for a in arguments):
-            self.calls.append(
-                CallFact(callee, span_of(node, self.file.lines), self.qualname, self.class_name, arguments)
-            )
+            span = span_of(node, self.file.lines)
+            for one in self.callees(node) or (callee,):
+                self.calls.append(CallFact(one, span, self.qualname, self.class_name, arguments))
 
     def _arguments(self, node: ast.Call) -> tuple[Argument, ...]:
         found = []
@@ -596,7 +601,7 @@ class FunctionReader(Operands):
                 self.qualname,
                 self.class_name,
                 tuple(part if isinstance(part, GuardPart) else part.part for part in self.guard),
-                self.origins(operand) if operand is not None else NOTHING,
+                self.origins(operand) if operand is not None and sums(node) else NOTHING,
                 tuple(spellings),
                 span_of(statement, self.file.lines),
                 shape,

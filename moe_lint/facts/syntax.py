@@ -12,8 +12,11 @@ from moe_lint.model import Axis, Span
 #: A name that says "this is an all-reduce".
 _REDUCTION = re.compile(r"(?:^|_)all_?reduce_?$", re.IGNORECASE)
 _NOT_A_REDUCTION = re.compile(
-    r"^_*(?:should|can|is|has|use|uses|add|register|get|set|init|compile|enable|disable|skip|test|make|create|build)_"
+    r"^_*(?:maybe_)?(?:should|can|is|has|use|uses|needs|supports|add|register|get|set|init|compile|enable|disable|skip"
+    r"|test|make|create|build)_"
 )
+#: The members of `torch.distributed.ReduceOp` that do not sum.
+_OTHER_OPS = frozenset({"MAX", "MIN", "PRODUCT", "BAND", "BOR", "BXOR"})
 _GROUP_AXIS = (
     (re.compile(r"(?:^|_)(?:ep|expert|expert_parallel)(?:_|$)"), "EP"),
     (re.compile(r"(?:^|_)(?:attn|attention|dp|pp|cp)(?:_|$)"), "other"),
@@ -35,6 +38,17 @@ def span_of(node: ast.expr | ast.stmt, lines: list[str]) -> Span:
 def is_reduction_name(name: str) -> bool:
     """Whether a function's name says that it is an all-reduce (`all_reduce`, `symm_mem_all_reduce`)."""
     return _REDUCTION.search(name) is not None and _NOT_A_REDUCTION.match(name) is None
+
+
+def is_run(name: str) -> bool:
+    """Whether a method's name says that it runs the layer it belongs to."""
+    return name.startswith(("forward", "run", "apply", "__call__"))
+
+
+def sums(node: ast.Call) -> bool:
+    """Whether a reduction sums: `op=ReduceOp.MAX` does not."""
+    given = (*node.args[1:], *(keyword.value for keyword in node.keywords))
+    return not any((dotted(value) or "").rsplit(".", 1)[-1] in _OTHER_OPS for value in given)
 
 
 def group_axis(text: str) -> Axis:

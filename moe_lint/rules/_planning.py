@@ -5,9 +5,9 @@ from __future__ import annotations
 from moe_lint.formula import TRUE, Formula, Relation, atom_set
 from moe_lint.model import FixPlan, Route, Safety, Span
 from moe_lint.policy import Policy
-from moe_lint.rules._wording import helper_arguments, named, over_witness, under_witness
+from moe_lint.rules._wording import helper_arguments, helper_name, named, over_witness, under_witness
 from moe_lint.rules.base import Context
-from moe_lint.sites import Site, without_topology
+from moe_lint.sites import Site, owner_of, without_topology
 
 
 def plan(site: Site, context: Context) -> FixPlan | None:
@@ -18,8 +18,14 @@ def plan(site: Site, context: Context) -> FixPlan | None:
 def plan_guard(site: Site, context: Context) -> FixPlan | None:
     """Replace the skip part of a site's guard by the helper, or by the tree's wrapper. None: by hand only."""
     policy = context.policy
-    module = policy.import_module(site.path)
-    if policy.helper is None or module is None or site.axis == "other":
+    helper = policy.helper
+    if helper is None or site.axis == "other":
+        return None
+    if helper.owner is not None:  # a method: nothing to import, but somebody to ask
+        module = "" if policy.receiver(owner_of(site)) is not None else None
+    else:
+        module = policy.import_module(site.path)
+    if module is None:
         return None
     return _wrapper_plan(site, context, module) or _guard_plan(site, policy, module) or _wrap_plan(site, policy, module)
 
@@ -76,7 +82,7 @@ def _guard_plan(site: Site, policy: Policy, module: str) -> FixPlan | None:
         target.carrier or target.span,
         target.positive,
         drop,
-        helper.name,
+        helper_name(site, policy),
         helper_arguments(site, policy),
         module,
         safety,
@@ -98,7 +104,7 @@ def _wrap_plan(site: Site, policy: Policy, module: str) -> FixPlan | None:
         None,
         True,
         (),
-        helper.name,
+        helper_name(site, policy),
         helper_arguments(site, policy),
         module,
         safety,
@@ -118,6 +124,8 @@ def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
     wrapper = context.wrappers.get(site.raw.collective)
     if wrapper is None or not _stands_alone(site) or (wrapper.takes_flags and site.raw.flags):
         return None
+    if site.method in context.policy.profile.wrappers:
+        return None  # it would call itself
     whole: Span | None = None
     for part in site.raw.guard:
         if all(_kind(text, formula, site, context.policy) in ("topology", "skip") for text, formula in part.operands):
@@ -134,7 +142,7 @@ def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
         None,
         True,
         (),
-        wrapper.name,
+        f"{context.policy.receiver(owner_of(site))}.{wrapper.name}" if wrapper.method else wrapper.name,
         (("", site.raw.operand),),
         module,
         safety,

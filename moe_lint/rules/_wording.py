@@ -5,7 +5,7 @@ from __future__ import annotations
 from moe_lint.formula import State
 from moe_lint.law import Example, doubled, lost
 from moe_lint.policy import Policy
-from moe_lint.sites import Site
+from moe_lint.sites import Site, owner_of
 
 
 def named(texts: tuple[str, ...]) -> str:
@@ -28,7 +28,7 @@ def absorber_of(state: State, policy: Policy) -> str:
             return flag.absorber
     if any(name.startswith(f"{policy.profile.backend_getter}.") for name in state.true()):
         return "the a2a backend's combine"
-    return "whoever absorbs the reduction there"
+    return policy.profile.absorber
 
 
 def example(found: Example) -> str:
@@ -74,7 +74,16 @@ def helper_call(site: Site, policy: Policy) -> str:
     helper = policy.helper
     assert helper is not None
     arguments = ", ".join(f"{name}={value}" for name, value in helper_arguments(site, policy))
-    return f"{helper.name}({arguments})"
+    return f"{helper_name(site, policy)}({arguments})"
+
+
+def helper_name(site: Site, policy: Policy) -> str:
+    """The helper as a site calls it: by its name, or as a method of the object that can answer there."""
+    helper = policy.helper
+    assert helper is not None
+    if helper.owner is None:
+        return helper.name
+    return f"{policy.receiver(owner_of(site)) or helper.owner}.{helper.name}"
 
 
 def helper_arguments(site: Site, policy: Policy) -> tuple[tuple[str, str], ...]:

@@ -22,6 +22,8 @@ class Wrapper:
 
     name: str
     takes_flags: bool
+    #: a method of the class that also answers the helper's question
+    method: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,18 @@ class Context:
         """Collective -> the tree's wrapper that runs it under exactly the helper's condition, and does nothing else."""
         found: dict[str, Wrapper] = {}
         for name in self.policy.profile.wrappers:
-            inside = [s for s in self.sites if s.raw.class_name is None and s.raw.function == name]
+            helper = self.policy.helper
+            owner = helper.owner if helper is not None else None
+            function = f"{owner}.{name}" if owner is not None else name
+            inside = [s for s in self.sites if s.raw.class_name == owner and s.raw.function == function]
             facts = self.index.facts(inside[0].path) if len(inside) == 1 else None
             if facts is None or inside[0].relation is not Relation.EQUAL:
                 continue
-            _, params, defaults = facts.header(name)
-            if all(param in defaults for param in params[1:]):
-                found.setdefault(inside[0].raw.collective, Wrapper(name, takes_flags=len(params) > 1))
+            _, params, defaults = facts.header(function)
+            given = params[1 + (owner is not None) :]
+            if all(param in defaults for param in given):
+                wrapper = Wrapper(name, takes_flags=bool(given), method=owner is not None)
+                found.setdefault(inside[0].raw.collective, wrapper)
         return found
 
 

@@ -1,0 +1,52 @@
+"""What the callers of a method have made sure of before they call it."""
+
+from __future__ import annotations
+
+import re
+
+from moe_lint.formula import TRUE, Formula, conj, disj
+from moe_lint.index import ProjectIndex, Ref
+
+#: How many calls up conditions are looked for.
+_DEPTH = 3
+
+
+def reaching(index: ProjectIndex, function: Ref, class_name: str | None, depth: int = 0) -> Formula:
+    """What holds at every call of a method: TRUE unless each of its calls is one by its own class and was read.
+
+    ``if not skip(): x = self._reduce(x)`` guards the reduction in `_reduce` as well as if it stood there.
+    """
+    short = function.name.rsplit(".", 1)[-1]
+    if class_name is None or depth >= _DEPTH or short in ("forward", "__call__"):
+        return TRUE
+    calls = {(path, call.span): call for path, call in index.calls_of(function)}
+    if not calls or len(calls) != _mentions(index, Ref(function.path, class_name), short):
+        return TRUE
+    conditions = []
+    for (path, span), call in calls.items():
+        facts = index.facts(path)
+        if facts is None or call.class_name is None or call.function not in facts.functions:
+            return TRUE
+        above = reaching(index, Ref(path, call.function), call.class_name, depth + 1)
+        conditions.append(conj((facts.call_condition(call.function, span), above)))
+    return disj(conditions)
+
+
+def _mentions(index: ProjectIndex, owner: Ref, name: str) -> int | None:
+    """How often a method is called by its own class and the classes derived from it; None when it is used elsewhere."""
+    word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+    own = re.compile(rf"(?<![\w.])(?:self|super\(\))\.{re.escape(name)}(?!\w)")  # or a local that is called later
+    family = {owner, *index.subclasses(owner)}
+    count = 0
+    for ref in family:
+        facts = index.facts(ref.path)
+        text = facts.class_text(ref.name) if facts is not None and ref.name in facts.classes else ""
+        calls = len(own.findall(text))
+        if len(word.findall(text)) != calls + len(re.findall(rf"def\s+{re.escape(name)}\s*\(", text)):
+            return None  # named in a way that is not understood
+        count += calls
+    foreign = re.compile(rf"([\w\])]+)\.{re.escape(name)}(?!\w)")
+    for path, _ in dict.fromkeys((path, 0) for path, _ in index.mentions(name)):
+        if any(receiver not in ("self", ")") for receiver in foreign.findall(index.texts[path])):
+            return None
+    return count

@@ -1,0 +1,283 @@
+"""The second engine: the expert layer itself answers "is my output reduced already?", by a method or a property."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from click.testing import CliRunner
+
+from moe_lint import fixing
+from moe_lint.cli import main
+from moe_lint.engine import Options, run
+from moe_lint.model import MatrixRow, Report
+from moe_lint.profile import load_profile
+
+VLLM = load_profile("vllm")
+
+#: The expert layer of a tree in which models reduce, by the layer's method.
+METHOD = """
+from ...distributed import tensor_model_parallel_all_reduce
+
+
+class FusedMoE:
+    def __init__(self, reduce_results=False):
+        self.reduce_results = reduce_results
+
+    def must_reduce_shared_expert_outputs(self) -> bool:
+        assert self.quant_method is not None
+        return isinstance(self.quant_method, FusedMoEModularMethod) and self.quant_method.output_is_reduced()
+
+    def maybe_all_reduce_tensor_model_parallel(self, final_hidden_states):
+        if self.must_reduce_shared_expert_outputs():
+            return final_hidden_states
+        else:
+            return tensor_model_parallel_all_reduce(final_hidden_states)
+
+    def forward(self, x):
+        x = self.quant_method.apply(self, x)
+        if self.reduce_results and self.tp_size > 1:
+            x = self.maybe_all_reduce_tensor_model_parallel(x)
+        return x
+"""
+
+#: The runner of a tree in which it owns the reduction.
+RUNNER = """
+from ...distributed import tensor_model_parallel_all_reduce
+
+
+class MoERunner:
+    @property
+    def _fused_output_is_reduced(self) -> bool:
+        return self.quant_method.moe_kernel is not None and self.quant_method.moe_kernel.output_is_reduced()
+
+    def _maybe_reduce_shared(self, shared):
+        if shared is not None and not self.is_sequence_parallel and self._fused_output_is_reduced:
+            shared = tensor_model_parallel_all_reduce(shared)
+        return shared
+
+    def _maybe_reduce(self, x):
+        if not self.is_sequence_parallel and self.tp_size > 1 and not self._fused_output_is_reduced:
+            x = tensor_model_parallel_all_reduce(x)
+        return x
+
+    def forward(self, x):
+        shared, out = _unpack(self._forward_entry(x))
+        shared = self._maybe_reduce_shared(shared)
+        return self._maybe_reduce(out if shared is None else out + shared)
+
+
+def _unpack(result):
+    if isinstance(result, tuple):
+        return result
+    return (None, result)
+"""
+
+BLOCK = """
+from ..distributed import tensor_model_parallel_all_reduce
+from ..layers.fused_moe.layer import FusedMoE
+
+
+class Block:
+    def __init__(self):
+        self.experts = FusedMoE(reduce_results=False)
+
+    def forward(self, x):
+        x = self.experts(x)
+{}
+        return x
+"""
+
+
+def block(body: str) -> str:
+    return BLOCK.format("\n".join(f"        {line}" for line in dedent(body).strip().splitlines()))
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / "engine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root / "engine"
+
+
+def judged(root: Path, model: str, layer: str = METHOD) -> Report:
+    return run(Options((str(tree(root, {"layers/fused_moe/layer.py": layer, "models/m.py": model})),), VLLM))
+
+
+def row(report: Report, function: str) -> MatrixRow:
+    (found,) = [row for row in report.rows if row.function == function]
+    return found
+
+
+# --- a helper that is a method
+
+
+UNGUARDED = """
+if self.tp_size > 1:
+    x = tensor_model_parallel_all_reduce(x)
+"""
+
+
+def test_a_sum_that_does_not_ask_the_expert_layer_is_reported_with_a_configuration(tmp_path: Path) -> None:
+    (finding,) = judged(tmp_path, block(UNGUARDED)).findings
+    assert finding.rule == "MOE002"
+    assert finding.remedy == "guard it with `not self.experts.must_reduce_shared_expert_outputs()`"
+    assert "--tensor-parallel-size 2 --data-parallel-size 2 --enable-expert-parallel" in (finding.witness or "")
+    assert "the combine kernel of the expert layer sums again" in (finding.witness or "")
+    (place,) = finding.related
+    assert place.path.endswith("layer.py")
+    assert place.line == 9
+
+
+def test_the_wrapper_of_the_expert_layer_is_right(tmp_path: Path) -> None:
+    body = "if self.tp_size > 1:\n    x = self.experts.maybe_all_reduce_tensor_model_parallel(x)"
+    report = judged(tmp_path, block(body))
+    assert report.findings == ()
+    assert [(r.function, r.route) for r in report.rows if r.path.endswith("m.py")] == [("forward", "wrapper")]
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        "if self.tp_size > 1 and not self.experts.must_reduce_shared_expert_outputs():",
+        "if not self.experts.must_reduce_shared_expert_outputs():",
+        "reduced = self.experts.must_reduce_shared_expert_outputs()\nif not reduced:",
+        "if not (\n    isinstance(self.experts.quant_method, FusedMoEModularMethod)\n"
+        "    and self.experts.quant_method.output_is_reduced()\n):",
+    ],
+    ids=["method", "method-alone", "local", "opened"],
+)
+def test_asking_the_expert_layer_is_right(tmp_path: Path, guard: str) -> None:
+    report = judged(tmp_path, block(f"{guard}\n    x = tensor_model_parallel_all_reduce(x)"))
+    assert report.findings == ()
+    (site,) = [r for r in report.rows if r.path.endswith("m.py")]
+    assert site.relation == "equal"
+
+
+def test_asking_and_not_following_is_not(tmp_path: Path) -> None:
+    body = "if self.experts.must_reduce_shared_expert_outputs():\n    x = tensor_model_parallel_all_reduce(x)"
+    assert [f.rule for f in judged(tmp_path, block(body)).findings] == ["MOE007"]
+
+
+def test_the_wrapper_itself_and_the_layer_that_owns_the_sum_are_right(tmp_path: Path) -> None:
+    report = judged(tmp_path, block("x = x + 1"))
+    assert [(r.function, r.route, r.relation, r.post_experts) for r in report.rows] == [
+        ("maybe_all_reduce_tensor_model_parallel", "helper", "equal", True),
+        ("forward", "wrapper", None, True),
+    ]
+
+
+def test_the_wrapper_may_repeat_what_the_helper_says(tmp_path: Path) -> None:
+    layer = METHOD.replace(
+        "return isinstance(self.quant_method, FusedMoEModularMethod) and self.quant_method.output_is_reduced()",
+        "return self.use_alpha or self.use_beta",
+    ).replace("if self.must_reduce_shared_expert_outputs():", "if self.use_alpha or self.use_beta:")
+    report = judged(tmp_path, block(UNGUARDED), layer)
+    own, model = report.findings
+    assert (own.rule, own.relation) == ("MOE001", "equal")
+    assert "`FusedMoE.use_alpha`" in (model.witness or "")
+
+
+def test_a_wrapper_is_not_fixed_into_a_call_of_itself(tmp_path: Path) -> None:
+    layer = METHOD.replace("if self.must_reduce_shared_expert_outputs():", "if self.use_alpha:").replace(
+        "return isinstance(self.quant_method, FusedMoEModularMethod) and self.quant_method.output_is_reduced()",
+        "return self.use_alpha",
+    )
+    report = judged(tmp_path, block("x = x + 1"), layer)
+    options = Options((str(tmp_path / "engine"),), VLLM)
+    for fixed in fixing.fix(options, report, fixing.ALLOWED["default"]).fixed:
+        assert "return tensor_model_parallel_all_reduce(final_hidden_states)" in fixed.after
+
+
+def test_experts_without_an_expert_layer_have_no_combine_that_sums(tmp_path: Path) -> None:
+    model = block(UNGUARDED).replace("FusedMoE(reduce_results=False)", "None")
+    assert judged(tmp_path, model.replace("self.experts(x)", "fused_experts(x)")).findings == ()
+
+
+def test_an_override_in_a_subclass_is_not_the_definition(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path,
+        {
+            "layers/fused_moe/layer.py": METHOD,
+            "a.py": "from .layers.fused_moe.layer import FusedMoE\n\n\nclass Special(FusedMoE):\n"
+            "    def must_reduce_shared_expert_outputs(self):\n        return self.special\n\n"
+            "    def other(self, x):\n        return tensor_model_parallel_all_reduce(x)\n",
+            "models/m.py": block(UNGUARDED),
+        },
+    )
+    (finding,) = run(Options((str(root),), VLLM)).findings
+    assert finding.related[-1].path.endswith("layer.py")
+
+
+def test_the_fix_calls_the_wrapper_of_the_expert_layer(tmp_path: Path) -> None:
+    report = judged(tmp_path, block(UNGUARDED))
+    options = Options((str(tmp_path / "engine"),), VLLM)
+    result = fixing.fix(options, report, fixing.ALLOWED["default"])
+    assert result.not_proven == ()
+    (fixed,) = result.fixed
+    assert "        x = self.experts.maybe_all_reduce_tensor_model_parallel(x)\n" in fixed.after
+    assert "tensor_model_parallel_all_reduce\n" not in fixed.after
+    assert "must_reduce" not in fixed.after
+    assert result.report.findings == ()
+
+
+def test_without_a_wrapper_the_fix_asks_the_method(tmp_path: Path) -> None:
+    layer = METHOD[: METHOD.index("    def maybe_all_reduce")]
+    report = judged(tmp_path, block(UNGUARDED), layer)
+    result = fixing.fix(Options((str(tmp_path / "engine"),), VLLM), report, fixing.ALLOWED["default"])
+    (fixed,) = result.fixed
+    assert "if self.tp_size > 1 and not self.experts.must_reduce_shared_expert_outputs():\n" in fixed.after
+
+
+# --- a helper that is a property, in a tree whose runner owns the sum
+
+
+def test_the_runner_that_asks_its_own_property_is_right(tmp_path: Path) -> None:
+    report = judged(tmp_path, block("x = x + 1"), RUNNER)
+    assert report.findings == ()
+    assert row(report, "_maybe_reduce").route == "helper"
+    assert row(report, "_maybe_reduce").relation == "equal"
+    assert not row(report, "_maybe_reduce_shared").post_experts, "the shared experts' output alone"
+
+
+def test_a_block_that_sums_what_the_runner_has_summed_is_reported(tmp_path: Path) -> None:
+    assert [f.rule for f in judged(tmp_path, block(UNGUARDED), RUNNER).findings] == ["MOE002"]
+
+
+@pytest.mark.parametrize("name", ["output_is_reduced", "skip_final_all_reduce", "reduce_results"])
+def test_whoever_was_told_to_reduce_is_the_callers_choice(tmp_path: Path, name: str) -> None:
+    body = f"if self.{name}:\n    x = tensor_model_parallel_all_reduce(x)"
+    report = judged(tmp_path, block(body), RUNNER)
+    assert report.findings == ()
+    assert [r.route for r in report.rows if r.path.endswith("m.py")] == ["owned"]
+
+
+# --- no helper
+
+
+def test_a_tree_without_a_helper_and_without_a_reason_is_not_judged(tmp_path: Path) -> None:
+    layer = METHOD.replace("must_reduce_shared_expert_outputs", "is_modular")
+    layer = layer[: layer.index("    def maybe_all_reduce")]
+    report = judged(tmp_path, block(UNGUARDED), layer)
+    (problem,) = report.problems
+    assert report.exit_code == 2
+    assert problem.reason.value == "no-helper"
+    assert problem.message == (
+        "no `must_reduce_shared_expert_outputs` in this tree, and no guard names a skip reason: "
+        "1 reduction after the experts not judged"
+    )
+
+
+def test_the_wrong_profile_is_told_which_one_fits(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"layers/fused_moe/layer.py": METHOD, "models/m.py": block(UNGUARDED)})
+    result = CliRunner().invoke(main, ["check", str(root)])
+    assert result.exit_code == 2
+    assert "did you mean `--profile vllm`?" in result.output
+    assert CliRunner().invoke(main, ["check", "--profile", "vllm", str(root)]).exit_code == 1
+
+
+def test_a_file_without_reductions_is_fine_in_a_tree_without_a_helper(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"__init__.py": "", "m.py": block(UNGUARDED), "other.py": "x = 1\n"})
+    assert run(Options((str(root / "other.py"),), VLLM)).exit_code == 0
