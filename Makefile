@@ -9,7 +9,7 @@ $(VENV)/ready: setup.cfg
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
-.PHONY: venv demo test lint types unit integration clean
+.PHONY: venv demo test lint types unit integration docs clean
 venv: $(VENV)/ready
 
 demo: venv
@@ -26,6 +26,10 @@ lint: venv
 
 types: venv
 	$(BIN)/mypy
+
+# The parts of the documentation that come out of the code.
+docs: venv
+	$(BIN)/python docs/generate.py
 
 # With the programs that users run moe-lint from; installs packages.
 integration: venv

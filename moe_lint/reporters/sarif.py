@@ -15,6 +15,7 @@ from urllib.parse import quote
 from moe_lint.fingerprint import SCHEME, fingerprints
 from moe_lint.model import Confidence, Finding, FixPlan, Patch, Problem, Related, Report, Severity, Span
 from moe_lint.rules import Rule, all_rules
+from moe_lint.rules.pages import page
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
@@ -58,7 +59,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "name": rule.name,
         "shortDescription": {"text": rule.summary},
         "fullDescription": {"text": rule.summary},
-        "help": {"text": rule.documentation, "markdown": rule.documentation},
+        "help": {"text": rule.documentation, "markdown": page(rule)},
         "defaultConfiguration": {"enabled": rule.on_by_default, "level": _LEVEL[rule.severity]},
         "properties": {"tags": ["correctness"], "precision": _PRECISION[rule.confidence]},
     }
