@@ -10,7 +10,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 
 from moe_lint.expressions import NotBoolean
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, disj, substitute
@@ -48,7 +48,69 @@ class Twin:
     line: int
 
 
-def combine_sums(policy: Policy) -> Iterator[CombineSum]:
+class Absorbers:
+    """The absorbers of a tree, read when somebody asks for them."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.index = policy.index
+        self._layers: dict[Ref, tuple[Ref, ...]] = {}
+
+    @cached_property
+    def combines(self) -> tuple[CombineSum, ...]:
+        return tuple(_combine_sums(self.policy))
+
+    @cached_property
+    def twins(self) -> tuple[Twin, ...]:
+        return tuple(_twins(self.policy))
+
+    @cached_property
+    def asked(self) -> bool:
+        """Whether blocks are told by flags who sums, rather than by a contract with the layer around them."""
+        policy = self.policy
+        if not policy.profile.flags:
+            return True  # an engine without such flags: the helper knows by itself
+        questions = [f"def {flag.predicate}(" for flag in policy.profile.flags if flag.predicate]
+        told = policy.helper is not None and (policy.helper.proposed or bool(policy.helper.flags))
+        return told or any(question in text for text in self.index.texts.values() for question in questions)
+
+    def layers(self, block: Ref) -> tuple[Ref, ...]:
+        """The classes around a block up to those that build an absorber."""
+        if block not in self._layers:
+            seen, frontier = {block}, [block]
+            while frontier:
+                current = frontier.pop()
+                if self.index.constructs_absorber(current):
+                    continue
+                around = self.index.users(current) | frozenset(self.index.subclasses(current))
+                frontier += sorted(around - seen)
+                seen |= around
+            self._layers[block] = tuple(sorted(seen))
+        return self._layers[block]
+
+    def can_be_set(self, flag: Flag, block: Ref) -> bool:
+        """Whether a layer around a block asks the flag's question, or permits the step that sums without being asked.
+
+        Told from the text of their files: a `True` for the permission, or a call of the question.
+        """
+        if not flag.predicate:
+            return True
+        words = [f"{flag.predicate}("]
+        for twin in self.twins:
+            if twin.flag == flag:
+                words += [f"{name[5:]}=True" for name in atom_set(twin.summed) if name.startswith("self.")]
+        layers = self.layers(block)
+        paths = {ref.path for layer in layers for ref in self.index.mro(layer) if not self.index.is_absorber(ref)}
+        return any(word in self.index.texts.get(path, "") for path in sorted(paths) for word in words)
+
+
+@lru_cache(maxsize=2)
+def absorbers_of(policy: Policy) -> Absorbers:
+    """The absorbers of the tree that a policy judges."""
+    return Absorbers(policy)
+
+
+def _combine_sums(policy: Policy) -> Iterator[CombineSum]:
     """The sums in the tree's dispatchers whose condition only asks global questions, so that others can ask it, too."""
     index, profile = policy.index, policy.profile
     for path, text in index.texts.items():
@@ -73,7 +135,7 @@ def _is_global(condition: Formula, policy: Policy) -> bool:
     return bool(names) and all(is_skip_predicate(name, policy.profile) for name in names)
 
 
-def twins(policy: Policy) -> Iterator[Twin]:
+def _twins(policy: Policy) -> Iterator[Twin]:
     """Every promise in the tree that names the step which keeps it."""
     index = policy.index
     for flag in policy.profile.flags:

@@ -14,6 +14,7 @@ from moe_lint.discover import python_file_names, tree_of
 from moe_lint.facts import FileFacts, RawSite, is_reduction_name
 from moe_lint.ignored import DEFAULT_FILES, FileFilter, is_left_out
 from moe_lint.index import ProjectIndex
+from moe_lint.law import verdicts
 from moe_lint.model import (
     Confidence,
     Finding,
@@ -26,6 +27,7 @@ from moe_lint.model import (
     Span,
     Suppressed,
     UsageError,
+    Verdict,
 )
 from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
 from moe_lint.profile import Profile, bundled_profiles, load_profile
@@ -50,6 +52,8 @@ class Options:
     path_ignores: tuple[PathIgnore, ...] = ()
     files: FileFilter = DEFAULT_FILES
     baseline: Baseline | None = None
+    #: whether each row gets a verdict on the law
+    law: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def run(options: Options, overlay: Mapping[str, str] | None = None) -> Report:
             chosen,
             selected,
             options.path_ignores,
+            options.law,
         )
         for root, (targets, explicit) in groups.items()
     ]
@@ -219,7 +224,8 @@ class _Reader:
         self._texts: dict[str, str] = {}
         names = [*profile.collectives, *profile.wrappers]
         central = [*profile.helpers, *([f"class {profile.backend_enum}"] if profile.backend_enum else [])]
-        absorbers = [constructor.strip("*") for constructor in profile.absorber_constructors]
+        plain = [constructor.strip("*") for constructor in profile.absorber_constructors]
+        absorbers = [name for name in plain if "*" not in name]
         absorbers += [f"def {name}(" for name in profile.combines]
         self._words = [word.encode() for word in _shortest([*names, *absorbers, *central])]
         #: each of the words, and each other reduction, holds one of these: most files hold none
@@ -338,6 +344,7 @@ def _report(
     rules: Sequence[Rule],
     selected: frozenset[str],
     path_ignores: Sequence[PathIgnore] = (),
+    law: bool = False,
 ) -> Report:
     context = Context(tree.index, tree.policy, tree.sites)
     raw = {
@@ -359,7 +366,7 @@ def _report(
     problems += [p for p in tree.problems if p.path in targets or _of_the_tree(p, shown)]
     return Report(
         tuple(_relative(f) for f in findings if not ignored_by_path(f, f.path, path_ignores)),
-        _rows(shown, tree.policy),
+        _rows(shown, tree.policy, verdicts(tree.sites, tree.policy) if law else {}),
         tuple(replace(p, path=_display(p.path)) for p in problems),
         tuple(Suppressed(_relative(s.finding), s.reason) for s in suppressed),
         _notes(tree, shown),
@@ -405,7 +412,7 @@ def _notes(tree: Tree, shown: Sequence[Site]) -> tuple[str, ...]:
     return ()
 
 
-def _rows(sites: Sequence[Site], policy: Policy) -> tuple[MatrixRow, ...]:
+def _rows(sites: Sequence[Site], policy: Policy, laws: Mapping[Site, Verdict]) -> tuple[MatrixRow, ...]:
     pairs = _pairs(sites)
     rows = []
     for site in sites:
@@ -430,6 +437,7 @@ def _rows(sites: Sequence[Site], policy: Policy) -> tuple[MatrixRow, ...]:
                     if part.kind != "early-exit"
                 ),
                 pairs.get((site.path, site.raw.span)),
+                laws.get(site),
             )
         )
     return tuple(rows)

@@ -419,7 +419,10 @@ class ProjectIndex:
             re.escape(pattern).replace(r"\*", r"\w*").replace(r"\?", r"\w")
             for pattern in self.profile.absorber_constructors
         )
-        return re.compile(rf"(?<!\w)(?<!class )(?:{names or '(?!)'})\s*\(")
+        # built on the spot, or chosen first: `cls = (Own if cp else LayerCommunicator)`, then `cls(…)`
+        return re.compile(
+            rf"(?<!\w)(?<!class )(?:{names or '(?!)'})\s*\(|(?:=\s*\(?|\belse)\s*(?:{names or '(?!)'})\b(?!\.)"
+        )
 
     @cached_property
     def _absorber_stems(self) -> list[str]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 
 from moe_lint.formula import Formula, TooManyAtoms, atom_columns, atom_set, table
@@ -139,6 +139,15 @@ class Space:
 
     def meaning(self, atom: str) -> tuple[Test, frozenset[str]] | None:
         """The truth of a condition under an assignment, and the names that decide it; None when no option does."""
+        if atom not in self._meanings:
+            self._meanings[atom] = self._find_meaning(atom)
+        return self._meanings[atom]
+
+    @cached_property
+    def _meanings(self) -> dict[str, tuple[Test, frozenset[str]] | None]:
+        return {}
+
+    def _find_meaning(self, atom: str) -> tuple[Test, frozenset[str]] | None:
         for switch in self.switches:
             if _matches(atom, switch.atoms):
                 return operator.itemgetter(switch.name), frozenset({switch.name})
@@ -354,4 +363,9 @@ def _member(atom: str, choice: Choice) -> str | None:
 
 
 def _matches(text: str, patterns: tuple[str, ...]) -> bool:
-    return any(re.match(translate(pattern), text) for pattern in patterns)
+    return _pattern(patterns).match(text) is not None
+
+
+@lru_cache(maxsize=64)
+def _pattern(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(translate(pattern) for pattern in patterns) or "(?!)")

@@ -1,8 +1,8 @@
 """The law at a site: block and absorber together sum exactly once, in every feasible launch configuration.
 
-A site's guard and the helper's answer are boolean functions of the same conditions. Wherever both reduce, the output is
-doubled; wherever neither does, it is lost. Each is searched for among the launch configurations of the engine, so that
-a verdict comes with a command line that shows it.
+A site's guard and the absorbers' conditions are boolean functions of the same conditions. Wherever both sum, the output
+is doubled; wherever neither does, it is lost. Each is searched for among the launch configurations of the engine, so
+that a verdict comes with a command line that shows it. What cannot be decided is said to be undecided.
 """
 
 from __future__ import annotations
@@ -10,9 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from moe_lint.formula import FALSE, Atom, Formula, State, assign, atom_set, conj, disj, exists, negate
+from moe_lint.absorbers import absorbers_of
+from moe_lint.formula import (
+    FALSE,
+    TRUE,
+    Atom,
+    Formula,
+    State,
+    TooManyAtoms,
+    assign,
+    atom_set,
+    conj,
+    disj,
+    exists,
+    negate,
+)
+from moe_lint.index import Ref
 from moe_lint.launch import Configuration
-from moe_lint.policy import Policy
+from moe_lint.model import Route, SkipReason, Verdict
+from moe_lint.policy import Policy, Reason
 from moe_lint.sites import Site, is_ownership, is_skip_atom
 
 
@@ -25,41 +41,134 @@ class Example:
 
 
 def doubled(site: Site, policy: Policy) -> Example | None:
-    """Where the site reduces though the helper skips: the reason with the cheapest configuration; None if nowhere."""
+    """Where the site reduces though the helper skips: the reason with the cheapest configuration; None if nowhere.
+
+    Flags that no layer around the site can set come last: with them nothing is wrong yet.
+    """
     fallback = site.comparison.over if site.comparison is not None else None
     if fallback is None:
         return None
     reduces = _reduces(site, policy)
-    found: list[Example] = []
+    live = _live(site, policy)
+    found: list[tuple[tuple[bool, int, int], Example]] = []
     for reason in policy.reasons(site.axis):
         if reason.text in site.missing and isinstance(reason.formula, Atom):
             holds = conj((reduces, reason.formula))
             state = State(((reason.formula.name, True),))
-            found.append(Example(state, policy.configuration(holds, site.axis, site.raw.collective)))
-    shown = [example for example in found if example.configuration is not None]
-    if shown:
-        return min(shown, key=_plainest)
+            shown = policy.configuration(holds, site.axis, site.raw.collective)
+            if shown is not None:
+                found.append(((reason not in live, *_plainness(shown)), Example(state, shown)))
+    if found:
+        return min(found, key=lambda item: item[0])[1]
     return Example(fallback, policy.configuration(_holds(fallback), site.axis, site.raw.collective))
 
 
 def lost(site: Site, policy: Policy) -> Example | None:
     """Where the site does not reduce though the helper would; None if nowhere.
 
-    With an a2a backend whose combine may have summed already nothing is lost for certain: those states come last.
+    With an a2a backend whose combine may have summed already nothing is lost for certain: no configuration is told.
     """
     state = site.comparison.under if site.comparison is not None else None
     if state is None:
         return None
-    skips = disj(reason.formula for reason in policy.reasons(site.axis))
-    neither = conj((negate(_reduces(site, policy)), negate(skips), no_backend(policy, (_reduces(site, policy), skips))))
+    reduces, skips = _reduces(site, policy), disj(reason.formula for reason in policy.reasons(site.axis))
+    neither = conj((negate(reduces), negate(skips), _no_backend((reduces, skips), policy)))
     return Example(state, policy.configuration(neither, site.axis, site.raw.collective))
 
 
-def no_backend(policy: Policy, formulas: Iterable[Formula]) -> Formula:
-    """No a2a backend is in use, in terms of the backend's questions in the formulas."""
+def verdicts(sites: Iterable[Site], policy: Policy) -> dict[Site, Verdict]:
+    """The verdict on each reduction after the experts. A wrapper's call is as good as the sums inside the wrapper."""
+    sums = [site for site in sites if site.post_experts]
+    found = {site: _verdict(site, policy) for site in sums if site.route is not Route.WRAPPER}
+    for site in sums:
+        if site.route is Route.WRAPPER:
+            inside = [v for s, v in found.items() if s.raw.class_name is None and s.raw.function == site.raw.collective]
+            found[site] = _worst(inside, site.raw.collective)
+    return found
+
+
+def _worst(inside: list[Verdict], wrapper: str) -> Verdict:
+    order = ("lost", "doubled", "undecided", "once")
+    if not inside:
+        return Verdict("undecided", None, f"the sum inside `{wrapper}` is not visible as one")
+    worst = min(inside, key=lambda verdict: order.index(verdict.verdict))
+    return Verdict(worst.verdict, worst.configuration, f"inside `{wrapper}`: {worst.reason}")
+
+
+def _verdict(site: Site, policy: Policy) -> Verdict:
+    unknown = _unknown(site, policy)
+    if unknown is not None:
+        return Verdict("undecided", None, unknown)
+    reduces = _reduces(site, policy)
+    if not site.absorber:
+        if reduces == TRUE:
+            return Verdict("once", None, "the block always sums, and no layer around it takes sums over")
+        return Verdict("undecided", None, "the block leaves sums out, and no absorber was found around it")
+    try:
+        return _counted(site, reduces, policy)
+    except TooManyAtoms:
+        return Verdict("undecided", None, "too many conditions to enumerate")
+
+
+def _unknown(site: Site, policy: Policy) -> str | None:
+    """Why a site cannot be decided, None if it can."""
+    if site.route is Route.DEFERRED:
+        return "this is the absorber: it runs the sum that an earlier block deferred"
+    if site.route is Route.OWNED:
+        return "an argument decides who sums: each caller answers for itself"
+    if site.raw.shape == "consumed":
+        return "a norm consumes the sum on the spot"
+    if site.axis == "other":
+        return "the group is neither TP nor EP"
+    if site.problem is SkipReason.TOO_MANY_ATOMS:
+        return "too many conditions to enumerate"
+    if site.absorber is None:
+        return "no layer around this block was found"
+    if site.absorber and policy.helper is None:
+        return "the tree has no helper that could be read"
+    if site.absorber and not absorbers_of(policy).asked:
+        return "the layer boundary around this block takes sums over by contract, not by a condition"
+    return None
+
+
+def _counted(site: Site, reduces: Formula, policy: Policy) -> Verdict:
+    """The verdict from the number of sums in each configuration."""
+    combines = [Reason(str(found.condition), found.condition) for found in absorbers_of(policy).combines]
+    twice: list[tuple[Configuration, Reason]] = []
+    for reason in (*_live(site, policy), *combines):
+        shown = _shown(conj((reduces, reason.formula)), site, policy)
+        if shown is not None:
+            twice.append((shown, reason))
+    if twice:
+        shown, reason = min(twice, key=lambda item: _plainness(item[0]))
+        return Verdict("doubled", str(shown), f"the block sums, and so does whoever acts on `{reason.text}`")
+    absorbed = disj(reason.formula for reason in (*policy.reasons(site.axis), *combines))
+    never = conj((negate(reduces), negate(absorbed), _no_backend((reduces, absorbed), policy)))
+    shown = _shown(never, site, policy)
+    if shown is not None:
+        return Verdict("lost", str(shown), "neither the block nor anybody after it sums")
+    return Verdict("once", None, "block and absorber take turns in every configuration")
+
+
+def _shown(holds: Formula, site: Site, policy: Policy) -> Configuration | None:
+    """A feasible configuration in which the site has something to sum. Raises ``TooManyAtoms``."""
+    group = policy.profile.launch.group_of(site.raw.collective, site.axis)
+    return policy.profile.launch.find(policy.opened(holds), () if group is None else (group,))
+
+
+def _live(site: Site, policy: Policy) -> list[Reason]:
+    """The helper's reasons that can arise at a site: predicates, and flags that some layer around it can set."""
+    absorbers = absorbers_of(policy)
+    block = Ref(site.path, site.raw.class_name if site.raw.class_name is not None else site.raw.function)
+    dead = {flag.name for flag in policy.profile.flags if not absorbers.can_be_set(flag, block)}
+    return [reason for reason in policy.reasons(site.axis) if not atom_set(reason.formula) & dead]
+
+
+def _no_backend(formulas: Iterable[Formula], policy: Policy) -> Formula:
+    """No a2a backend is in use, in terms of the questions about the backend in the formulas."""
     getter = policy.profile.backend_getter
     if not getter:
-        return conj(())
+        return TRUE
     none = f"{getter}.is_none()"
     asked = {name for formula in formulas for name in atom_set(policy.opened(formula)) if name.startswith(f"{getter}.")}
     return conj(Atom(name) if name == none else negate(Atom(name)) for name in sorted(asked))
@@ -68,10 +177,12 @@ def no_backend(policy: Policy, formulas: Iterable[Formula]) -> Formula:
 def _reduces(site: Site, policy: Policy) -> Formula:
     """When the site reduces: the helper's calls opened, conditions that are no skip reasons chosen in its favour."""
     reduces = policy.opened(policy.with_helper(site.guard))
-    known = atom_set(policy.opened(disj(reason.formula for reason in policy.reasons(site.axis))))
+    known: frozenset[str] = frozenset()
+    if policy.helper is not None:
+        known = atom_set(policy.opened(disj(reason.formula for reason in policy.reasons(site.axis))))
     for name in sorted(atom_set(reduces) - known):
         if is_ownership(name, policy.profile):
-            kept = assign(reduces, name, conj(()))
+            kept = assign(reduces, name, TRUE)
             reduces = kept if kept != FALSE else assign(reduces, name, FALSE)
         elif not is_skip_atom(name, policy.profile) and policy.profile.launch.meaning(name) is None:
             reduces = exists(reduces, name)
@@ -82,8 +193,6 @@ def _holds(state: State) -> Formula:
     return conj(Atom(name) if value else negate(Atom(name)) for name, value in state.values)
 
 
-def _plainest(example: Example) -> tuple[int, int]:
+def _plainness(configuration: Configuration) -> tuple[int, int]:
     """Fewer conditions that no option sets, then fewer options."""
-    configuration = example.configuration
-    assert configuration is not None
     return len(configuration.also), len(configuration.options)

@@ -146,6 +146,18 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the sum at a site runs exactly once in every feasible launch configuration.
+
+    ``configuration`` is one in which it does not (doubled, lost); ``reason`` says who else sums, or why it is open.
+    """
+
+    verdict: Literal["once", "doubled", "lost", "undecided"]
+    configuration: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixRow:
     """One all-reduce-like call, as `matrix` shows it."""
 
@@ -164,6 +176,8 @@ class MatrixRow:
     absorber: bool | None
     guard: str
     pair: int | None = None
+    #: None: not asked for, or not a reduction after the experts
+    law: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,18 @@
-"""What a witness says about how to see a wrong number: reason and launch configuration."""
+"""The law: verdicts by enumeration, and what a witness says about how to see a wrong number."""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from moe_lint.engine import Options, run
-from moe_lint.model import Finding
+from moe_lint.model import Finding, Verdict
 from moe_lint.profile import load_profile
-from tests.trees import FORGETFUL, ROUTED, write_tree
+from tests.trees import COMPLETE, FORGETFUL, ROUTED, model, write_tree
 
 SUM = "x = tensor_model_parallel_all_reduce(x)"
 
@@ -64,3 +69,180 @@ else:
 """
     assert findings(tmp_path / "as-unguarded", guard, "MOE002") == []
     assert witness(tmp_path / "by-hand", guard).startswith("with `use_reduce_scatter=True` ")
+
+
+# --- verdicts
+
+
+def verdict(tree: Path) -> Verdict:
+    (row,) = [row for row in run(Options((str(tree),), load_profile("sglang"), law=True)).rows if row.post_experts]
+    assert row.law is not None
+    return row.law
+
+
+def verdict_on(folder: Path, guard: str, **more: bool) -> Verdict:
+    return verdict(write_tree(folder, guard, **more))
+
+
+def test_a_guard_that_asks_the_helper_sums_once(tmp_path: Path) -> None:
+    assert verdict_on(tmp_path, ROUTED).verdict == "once"
+    assert verdict_on(tmp_path / "by-hand", COMPLETE).verdict == "once"
+
+
+def test_a_forgotten_reason_is_a_doubled_sum_with_its_configuration(tmp_path: Path) -> None:
+    found = verdict_on(tmp_path, COMPLETE.replace("    and not use_reduce_scatter\n", ""))
+    assert found == Verdict(
+        "doubled",
+        "`--tp 2 --dp 2 --enable-dp-attention` in a batch padded to the longest rank",
+        "the block sums, and so does whoever acts on `use_reduce_scatter`",
+    )
+
+
+def test_a_sum_that_only_an_a2a_backend_lets_run_is_lost_without_one(tmp_path: Path) -> None:
+    found = verdict_on(tmp_path, f"if get_moe_a2a_backend().is_alpha():\n    {SUM}\n")
+    assert found == Verdict("lost", "`--tp 2`", "neither the block nor anybody after it sums")
+
+
+def test_a_flag_that_no_layer_asks_for_doubles_nothing(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, COMPLETE.replace("    and not should_allreduce_fusion\n", ""))
+    assert verdict(tree).verdict == "doubled"
+    path = tree / "models" / "x.py"
+    asked = "self.layer_communicator.should_fuse_mlp_allreduce_with_next_layer(batch)"
+    path.write_text(path.read_text().replace(asked, "False"))
+    assert verdict(tree).verdict == "once"
+
+
+def test_a_sum_in_the_dispatcher_counts(tmp_path: Path) -> None:
+    tree = write_tree(
+        tmp_path,
+        ROUTED.replace("is_tp_path=True", "is_tp_path=False").replace("tensor_model_parallel", "moe_expert_parallel"),
+    )
+    assert verdict(tree).verdict == "once"
+    (tree / "layers" / "moe" / "dispatcher.py").write_text(
+        "from engine.layers.moe.utils import should_use_flashinfer_cutlass_moe_fp4_allgather\n\n\n"
+        "class Dispatcher:\n"
+        "    def combine(self, x):\n"
+        "        if should_use_flashinfer_cutlass_moe_fp4_allgather():\n"
+        "            get_tp_group().reduce_scatterv(x)\n"
+        "        return x\n"
+    )
+    found = verdict(tree)
+    assert (found.verdict, found.configuration) == ("doubled", "`--tp 2 --ep 2`, where `_FP4_GATHER` holds")
+
+
+def test_without_an_absorber_a_block_that_always_sums_sums_once(tmp_path: Path) -> None:
+    assert verdict_on(tmp_path, f"if self.tp_size > 1:\n    {SUM}\n", absorber=False).verdict == "once"
+
+
+@pytest.mark.parametrize(
+    ("guard", "absorber", "reason"),
+    [
+        (ROUTED, False, "the block leaves sums out, and no absorber was found around it"),
+        (f"if self.reduce_results:\n    {SUM}\n", True, "an argument decides who sums: each caller answers for itself"),
+        ("x = self.norm(tensor_model_parallel_all_reduce(x))\n", True, "a norm consumes the sum on the spot"),
+        ("x = world_all_reduce(x)\n", True, "the group is neither TP nor EP"),
+    ],
+)
+def test_what_cannot_be_decided_is_said_to_be_undecided_and_why(
+    guard: str, absorber: bool, reason: str, tmp_path: Path
+) -> None:
+    assert verdict_on(tmp_path, guard, absorber=absorber) == Verdict("undecided", None, reason)
+
+
+def test_behind_a_boundary_that_takes_sums_by_contract_nothing_is_decided(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, "x = reduce_moe_output(x)\n", wrapper=True, flags="")
+    utils = tree / "layers" / "moe" / "utils.py"
+    text = utils.read_text()
+    text = text.replace("    use_reduce_scatter: bool = False,\n    should_allreduce_fusion: bool = False,\n", "")
+    text = text.replace("    if use_reduce_scatter or should_allreduce_fusion:\n        return True\n", "")
+    text = text.replace("        use_reduce_scatter=use_reduce_scatter,\n", "")
+    text = text.replace("        should_allreduce_fusion=should_allreduce_fusion,\n", "")
+    text = text.replace("*, use_reduce_scatter: bool = False, should_allreduce_fusion: bool = False\n", "\n")
+    utils.write_text(text)
+    (tree / "layers" / "communicator.py").write_text("def make_stage_boundary(*stages):\n    return stages\n")
+    (tree / "models" / "x.py").write_text(
+        model("x = reduce_moe_output(x)\n", flags="").replace("LayerCommunicator()", "make_stage_boundary(self.mlp)")
+    )
+    rows = run(Options((str(tree),), load_profile("sglang"), law=True)).rows
+    laws = {row.law.verdict for row in rows if row.law is not None and row.path.endswith("x.py")}
+    assert laws == {"undecided"}
+
+
+def test_rows_have_no_verdict_unless_asked_for(tmp_path: Path) -> None:
+    rows = run(Options((str(write_tree(tmp_path, ROUTED)),), load_profile("sglang"))).rows
+    assert {row.law for row in rows} == {None}
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        "(\n            LayerCommunicator\n            if config.plain\n            else None\n        )",
+        "Own if config.own else LayerCommunicator",
+        "make_layer_communicator()",
+    ],
+)
+def test_an_absorber_that_is_chosen_or_made_elsewhere_is_one(chosen: str, tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, FORGETFUL)
+    path = tree / "models" / "x.py"
+    path.write_text(path.read_text().replace("self.layer_communicator = LayerCommunicator()", f"chosen = {chosen}"))
+    (row,) = [row for row in run(Options((str(tree),), load_profile("sglang"))).rows if row.post_experts]
+    assert row.absorber is True
+
+
+def test_a_communicator_named_in_an_annotation_is_not_built_there(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, FORGETFUL)
+    path = tree / "models" / "x.py"
+    built = "self.layer_communicator = LayerCommunicator()"
+    path.write_text(path.read_text().replace(built, "self.layer_communicator: LayerCommunicator = config.given"))
+    (row,) = [row for row in run(Options((str(tree),), load_profile("sglang"))).rows if row.post_experts]
+    assert row.absorber is False
+
+
+# --- against a count by hand
+
+NAMES = {
+    "should_allreduce_fusion": "fusion",
+    "use_reduce_scatter": "scatter",
+    "should_use_dp_reduce_scatterv()": "scatterv",
+    "should_use_flashinfer_cutlass_moe_fp4_allgather()": "fp4",
+    "get_moe_a2a_backend().is_alpha()": "alpha",
+}
+
+
+def guards() -> st.SearchStrategy[str]:
+    return st.recursive(
+        st.sampled_from(sorted(NAMES)),
+        lambda inner: st.one_of(
+            inner.map(lambda one: f"not ({one})"),
+            st.tuples(inner, inner).map(" and ".join).map(lambda both: f"({both})"),
+            st.tuples(inner, inner).map(" or ".join).map(lambda both: f"({both})"),
+        ),
+        max_leaves=5,
+    )
+
+
+def by_hand(guard: str) -> str:
+    """The verdict from counting the sums in every feasible configuration, one by one."""
+    for name, short in NAMES.items():
+        guard = guard.replace(name, short)
+    twice = never = False
+    for fusion, scatter, rsv, gather, alpha in product((False, True), repeat=5):
+        if (fusion and scatter) or (alpha and (fusion or scatter)):
+            continue  # fusion without, reduce-scatter with DP attention; neither beside an a2a backend
+        scatterv, fp4 = rsv and not alpha, gather and not alpha
+        state = {"fusion": fusion, "scatter": scatter, "scatterv": scatterv, "fp4": fp4, "alpha": alpha}
+        block = eval(guard, {}, state)
+        absorber = fusion or scatter or scatterv or fp4
+        twice = twice or (block and absorber)
+        never = never or (not block and not absorber and not alpha)
+    return "doubled" if twice else "lost" if never else "once"
+
+
+@given(guards())
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_verdict_is_that_of_a_count_over_every_configuration(
+    tmp_path_factory: pytest.TempPathFactory, guard: str
+) -> None:
+    found = verdict_on(tmp_path_factory.mktemp("tree"), f"if {guard}:\n    {SUM}\n")
+    assert found.verdict == by_hand(guard)
+    assert (found.configuration is not None) is (found.verdict in ("doubled", "lost"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import click
 
@@ -27,7 +28,7 @@ def command(
 ) -> None:
     """Show the sites as rows and the skip reasons of the tree as columns."""
     stdout, files = chosen(outputs, to_stdout)
-    report = run(options_of(paths, settings_for(context, paths), baseline=False))
+    report = run(replace(options_of(paths, settings_for(context, paths), baseline=False), law=True))
     write_files(files, lambda output: render_matrix(report, output))
     if stdout.format == "text":
         from moe_lint.reporters.text import show_matrix

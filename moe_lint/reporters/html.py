@@ -123,6 +123,9 @@ def _mark(honoured: bool | None, atom: str, drifts: bool) -> str:
 def _detail(row: MatrixRow, findings: list[Finding]) -> str:
     guard = f"if {row.guard}:" if row.guard else "no condition"
     parts = [f'<pre class="code">{escape(guard)}\n    {escape(row.collective)}(…)</pre>']
+    if row.law is not None:
+        shown = f" with {row.law.configuration}" if row.law.configuration else ""
+        parts.append(f'<p><span class="soft">sums:</span> {_prose(f"{row.law.verdict}{shown}: {row.law.reason}")}</p>')
     return "".join([*parts, *(_finding(finding) for finding in findings)])
 
 

@@ -90,4 +90,7 @@ def _row(row: MatrixRow) -> dict[str, object]:
         "guard": row.guard,
         "atoms": dict(row.atoms),
         "pair": row.pair,
+        "law": None
+        if row.law is None
+        else {"verdict": row.law.verdict, "configuration": row.law.configuration, "reason": row.law.reason},
     }

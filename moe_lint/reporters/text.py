@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -118,11 +119,34 @@ def show_matrix(report: Report, console: Console, every: bool) -> None:
     for number in range(1, len(report.atoms) + 1):
         table.add_column(Text(f"[{number}]"), justify="center")
     table.add_column("absorber", no_wrap=True)
+    judged = any(row.law is not None for row in rows)
+    if judged:
+        table.add_column("sums", no_wrap=True)
     for row in rows:
-        table.add_row(*_cells(row, report.atoms))
+        table.add_row(*_cells(row, report.atoms), *([_law(row)] if judged else []))
     console.print(table)
+    for line in _why(rows):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for note in report.notes:
         console.print(_line("note", "bold cyan", note), soft_wrap=True)
+
+
+_LAW = {"once": "green", "undecided": "yellow"}
+
+
+def _law(row: MatrixRow) -> Text:
+    return Text("-", "dim") if row.law is None else Text(row.law.verdict, _LAW.get(row.law.verdict, "bold red"))
+
+
+def _why(rows: list[MatrixRow]) -> list[str]:
+    """What is behind the verdicts: a configuration for each that is broken, a count for each reason it is open."""
+    broken = [
+        f"{row.path}:{row.span.line}: {row.law.verdict} with {row.law.configuration}: {row.law.reason}"
+        for row in rows
+        if row.law is not None and row.law.verdict in ("doubled", "lost")
+    ]
+    reasons = Counter(row.law.reason for row in rows if row.law is not None and row.law.verdict == "undecided")
+    return [*broken, *(f"undecided ({count}): {reason}" for reason, count in sorted(reasons.items()))]
 
 
 def _cells(row: MatrixRow, columns: tuple[str, ...]) -> list[Text]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moe_lint.absorbers import Twin, twins
+from moe_lint.absorbers import Twin, absorbers_of
 from moe_lint.formula import FALSE, Formula, State, TooManyAtoms, assign, atom_set, compare, conj, disj, negate, table
 from moe_lint.model import Confidence, Finding, Related, Severity
 from moe_lint.rules._central import at_definition, communicator, engine, holds, told
@@ -169,7 +169,7 @@ class TwinDrift(Rule):
     )
 
     def check(self, context: Context) -> Iterable[Finding]:
-        for twin in twins(context.policy):
+        for twin in absorbers_of(context.policy).twins:
             try:
                 over, under = _differences(twin, context)
             except TooManyAtoms:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moe_lint.absorbers import CombineSum, combine_sums
+from moe_lint.absorbers import CombineSum, absorbers_of
 from moe_lint.formula import FALSE, Formula, TooManyAtoms, assign, conj, disj, negate, satisfiable
 from moe_lint.index import Ref
 from moe_lint.model import Axis, Finding, Related, Route
@@ -92,7 +92,7 @@ class SummedInCombine(Rule):
         helper = context.policy.helper
         if helper is None or helper.proposed:
             return
-        for found in combine_sums(context.policy):
+        for found in absorbers_of(context.policy).combines:
             broken = {axis: holds for axis in _axes(context) if (holds := _broken(found, axis, context)) is not None}
             if not broken:
                 continue
