@@ -58,7 +58,8 @@ def command(
         fail(f"--diff and {stdout.format} both go to standard output; give {stdout.format} a file")
     if not paths:
         sys.exit(0)  # a pre-commit run in which no file matched
-    options = options_of(paths, settings, baseline=not do_baseline)
+    shows_sums = any(output.format == "html" for output in (stdout, *files))
+    options = replace(options_of(paths, settings, baseline=not do_baseline), law=shows_sums)
     report = run(options)
     if do_baseline:
         write_baseline(report, settings)
