@@ -65,6 +65,8 @@ class Profile:
     combines: tuple[str, ...]
     #: who sums where the helper skips, when no flag says so
     absorber: str
+    last_stage: tuple[str, ...]
+    send: tuple[str, ...]
     expert_attributes: tuple[str, ...]
     expert_functions: tuple[str, ...]
     expert_constructors: tuple[str, ...]
@@ -124,6 +126,7 @@ _SCHEMA: dict[str, dict[str, str]] = {
     "predicates": {"skip": "list"},
     "context": {"publish": "list", "markers": "list", "ownership": "list"},
     "absorbers": {"constructors": "list", "who": "str", "scatters": "list", "combines": "list"},
+    "pipeline": {"last_stage": "list", "send": "list"},
     "experts": {
         "attributes": "list",
         "functions": "list",
@@ -325,6 +328,8 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         scatters=names("absorbers", "scatters"),
         combines=names("absorbers", "combines"),
         absorber=table("absorbers").get("who", "whoever absorbs the reduction there"),
+        last_stage=names("pipeline", "last_stage"),
+        send=names("pipeline", "send"),
         expert_attributes=names("experts", "attributes"),
         expert_functions=names("experts", "functions"),
         expert_constructors=names("experts", "constructors"),

@@ -83,6 +83,8 @@ def test_a_profile_needs_collectives_and_a_helper_only(tmp_path: Path) -> None:
         scatters=(),
         combines=(),
         absorber="whoever absorbs the reduction there",
+        last_stage=(),
+        send=(),
         expert_attributes=(),
         expert_functions=(),
         expert_constructors=(),

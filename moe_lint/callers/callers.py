@@ -201,6 +201,18 @@ class Callers(Constructions):
             elif param in defaults and not hidden and defaults[param] is not None:
                 yield spellings.get(param, param), TRUE if defaults[param] else FALSE
 
+    def forward_frames(self, layer: Layer) -> tuple[Frame, ...]:
+        """The layer's functions that its `forward` reaches."""
+        instance = Instance(layer.owner)
+        found: dict[Frame, None] = {}
+        stack = [frame for frame in layer.frames if frame.function.name.rsplit(".", 1)[-1] == "forward"]
+        while stack:
+            frame = stack.pop()
+            if frame not in found:
+                found[frame] = None
+                stack += [edge.target for edge in self.edges(frame) if edge.target.instance == instance]
+        return tuple(found)
+
     # --- what is true where
 
     def told(self, frame: Frame, formula: Formula) -> Formula:
@@ -308,7 +320,10 @@ class Callers(Constructions):
             for one in (frame, *helpers):
                 conduct = self.conduct(one.function)
                 marks = conduct.marks if conduct is not None else ()
-                found += [conj((one.holds, self.told(one, m.condition))) for m in marks if m.value is not False]
+                for mark in marks:
+                    if mark.value is not False:
+                        reached = without_topology(mark.condition, self.index.profile)
+                        found.append(conj((one.holds, self.told(one, reached))))
         return tuple(found)
 
     def guard(self, frame: Frame, site: Site) -> Formula:

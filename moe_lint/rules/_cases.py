@@ -75,6 +75,11 @@ class LayerCommunicator:
     def should_fuse_mlp_allreduce_with_next_layer(self, batch):
         return batch.fuse and not self.is_last_layer
 
+    def prepare(self, x, residual):
+        if getattr(x, "_sglang_needs_allreduce_fusion", False):
+            return self.norm.forward_with_allreduce_fusion(x, residual)
+        return self.norm(x, residual)
+
     def postprocess_layer(self, x, residual, batch):
         return x, residual
 '''

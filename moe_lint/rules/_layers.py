@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from moe_lint.callers import Callers, Edge, Frame, Layer, Sum
 from moe_lint.facts import Call
-from moe_lint.formula import Atom, atom_set, conj
+from moe_lint.formula import Atom, Formula, atom_set, conj
 from moe_lint.model import Finding, FixPlan, Related, Span
 from moe_lint.profile import Flag, Profile
 from moe_lint.rules.base import Context, Rule
@@ -80,11 +80,11 @@ def place(found: Sum) -> Related:
     return Related(found.site.path, found.site.raw.span.line, f"`{found.site.raw.collective}` runs here")
 
 
-def launch(context: Context, flag: Flag, found: Sum | None = None) -> str:
-    """` (for example `--tp 2 …`)`: a launch configuration in which the flag is set; nothing where none is known."""
+def launch(context: Context, formula: Formula, found: Sum | None = None) -> str:
+    """` (for example `--tp 2 …`)`: a launch configuration in which a condition holds; nothing where none is known."""
     axis = found.site.axis if found is not None else "TP"
     collective = found.site.raw.collective if found is not None else ""
-    configuration = context.policy.configuration(Atom(flag.name), axis, collective)
+    configuration = context.policy.configuration(formula, axis, collective)
     return f" (for example {configuration})" if configuration is not None else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_lint.callers import Edge
+from moe_lint.index import ProjectIndex
 from moe_lint.model import FixPlan, Safety, Span
 
 
@@ -30,3 +31,12 @@ def plan_keywords(
         call=edge.call.span,
         replace=tuple(span for _, _, span in named),
     )
+
+
+def parameter_for(edge: Edge, flag: str, index: ProjectIndex) -> str | None:
+    """The callee's parameter for a flag, whatever its spelling there."""
+    facts = index.facts(edge.target.path)
+    if facts is None:
+        return None
+    params = facts.header(edge.target.function.name)[1]
+    return next((p for p in params if index.profile.flag_names.get(p) == flag), None)

@@ -3,21 +3,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe_lint.callers import Edge
+from moe_lint.formula import Atom
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Finding, FixPlan
+from moe_lint.profile import Flag
 from moe_lint.rules._cases import ASK, BARE, FUSION_ONLY, ROUTED, SETTLE, block, experts, layer_case, method
 from moe_lint.rules._layers import absorbs, call_finding, callee_name, edges, launch, place, runs_in_spite_of
-from moe_lint.rules._plumbing import plan_keywords
+from moe_lint.rules._plumbing import parameter_for, plan_keywords
 from moe_lint.rules.base import Context, Rule
 
 _CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
-_CPU = """
-def forward(self, x, should_allreduce_fusion=False, use_reduce_scatter=False):
-    if self.on_cpu:
-        return self.forward_cpu({})
-    x = self.experts(x)
-    return x
-"""
 
 
 class FlagNotForwarded(Rule):
@@ -81,7 +76,9 @@ if not should_allreduce_fusion and not use_reduce_scatter:
         layer_case(
             "inside-the-block",
             block(
-                _CPU.format("x, should_allreduce_fusion").replace("fusion)", "fusion)  # <- MOE201"),
+                experts(
+                    "if self.on_cpu:\n    return self.forward_cpu(x, should_allreduce_fusion)  # <- MOE201\n" + ROUTED,
+                ),
                 experts(FUSION_ONLY, "forward_cpu", "x, should_allreduce_fusion=False"),
             ),
             layer=ASK + _CALL + SETTLE,
@@ -128,6 +125,7 @@ else:
                 (flag, found)
                 for flag in profile.flags
                 if callers.asked(edge.frame, edge.call, flag.name)
+                and not _unread(edge, flag, context)
                 and not edge.passes(flag.name)
                 and absorbs(callers, layer, edge, flag)
                 and (found := runs_in_spite_of(callers, edge, flag.name)) is not None
@@ -139,9 +137,9 @@ else:
             names = " and ".join(f"`{spelled[flag.name]}`" for flag, _ in lost)
             plural = len(lost) > 1
             fix = _plan(edge, spelled, context.index)
-            missing = [spelled[f.name] for f, _ in lost if not _takes(edge, f.name, context.index)]
+            missing = [spelled[f.name] for f, _ in lost if parameter_for(edge, f.name, context.index) is None]
             if not missing:
-                given = (f"`{_parameter(edge, f.name, context.index)}={spelled[f.name]}`" for f, _ in lost)
+                given = (f"`{parameter_for(edge, f.name, context.index)}={spelled[f.name]}`" for f, _ in lost)
                 remedy = f"pass {', '.join(given)}"
             elif context.policy.helper is not None and not context.policy.helper.flags and profile.publishers:
                 remedy = f"run the call in the `with …{profile.publishers[0]}({missing[0]}=…)` that publishes the flag"
@@ -154,31 +152,25 @@ else:
                 f"{names} {'are' if plural else 'is'} known here and not handed to `{callee_name(edge)}`: its "
                 f"all-reduce still runs when {'one of them' if plural else 'it'} is set, and "
                 f"{flag.absorber} sums again, which scales the output by the group size"
-                f"{launch(context, flag, found)}",
+                f"{launch(context, Atom(flag.name), found)}",
                 remedy=remedy,
                 related=(place(found),),
                 fix=fix,
             )
 
 
-def _parameter(edge: Edge, flag: str, index: ProjectIndex) -> str | None:
-    """The callee's parameter for a flag."""
-    facts = index.facts(edge.target.path)
-    if facts is None:
-        return None
-    params = facts.header(edge.target.function.name)[1]
-    return next((p for p in params if index.profile.flag_names.get(p) == flag), None)
-
-
-def _takes(edge: Edge, flag: str, index: ProjectIndex) -> bool:
-    return _parameter(edge, flag, index) is not None
-
-
 def _plan(edge: Edge, spelled: dict[str, str], index: ProjectIndex) -> FixPlan | None:
     taken = {b.parameter for b in edge.bound}
-    added = [(_parameter(edge, flag, index), text) for flag, text in spelled.items()]
+    added = [(parameter_for(edge, flag, index), text) for flag, text in spelled.items()]
     if any(parameter is None or parameter in taken for parameter, _ in added):
         return None
     return plan_keywords(
         edge, (), tuple((p, text) for p, text in added if p is not None), "the reduction learns of the flag"
     )
+
+
+def _unread(edge: Edge, flag: Flag, context: Context) -> bool:
+    """Whether the flag is a parameter that the calling function never reads: that is MOE205, at its `def`."""
+    conduct = context.callers.conduct(edge.frame.function)
+    spelled = dict(edge.call.known).get(flag.name, flag.name)
+    return conduct is not None and spelled in conduct.params and spelled not in conduct.reads

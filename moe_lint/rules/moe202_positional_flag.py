@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moe_lint.callers import Bound, Edge
+from moe_lint.formula import TRUE, Atom
+from moe_lint.index import ProjectIndex
+from moe_lint.model import Finding, FixPlan, Related
+from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case, method
+from moe_lint.rules._layers import call_finding, callee_name, edges, flag_of, launch
+from moe_lint.rules._plumbing import parameter_for, plan_keywords
+from moe_lint.rules.base import Context, Rule
+
+_REVERSED = "x, use_reduce_scatter=False, should_allreduce_fusion=False"
+_DENSE = block(
+    method(
+        """
+        if self.tp_size > 1 and not should_allreduce_fusion and not use_reduce_scatter:
+            x = tensor_model_parallel_all_reduce(x)
+        """
+    ),
+    name="Dense",
+    init="self.size = config",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slip:
+    """A positional argument on the wrong parameter: what it is, where it lands, and where it belongs (if anywhere)."""
+
+    bound: Bound
+    lands_on: str
+    belongs_to: str | None
+    carries: str | None
+
+
+class PositionalFlag(Rule):
+    """A positional argument lands on the wrong parameter, and one of the two is a layer-context flag.
+
+    Blocks do not agree on the order of their parameters: one takes `(x, forward_batch, use_reduce_scatter)`, the
+    dense block beside it `(x, should_allreduce_fusion, use_reduce_scatter)`. A layer that builds either and passes by
+    position hands the batch to `should_allreduce_fusion`. An object is true, so the block never reduces, and no type
+    check objects: each rank keeps its own partial sum. A flag that lands on a flag of another meaning, or on something
+    else, is as silent.
+
+    Instead of
+
+        hidden_states = self.mlp(hidden_states, forward_batch, use_reduce_scatter)
+
+    pass flags by keyword, and to each block what it takes:
+
+        hidden_states = self.mlp(hidden_states, forward_batch, use_reduce_scatter=use_reduce_scatter)
+
+    Arguments are bound by the parameter order of every class that the attribute may hold, as far as the constructor's
+    conditions and `isinstance` tests around the call leave it open.
+
+    The fix gives the arguments of flags their keyword when every one of them has its parameter; it is corrective.
+    """
+
+    code = "MOE202"
+    name = "positional-flag"
+    VALID = (
+        layer_case(
+            "order-of-the-callee",
+            block(experts(ROUTED, parameters=_REVERSED)),
+            layer=ASK + "x = self.mlp(x, use_reduce_scatter, should_allreduce_fusion)" + SETTLE,
+        ),
+        layer_case(
+            "each-its-own-call",
+            block(experts(ROUTED, parameters="x, batch=None, should_allreduce_fusion=False, use_reduce_scatter=False")),
+            _DENSE,
+            build="self.mlp = Block(config) if config.is_sparse else Dense(config)",
+            layer=ASK
+            + """
+if isinstance(self.mlp, Block):
+    x = self.mlp(x, batch, should_allreduce_fusion, use_reduce_scatter)
+else:
+    x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)
+"""
+            + SETTLE,
+        ),
+        layer_case(
+            "branch-that-is-never-built",
+            block(experts(ROUTED, parameters="x, batch=None, should_allreduce_fusion=False, use_reduce_scatter=False")),
+            _DENSE,
+            build="""
+            self.is_sparse = True
+            if self.is_sparse:
+                self.mlp = Block(config)
+            else:
+                self.mlp = Dense(config)
+            """,
+            layer=ASK + "x = self.mlp(x, batch, should_allreduce_fusion, use_reduce_scatter)" + SETTLE,
+        ),
+    )
+    INVALID = (
+        layer_case(
+            "another-order",
+            block(experts(ROUTED, parameters=_REVERSED)),
+            layer=ASK + "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)  # <- MOE202" + SETTLE,
+        ),
+        layer_case(
+            "batch-on-a-flag",
+            block(experts(ROUTED, parameters="x, batch=None, use_reduce_scatter=False, should_allreduce_fusion=False")),
+            _DENSE,
+            build="self.mlp = Block(config) if config.is_sparse else Dense(config)",
+            layer=ASK
+            + """
+x = self.mlp(x, batch, use_reduce_scatter)  # <- MOE202
+x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
+""",
+        ),
+        layer_case(
+            "flag-on-something-else",
+            block(experts(ROUTED, parameters="x, scale=None, should_allreduce_fusion=False, use_reduce_scatter=False")),
+            layer=ASK + "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)  # <- MOE202" + SETTLE,
+        ),
+    )
+
+    def check(self, context: Context) -> Iterable[Finding]:
+        index = context.index
+        told: set[tuple[str, int, int]] = set()
+        for _, _, edge in edges(context.callers):
+            key = (edge.frame.path, edge.call.span.line, edge.call.span.column)
+            slips = _slips(edge, index)
+            if not slips or key in told:
+                continue
+            told.add(key)
+            facts = index.facts(edge.target.path)
+            line = facts.header(edge.target.function.name)[0] if facts is not None else 1
+            yield call_finding(
+                self,
+                edge.frame,
+                edge.call,
+                "; ".join(_told(slip, edge, context) for slip in slips),
+                remedy=_remedy(slips, edge),
+                related=(Related(edge.target.path, line, f"`{callee_name(edge)}` takes its parameters in this order"),),
+                fix=_plan(slips, edge),
+            )
+
+
+def _slips(edge: Edge, index: ProjectIndex) -> list[_Slip]:
+    """The positional arguments of a call that land wrong."""
+    spellings = index.profile.flag_names
+    found: list[_Slip] = []
+    for bound in edge.bound:
+        passed = bound.passed
+        if not bound.positional or bound.parameter is None:
+            continue
+        wanted = spellings.get(bound.parameter)
+        carried = next(iter(passed.flags)) if len(passed.flags) == 1 else None
+        if wanted is not None and passed.literal is None and wanted not in passed.flags:
+            if carried is not None or _is_no_flag(passed.text, edge):
+                belongs = parameter_for(edge, carried, index) if carried is not None else None
+                found.append(_Slip(bound, bound.parameter, belongs, carried))
+        elif wanted is None and carried is not None and passed.text == dict(edge.call.known).get(carried):
+            belongs = parameter_for(edge, carried, index)
+            if belongs is not None and not _may_take_flags(bound.parameter, edge, index):
+                found.append(_Slip(bound, bound.parameter, belongs, carried))
+    return found
+
+
+def _is_no_flag(text: str, edge: Edge) -> bool:
+    """Whether an argument is plainly no truth value: a parameter of the caller that is passed on under its own name."""
+    return text.isidentifier() and text not in dict(edge.call.known).values()
+
+
+def _may_take_flags(parameter: str, edge: Edge, index: ProjectIndex) -> bool:
+    facts = index.facts(edge.target.path)
+    return facts is not None and facts.header(edge.target.function.name)[2].get(parameter) is not None
+
+
+def _told(slip: _Slip, edge: Edge, context: Context) -> str:
+    profile = context.index.profile
+    landing = (
+        f"`{slip.bound.passed.text}` is passed by position and lands on `{slip.lands_on}` of `{callee_name(edge)}`"
+    )
+    if slip.carries is None:
+        return (
+            f"{landing}: an object is true, so the block never reduces, nobody was asked to do it instead, and each "
+            f"rank keeps its own partial sum{launch(context, TRUE)}"
+        )
+    absorber = flag_of(profile, slip.carries).absorber
+    return (
+        f"{landing}: where the flag is set the block goes on reducing, and {absorber} sums again, which scales the "
+        f"output by the group size{launch(context, Atom(slip.carries))}"
+    )
+
+
+def _remedy(slips: list[_Slip], edge: Edge) -> str:
+    named = [f"`{slip.belongs_to}={slip.bound.passed.text}`" for slip in slips if slip.belongs_to is not None]
+    if len(named) == len(slips):
+        return f"pass {', '.join(named)} by keyword"
+    return f"pass flags by keyword, and to `{callee_name(edge)}` only what it takes"
+
+
+def _plan(slips: list[_Slip], edge: Edge) -> FixPlan | None:
+    """Names for every positional flag; None where another argument would be left without its parameter."""
+    if any(slip.belongs_to is None for slip in slips):
+        return None
+    first = min(slip.bound.passed.span for slip in slips)
+    later = [b for b in edge.bound if b.positional and b.passed.span >= first]
+    slipped = {slip.bound: slip for slip in slips}
+    if any(bound not in slipped for bound in later):
+        return None
+    named = tuple((slipped[b].belongs_to or "", b.passed.text, b.passed.span) for b in later)
+    taken = [b.parameter for b in edge.bound if b not in slipped]
+    if any(name in taken for name, _, _ in named):
+        return None
+    return plan_keywords(edge, named, (), "each flag reaches its own parameter")

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from moe_lint.callers import Built, Callers, Layer
+from moe_lint.formula import FALSE, Atom, TooManyAtoms, conj, satisfiable
+from moe_lint.index import Ref
+from moe_lint.model import Finding, Related, Route
+from moe_lint.profile import Flag
+from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case
+from moe_lint.rules._layers import has_experts, launch
+from moe_lint.rules.base import Context, Rule
+
+_CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
+_MODEL = """
+class Model:
+    def __init__(self, config):
+        self.layers = [DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
+
+    def forward(self, x, batch):
+        residual = None
+        for layer in self.layers:
+            x, residual = layer(x, residual, batch)
+        if x._sglang_needs_allreduce_fusion:
+            x = tensor_model_parallel_all_reduce(x)
+        return self.norm(x, residual)
+"""
+
+
+class LastLayerDefers(Rule):
+    """Layers defer their sum to the next one, and the communicator is not told which layer is the last.
+
+    A deferred sum is carried out by the layer that follows. The last layer has none: what follows is the final norm,
+    which sums nothing. The communicator knows not to defer there only if it is built with `is_last_layer`; the default
+    says that no layer is the last. Then the last layer's sum is lost: each rank keeps its own partial sum, and the
+    logits are wrong for every token.
+
+    Instead of
+
+        self.layer_communicator = LayerCommunicator(..., allow_reduce_scatter=True)
+
+    say which layer is the last:
+
+        self.layer_communicator = LayerCommunicator(
+            ..., allow_reduce_scatter=True, is_last_layer=layer_id == config.num_hidden_layers - 1
+        )
+
+    A model that settles the marked tensor itself behind its layers is not reported. Reported at the constructor call.
+    There is no fix: what makes a layer the last one (the number of layers, a next-token head) is the model's to say.
+    """
+
+    code = "MOE302"
+    name = "last-layer-defers"
+    VALID = (
+        layer_case("told", block(experts(ROUTED)), layer=ASK + _CALL + SETTLE),
+        layer_case(
+            "never-deferred",
+            block(experts(ROUTED)),
+            communicator="LayerCommunicator(config, allow_reduce_scatter=True)",
+            layer="""
+            use_reduce_scatter = self.layer_communicator.should_use_reduce_scatter(batch)
+            x = self.mlp(x, use_reduce_scatter=use_reduce_scatter)
+            x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
+            """,
+        ),
+        layer_case(
+            "settled-by-the-model",
+            block(experts(ROUTED)),
+            _MODEL,
+            communicator="LayerCommunicator(config, allow_reduce_scatter=True)",
+            layer=ASK + _CALL + SETTLE,
+        ),
+    )
+    INVALID = (
+        layer_case(
+            "not-told",
+            block(experts(ROUTED)),
+            communicator="LayerCommunicator(config, allow_reduce_scatter=True)  # <- MOE302",
+            layer=ASK + _CALL + SETTLE,
+        ),
+        layer_case(
+            "told-that-it-never-is",
+            block(experts(ROUTED)),
+            communicator="LayerCommunicator(config, is_last_layer=False)  # <- MOE302",
+            layer=ASK + _CALL + SETTLE,
+        ),
+    )
+
+    def check(self, context: Context) -> Iterable[Finding]:
+        callers = context.callers
+        told: set[tuple[str, int]] = set()
+        for flag in context.index.profile.flags:
+            for layer in callers.layers if flag.last else ():
+                if not _defers(callers, layer, flag) or _settled(context, layer):
+                    continue
+                for built in _untold(callers, layer, flag):
+                    if (built.path, built.call.span.line) in told:
+                        continue
+                    told.add((built.path, built.call.span.line))
+                    yield Finding(
+                        self.code,
+                        self.name,
+                        built.path,
+                        built.call.span,
+                        self.severity,
+                        self.confidence,
+                        f"`{built.owner.name}` is built without `{flag.last}`, and `{layer.owner.name}` defers its sum "
+                        "to the next layer: the last layer defers, too, nobody follows to sum, and each rank keeps its "
+                        f"own partial sum{launch(context, Atom(flag.name))}",
+                        "__init__",
+                        layer.owner.name if layer.owner.path == built.path else None,
+                        related=tuple(_deferring(callers, layer)),
+                        remedy=f"pass `{flag.last}=…` (the layer's index is that of the last one) to the constructor",
+                    )
+
+
+def _defers(callers: Callers, layer: Layer, flag: Flag) -> bool:
+    """Whether the layer marks what its block of experts (or, if it has none, any block) leaves as owing a sum."""
+    marked = [conj((mark, Atom(flag.name))) for mark in callers.marks(layer)]
+    blocks = [edge for frame in layer.frames for edge in callers.edges(frame) if edge.built is not None]
+    told = [edge for edge in blocks if callers.asked(edge.frame, edge.call, flag.name)]
+    sparse = [edge for edge in told if has_experts(callers, edge)]
+    return any(
+        callers.possible(conj((mark, edge.target.holds)), unknown=False) for edge in sparse or told for mark in marked
+    )
+
+
+def _untold(callers: Callers, layer: Layer, flag: Flag) -> Iterator[Built]:
+    """The communicators that are not told which layer is the last, though they could be."""
+    for built in layer.absorbers:
+        arguments = built.call.arguments
+        if any(passed.hides for passed in arguments):
+            continue
+        constructor = callers.index.method(built.owner, "__init__")
+        conduct = callers.conduct(constructor) if constructor is not None else None
+        if constructor is None or conduct is None or flag.last not in conduct.params:
+            continue
+        given = {b.parameter: b.passed for b in callers.bind(built.call, constructor, skip_first=True)}
+        if flag.last not in given or given[flag.last].literal is False:
+            yield built
+
+
+def _settled(context: Context, layer: Layer) -> bool:
+    """Whether a class that runs the layers sums what the last one owes."""
+    around = set(context.index.users(layer.owner))
+    around |= {base for user in around for base in context.index.mro(user)}
+    for site in context.sites:
+        if site.route is Route.DEFERRED and Ref(site.path, site.raw.class_name or "") in around:
+            try:
+                last = conj((site.guard, *(Atom(a) for a in context.index.profile.last_stage)))
+                if last != FALSE and satisfiable(last):
+                    return True
+            except TooManyAtoms:
+                return True
+    return False
+
+
+def _deferring(callers: Callers, layer: Layer) -> Iterator[Related]:
+    for frame in layer.frames:
+        conduct = callers.conduct(frame.function)
+        for mark in conduct.marks if conduct is not None else ():
+            if mark.value is not False:
+                yield Related(frame.path, mark.span.line, "the sum is deferred here")
+                return
