@@ -1,4 +1,4 @@
-"""The reference runtime: runs a tree's models on several ranks before and after a rewrite. Not built yet.
+"""The reference runtime: runs a tree's models on several ranks before and after a rewrite, and compares the numbers.
 
-Nothing in the linter depends on it, and no command claims to run it.
+`launch.verify` is the way in. It needs no torch: whatever runs target code runs in a child process (`worker`).
 """

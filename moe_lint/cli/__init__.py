@@ -20,6 +20,7 @@ COMMANDS = {
     "matrix": "matrix",
     "rule": "rule",
     "init": "init",
+    "verify": "verify",
     "config": "config",
 }
 

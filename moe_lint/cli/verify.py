@@ -1,0 +1,68 @@
+"""`moe-lint verify`: run the MoE blocks of two trees on several ranks and compare the numbers."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, write_files
+from moe_lint.cli.shared import fail
+
+_EPILOG = "Exit status: 0 nothing broken, 1 a case is broken, 2 something could not be judged."
+_FORMATS = ("text", "json")
+
+
+def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(item.strip() for value in values for item in value.split(",") if item.strip())
+
+
+def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    sizes = _split(context, parameter, values)
+    for size in sizes:
+        if size not in ("1", "2", "4", "8"):
+            fail(f"--world-size {size}: 1, 2, 4 or 8")
+    return tuple(int(size) for size in sizes) or (2, 4)
+
+
+@click.command("verify", epilog=_EPILOG)
+@click.argument("before", metavar="BEFORE")
+@click.argument("after", metavar="AFTER")
+@click.option("--models", multiple=True, callback=_split, metavar="GLOB", help="Modules, classes or files to run.")
+@click.option("--level", type=click.Choice(["block"]), default="block", help="The MoE block alone.")
+@click.option("--world-size", "sizes", multiple=True, callback=_sizes, metavar="N", help="Ranks; default 2,4.")
+@click.option("--timeout", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds per block.")
+@click.option("--jobs", type=click.IntRange(min=1), default=None, help="Blocks at a time; default: the cores.")
+@click.option("--all", "every", is_flag=True, help="In text, also the cases in which nothing changed.")
+@output_options(_FORMATS)
+def command(
+    before: str,
+    after: str,
+    models: tuple[str, ...],
+    level: str,
+    sizes: tuple[int, ...],
+    timeout: float,
+    jobs: int | None,
+    every: bool,
+    outputs: tuple[Output, ...],
+    to_stdout: Output | None,
+) -> None:
+    """Run the MoE blocks of two trees on several ranks and compare the numbers.
+
+    BEFORE and AFTER are trees, or model files inside them. Without --models, the blocks in which they differ are run.
+    Target code runs in child processes only. Needs torch: `pip install 'moe-lint[runtime]'`.
+    """
+    from reference_runtime import cli as runtime
+    from reference_runtime.launch import VerifyError
+    from reference_runtime.plan import Settings
+
+    shown, files = chosen(outputs, to_stdout)
+    settings = Settings((level,), sizes, timeout=timeout, parallel=jobs or os.cpu_count() or 1)
+    try:
+        report = runtime.run(before, after, models, settings)
+    except VerifyError as error:
+        fail(str(error))
+    write_files(files, lambda name: runtime.render(report, name, every, colour=False))
+    echo_report(runtime.render(report, shown.format, every, colour=sys.stdout.isatty()))
+    sys.exit(report.exit_code)

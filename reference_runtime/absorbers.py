@@ -1,0 +1,59 @@
+"""Who sums a block's partial output downstream, at block level: what the layer's communicator would do.
+
+At layer level none of this is used: there the tree's own communicator decides and acts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from reference_runtime.scenarios import Case
+
+if TYPE_CHECKING:
+    from reference_runtime.world import RankContext
+
+#: The tree's predicate for a reduce-scatter of unequal parts. Its communicator asks it before the flag.
+REDUCE_SCATTERV = "should_use_dp_reduce_scatterv"
+
+
+class Infeasible(Exception):
+    """The engine cannot run this configuration. The argument says why."""
+
+
+def absorb(context: RankContext, case: Case, output: torch.Tensor) -> torch.Tensor:
+    """From the block's output to this rank's own rows, summed by whoever sums them in this configuration.
+
+    Args:
+        output: [rows, hidden]. With DP attention: the rows of all attention-DP ranks (FP4: the own rows).
+
+    Raises:
+        Infeasible: the communicator of the tree cannot do what its predicates ask for.
+    """
+    if case.launch.fp4:
+        return output  # the dispatcher inside the experts has scattered the sum already
+    if case.launch.dp_attention:
+        return _to_own_rows(context, case, output)
+    if case.fusion:
+        # the fused kernel's second result is residual + sum; a weight of ones and a known residual show the sum
+        residual = torch.ones_like(output)
+        weight = torch.ones(output.shape[-1], dtype=output.dtype, device=output.device)
+        _, total = context.kernels.allreduce_add_rmsnorm(context.fusion_group(), output, residual, weight, 1e-6)
+        return total - residual
+    return output
+
+
+def _to_own_rows(context: RankContext, case: Case, output: torch.Tensor) -> torch.Tensor:
+    rows = context.global_num_tokens
+    mine = context.topology.dp_rank(context.transport.rank)
+    group = context.group("tp")
+    if context.predicate(REDUCE_SCATTERV):
+        if len(rows) != group.world_size:
+            raise Infeasible(f"reduce_scatterv: {len(rows)} sizes for {group.world_size} ranks")
+        return group.reduce_scatterv(output, sizes=rows)
+    if case.reduce_scatter:
+        own = output.new_empty((rows[mine], output.shape[-1]))
+        context.module("layers.dp_attention").dp_reduce_scatter_tensor(own, output)
+        return own
+    return output.narrow(0, sum(rows[:mine]), rows[mine]).clone()

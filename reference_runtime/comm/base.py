@@ -1,0 +1,70 @@
+"""What a backend of collectives offers, what is recorded, and what can go wrong."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+class CollectiveMismatch(Exception):
+    """The ranks of one group met in different collectives, or with different shapes."""
+
+
+class Deadlock(Exception):
+    """Every rank that still runs waits for a rank that will not come."""
+
+
+class Abandoned(Exception):
+    """Another rank failed while this one waited. Not a cause of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One collective as a rank saw it."""
+
+    op: str
+    group: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.op}({self.group}, {'x'.join(map(str, self.shape))})"
+
+
+@dataclass
+class Trace:
+    """The ordered collectives of one rank. Recording can be paused, e.g. while an absorber works."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def record(self, op: str, group: str, tensor: torch.Tensor) -> None:
+        self.events.append(Event(op, group, tuple(tensor.shape)))
+
+
+class Transport(ABC):
+    """The collectives of one rank over sets of global ranks.
+
+    ``ranks`` is the group in group order; the caller is one of them. A group of one never gets here. All tensors are
+    contiguous. The results are new tensors.
+    """
+
+    rank: int
+    world_size: int
+
+    @abstractmethod
+    def all_reduce(self, tensor: torch.Tensor, ranks: Sequence[int]) -> torch.Tensor:
+        """The sum over the group, in group order."""
+
+    @abstractmethod
+    def all_gather(self, tensor: torch.Tensor, ranks: Sequence[int], sizes: Sequence[int] | None) -> list[torch.Tensor]:
+        """Everybody's tensor. ``sizes``: rows of each rank, if they may differ."""
+
+    @abstractmethod
+    def reduce_scatter(self, tensor: torch.Tensor, ranks: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+        """The sum's rows that belong to the caller: ``sizes`` gives each rank's number of rows."""
+
+    @abstractmethod
+    def broadcast(self, tensor: torch.Tensor, ranks: Sequence[int], source: int) -> torch.Tensor:
+        """The tensor of the rank at position ``source`` of the group."""

@@ -1,0 +1,118 @@
+"""Find the MoE blocks and decoder layers of model files by reading them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Attributes that hold a block's experts, and the callees that make them.
+_EXPERT_ATTRIBUTES = ("experts", "text_experts", "routed_experts", "switch_mlp")
+_EXPERT_MAKERS = ("FusedMoE", "EPMoE", "DeepEPMoE", "get_moe_impl_class", "build_experts")
+#: Who sums a partial output after the block: names of the layer's communicator and of the stage boundary.
+_COMMUNICATORS = ("LayerCommunicator", "layer_boundary", "LayerBoundary")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A MoE block of a model file.
+
+    Attributes:
+        module: model module, relative to the engine's `models`.
+        name: the class.
+        decoder: the class in the same file that builds the block, if one does.
+        communicator: the file uses a layer communicator or a layer boundary, itself or through a model that it imports.
+    """
+
+    module: str
+    name: str
+    decoder: str | None
+    communicator: bool
+    file: Path
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+def blocks(module: str, file: Path) -> list[Block]:
+    """The blocks of one model file, in the order of their definition.
+
+    Raises:
+        SyntaxError: the file does not parse.
+    """
+    data = file.read_bytes()
+    if not any(word.encode() in data for word in _EXPERT_MAKERS):
+        return []
+    tree = ast.parse(data, str(file))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    found = []
+    for name, node in classes.items():
+        if _makes_experts(node) and any(isinstance(n, ast.FunctionDef) and n.name == "forward" for n in node.body):
+            found.append(Block(module, name, _decoder(name, classes), _communicates(file), file))
+    return found
+
+
+def _communicates(file: Path, seen: frozenset[Path] = frozenset()) -> bool:
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    if any(word in text for word in _COMMUNICATORS):
+        return True
+    siblings = {file.with_name(f"{name}.py") for name in re.findall(r"^from [\w.]*models\.(\w+) import", text, re.M)}
+    return any(_communicates(other, seen | {file}) for other in siblings - seen - {file} if other.is_file())
+
+
+def _makes_experts(node: ast.ClassDef) -> bool:
+    """Whether `__init__` assigns the result of an expert maker to an attribute of self."""
+    for statement in _assignments(node):
+        if not any(_root(target) for target in statement.targets):
+            continue
+        calls = {_name(n.func) for n in ast.walk(statement.value) if isinstance(n, ast.Call)}
+        local = {n.id for n in ast.walk(statement.value) if isinstance(n, ast.Name)}
+        attribute = {_root(target) for target in statement.targets}
+        if calls & set(_EXPERT_MAKERS) or (
+            attribute & set(_EXPERT_ATTRIBUTES) and (local & _makers_in(node)) and isinstance(statement.value, ast.Call)
+        ):
+            return True
+    return False
+
+
+def _makers_in(node: ast.ClassDef) -> set[str]:
+    """Locals of `__init__` that hold an expert class, as in `cls = get_moe_impl_class(...)`."""
+    found = set()
+    for statement in _assignments(node):
+        names = {n.id for n in ast.walk(statement.value) if isinstance(n, ast.Name)}
+        if names & set(_EXPERT_MAKERS):
+            found |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
+    return found
+
+
+def _assignments(node: ast.ClassDef) -> Iterator[ast.Assign]:
+    for function in node.body:
+        if isinstance(function, ast.FunctionDef) and function.name == "__init__":
+            yield from (n for n in ast.walk(function) if isinstance(n, ast.Assign))
+
+
+def _root(target: ast.expr) -> str | None:
+    """`x` of a target `self.x`."""
+    if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self":
+        return target.attr
+    return None
+
+
+def _name(func: ast.expr) -> str:
+    if isinstance(func, ast.Call):  # get_moe_impl_class(quant_config)(...)
+        return _name(func.func)
+    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
+
+
+def _decoder(block: str, classes: dict[str, ast.ClassDef]) -> str | None:
+    """The class that builds the block and runs it after an attention."""
+    for name, node in classes.items():
+        if name == block:
+            continue
+        built = {_name(n.func) for s in _assignments(node) for n in ast.walk(s.value) if isinstance(n, ast.Call)}
+        attributes = {_root(target) for s in _assignments(node) for target in s.targets}
+        if block in built and any(a and ("attn" in a or "attention" in a) for a in attributes):
+            return name
+    return None

@@ -1,0 +1,54 @@
+"""One job, inside its own process: runs the target and reports every outcome as a line of JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reference_runtime import run
+from reference_runtime.kernels.base import Kernels
+from reference_runtime.kernels.reference import ReferenceKernels
+from reference_runtime.plan import Job
+from reference_runtime.space import compiled_files
+from reference_runtime.subjects import BlockSubject, Subject
+from reference_runtime.tree import find_tree
+from reference_runtime.verdicts import Outcome, outcome_to_dict
+
+
+def kernels_of(name: str) -> Kernels:
+    """The kernels of that name."""
+    if name == "reference":
+        return ReferenceKernels()
+    raise ValueError(f"unknown kernels {name!r}")
+
+
+def numerics_of(job: Job) -> run.Numerics:
+    """In which arithmetic the job runs."""
+    s = job.settings
+    dtype = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}[s.dtype]
+    return run.Numerics(dtype, torch.device(s.device), kernels_of(s.kernels))
+
+
+def subject_of(job: Job) -> Subject:
+    """What is run at the job's level."""
+    return BlockSubject(job.block)
+
+
+def execute(job: Job, emit: Callable[[str], None]) -> None:
+    """Run all cases. Lines: `{"side", "case", "outcome"}` per variant, before first, and `{"sources"}` at the end."""
+
+    def tell(**line: Any) -> None:
+        emit(json.dumps({"job": job.number, **line}) + "\n")
+
+    def on_outcome(side: str, index: int, outcome: Outcome) -> None:
+        tell(side=side, case=index, outcome=outcome_to_dict(outcome))
+
+    run.compare(
+        find_tree(Path(job.before)), find_tree(Path(job.after)), lambda: subject_of(job), job.block.name, job.cases(),
+        numerics_of(job), on_outcome,
+    )  # fmt: skip
+    tell(sources=compiled_files())

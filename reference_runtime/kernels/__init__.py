@@ -1,0 +1,1 @@
+"""The numeric kernels behind the reference layers, one interface over several implementations."""

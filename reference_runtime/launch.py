@@ -1,0 +1,176 @@
+"""From two trees to a report: chooses the blocks, drives the worker process, puts its lines together. No torch."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reference_runtime.discover import Block, blocks
+from reference_runtime.plan import Job, Settings
+from reference_runtime.specs import spec_of
+from reference_runtime.tree import Tree, TreeError, find_tree
+from reference_runtime.verdicts import (
+    CaseResult,
+    ModelReport,
+    Outcome,
+    RunReport,
+    Status,
+    outcome_from_dict,
+)
+
+
+class VerifyError(Exception):
+    """The run cannot begin. The message is one line for the user."""
+
+
+#: Called with (block and level, cases done of it, cases of it) after every case.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class _State:
+    """What is known of a job so far."""
+
+    job: Job
+    total: int
+    outcomes: dict[int, dict[str, Outcome]] = field(default_factory=dict)
+    ended: str = "not run"
+    seconds: float = 0.0
+
+    def results(self) -> list[CaseResult]:
+        """The finished cases, and the one in which the process died."""
+        found = []
+        for number, case in enumerate(self.job.cases()):
+            sides = self.outcomes.get(number, {})
+            if len(sides) < 2 and not self.ended:
+                continue
+            before = sides.get("before", Outcome(Status.FAILED, detail=self.ended))
+            after = sides.get("after", Outcome(Status.FAILED, detail=self.ended))
+            if not sides:  # what the second variant would have done is not known
+                after = Outcome(Status.UNMODELLED, detail=f"not run: {self.ended}")
+            found.append(CaseResult(self.job.level, str(case), case.topology.tp, before, after))
+            if len(sides) < 2:
+                break
+        return found
+
+
+def verify(
+    before: Path,
+    after: Path,
+    patterns: Sequence[str] = (),
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> RunReport:
+    """Run the blocks of two trees and compare.
+
+    Args:
+        before, after: trees, or files inside them; a file selects its own blocks.
+        patterns: shell patterns on module, class or file names; none: the blocks that the trees differ in.
+
+    Raises:
+        VerifyError: no torch, no engine, or no block to run.
+    """
+    settings = settings or Settings()
+    if importlib.util.find_spec("torch") is None:
+        raise VerifyError("verify needs torch: install moe-lint[runtime]")
+    try:
+        trees = find_tree(before), find_tree(after)
+    except TreeError as error:
+        raise VerifyError(str(error)) from error
+    if before.is_file() and after.is_file() and not patterns:
+        patterns = (before.resolve().name,)
+    chosen, notes = choose(*trees, patterns)
+    if not chosen:
+        raise VerifyError(f"no MoE block to run in {before}" + (f" for {', '.join(patterns)}" if patterns else ""))
+    jobs = [
+        Job(number, level, block, str(trees[0].folder), str(trees[1].folder), settings)
+        for number, (block, level) in enumerate((b, level) for b in chosen for level in settings.levels)
+    ]
+    states = _drive(jobs, progress)
+    models = tuple(_model(block, [s for s in states if s.job.block == block], trees[0]) for block in chosen)
+    return RunReport(str(before), str(after), settings.to_dict(), models, tuple(notes))
+
+
+def choose(before: Tree, after: Tree, patterns: Sequence[str]) -> tuple[list[Block], list[str]]:
+    """The blocks to run, and what a reader should know about the others."""
+    notes: list[str] = []
+    first, second = _blocks(before, notes), _blocks(after, notes)
+    common = {key: block for key, block in first.items() if key in second and not spec_of(block.name).ignore}
+    for missing, where in ((first.keys() - second.keys(), "after"), (second.keys() - first.keys(), "before")):
+        wanted = sorted(".".join(key) for key in missing if not patterns or _matches((first | second)[key], patterns))
+        if wanted:
+            notes.append(f"not in the tree {where}: {', '.join(wanted)}")
+    if patterns:
+        return [block for block in common.values() if _matches(block, patterns)], notes
+    changed = [b for k, b in common.items() if b.file.read_bytes() != second[k].file.read_bytes()]
+    return changed or list(common.values()), notes
+
+
+def _blocks(tree: Tree, notes: list[str]) -> dict[tuple[str, str], Block]:
+    found = {}
+    for module, file in tree.models():
+        try:
+            found.update({(b.module, b.name): b for b in blocks(module, file)})
+        except SyntaxError as error:
+            notes.append(f"{file}: does not parse: {error.msg}")
+    return found
+
+
+def _matches(block: Block, patterns: Iterable[str]) -> bool:
+    names = (block.module, block.module.rpartition(".")[2], block.name, block.file.name, str(block))
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _model(block: Block, states: list[_State], tree: Tree) -> ModelReport:
+    cases = tuple(case for state in states for case in state.results())
+    problems = [f"{state.job.level}: {state.ended}" for state in states if state.ended]
+    path = str(block.file.relative_to(tree.root))
+    return ModelReport(str(block), path, cases, "; ".join(problems), sum(state.seconds for state in states))
+
+
+def _drive(jobs: list[Job], progress: Progress | None) -> list[_State]:
+    states = [_State(job, len(job.cases())) for job in jobs]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONHASHSEED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    if jobs[0].settings.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-m", "reference_runtime.worker"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        try:
+            worker.stdin.write(json.dumps({"jobs": [job.to_dict() for job in jobs]}))
+            worker.stdin.close()
+            for line in worker.stdout:
+                _take(states, json.loads(line), progress)
+            failure = worker.stderr.read().strip().splitlines()
+        except BaseException:
+            worker.kill()
+            raise
+    if worker.returncode != 0:
+        raise VerifyError(f"the worker process failed: {failure[-1] if failure else worker.returncode}")
+    return states
+
+
+def _take(states: list[_State], line: dict[str, object], progress: Progress | None) -> None:
+    state = states[int(str(line["job"]))]
+    outcome, number = line.get("outcome"), line.get("case")
+    if isinstance(outcome, dict) and isinstance(number, int):
+        state.outcomes.setdefault(number, {})[str(line["side"])] = outcome_from_dict(outcome)
+    else:
+        state.ended, state.seconds = str(line["ended"]), float(str(line["seconds"]))
+    if progress is not None:
+        done = state.total if not outcome else len(state.outcomes)
+        progress(f"{state.job.block} {state.job.level}", done, state.total)

@@ -1,0 +1,1 @@
+"""Implementations of the engine parts that need a GPU, a server or a checkpoint."""

@@ -1,0 +1,1 @@
+"""Reports of a run: each module has `render(RunReport) -> str`."""

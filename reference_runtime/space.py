@@ -1,0 +1,307 @@
+"""A private world of modules: one tree's own modules, loaded beside others of the same name in one process.
+
+Each loaded module gets a `__builtins__` of its own whose `__import__` resolves inside this space. Nothing enters
+`sys.meta_path`, and two trees, two variants of a file and several ranks live side by side.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import hashlib
+import itertools
+import re
+import sys
+import threading
+import types
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from reference_runtime.stubs import Stub, setting_up
+
+#: What target code may import for real besides the standard library. Anything else is a placeholder, installed or
+#: not, so that a verdict does not depend on what happens to be installed.
+REAL_PACKAGES = frozenset({"torch", "numpy", "typing_extensions", "packaging"}) | sys.stdlib_module_names
+_IMPORT_ERRORS = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
+_numbers = itertools.count()
+_sources: dict[Path, Source] = {}
+#: One module is made at a time: parsing and importing are not safe between threads.
+LOCK = threading.RLock()
+
+
+class Tier(Enum):
+    """Where a module's content comes from."""
+
+    REAL = "real"  #: the tree's own file
+    REFERENCE = "reference"  #: an implementation of the runtime
+    STUB = "stub"  #: placeholders
+    NAMESPACE = "namespace"  #: a package whose `__init__` is not run
+
+
+class Source:
+    """A compiled file, shared by all spaces."""
+
+    def __init__(self, path: Path) -> None:
+        data = path.read_bytes()
+        tree = ast.parse(data, str(path))
+        self.code = compile(tree, str(path), "exec", dont_inherit=True)
+        self.digest = hashlib.sha256(data).hexdigest()
+        #: lines whose imports may fail: the file says what to do then
+        self.optional = frozenset(_optional_lines(tree))
+
+
+def _optional_lines(tree: ast.Module) -> set[int]:
+    lines: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            caught = {n.id for h in node.handlers if h.type for n in ast.walk(h.type) if isinstance(n, ast.Name)}
+            if caught & _IMPORT_ERRORS or any(h.type is None for h in node.handlers):
+                for statement in node.body:
+                    for inner in ast.walk(statement):
+                        if isinstance(inner, (ast.Import, ast.ImportFrom)):
+                            lines.update(range(inner.lineno, (inner.end_lineno or inner.lineno) + 1))
+    return lines
+
+
+def source(path: Path) -> Source:
+    """The compiled file; compiled once per process."""
+    if path not in _sources:
+        _sources[path] = Source(path)
+    return _sources[path]
+
+
+def compiled_files() -> list[str]:
+    """Every file that `source` has compiled in this process."""
+    return sorted(str(path) for path in _sources)
+
+
+class _StubModule(types.ModuleType):
+    """A module of placeholders. ``file``, if it is one of the tree, tells which names can exist."""
+
+    def __init__(self, name: str, file: Path | None) -> None:
+        super().__init__(name)
+        self.__dict__["_file"] = file
+        self.__path__ = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        file = self.__dict__["_file"]
+        if file is not None and not mentions(file, name):
+            raise AttributeError(f"{self.__name__} does not define {name}")
+        value = Stub(f"{self.__name__}.{name}")
+        self.__dict__[name] = value
+        return value
+
+
+@functools.cache
+def _find(root: Path, name: str) -> tuple[Path | None, bool]:
+    base = root.joinpath(*name.split("."))
+    if (base / "__init__.py").is_file():
+        return base / "__init__.py", True
+    if base.with_name(base.name + ".py").is_file():
+        return base.with_name(base.name + ".py"), False
+    return (None, True) if base.is_dir() else (None, False)
+
+
+@functools.lru_cache(maxsize=1024)
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig", errors="replace")
+
+
+@functools.cache
+def mentions(path: Path, name: str) -> bool:
+    """Whether a file may define the name: it contains it as a word, or imports names by star."""
+    text = _text(path)
+    return "import *" in text or re.search(rf"\b{re.escape(name)}\b", text) is not None
+
+
+class ModuleSpace:
+    """The modules of one tree as one rank sees them.
+
+    Args:
+        root: the folder that holds the top package.
+        package: the top package, e.g. the first part of every dotted name of the tree.
+        tier: dotted name -> `Tier`.
+        install: what a REFERENCE module contains, by dotted name: a function of the space and the module.
+        after: patches to a REAL module, run after its own code.
+        complete: gives a REFERENCE module the names that its installer left out.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        package: str,
+        tier: Callable[[str], Tier],
+        install: Mapping[str, Callable[[ModuleSpace, types.ModuleType], None]],
+        after: Mapping[str, Callable[[ModuleSpace, types.ModuleType], None]],
+        complete: Callable[[ModuleSpace, types.ModuleType], None],
+    ) -> None:
+        self.root, self.package, self.tier = root, package, tier
+        self.install, self.after, self.complete = install, after, complete
+        self.context: Any = None  # what the installers are told; set by the owner
+        self.modules: dict[str, types.ModuleType] = {}
+        self.tiers: dict[str, Tier] = {}
+        self._prefix = f"_reference_runtime_space_{next(_numbers)}."
+        self._builtins = dict(vars(builtins))
+        self._builtins["__import__"] = self._import
+        self._registered: list[str] = []
+
+    def close(self) -> None:
+        """Forget the modules."""
+        for name in self._registered:
+            sys.modules.pop(name, None)
+        self.modules.clear()
+
+    def load(self, name: str) -> types.ModuleType:
+        """The module of that dotted name.
+
+        Raises:
+            ModuleNotFoundError: the tree has no such module.
+        """
+        if name in self.modules:
+            return self.modules[name]
+        with LOCK:
+            return self._load(name)
+
+    def _load(self, name: str) -> types.ModuleType:
+        parent, _, child = name.rpartition(".")
+        if parent:
+            self.load(parent)
+            if name in self.modules:  # the parent imported it
+                return self.modules[name]
+        with setting_up():
+            module = self._create(name)
+        if parent:
+            setattr(self.modules[parent], child, module)
+        return module
+
+    def path(self, name: str) -> tuple[Path | None, bool]:
+        """(the file of a module, whether it is a package)."""
+        return _find(self.root, name)
+
+    def digests(self) -> dict[str, str]:
+        """Module name -> digest of its file, for every REAL module loaded so far."""
+        result = {}
+        for name, tier in sorted(self.tiers.items()):
+            file = self.path(name)[0]
+            if tier is Tier.REAL and file is not None:
+                result[name] = source(file).digest
+        return result
+
+    def _create(self, name: str) -> types.ModuleType:
+        file, is_package = self.path(name)
+        if file is None and not is_package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        tier = self.tier(name)
+        if tier is Tier.REAL and file is None:
+            tier = Tier.NAMESPACE
+        self.tiers[name] = tier
+        if tier is Tier.STUB and not is_package:
+            module: types.ModuleType = _StubModule(name, file)
+        elif tier in (Tier.STUB, Tier.NAMESPACE):
+            module = _PackageStub(self, name)
+        else:
+            module = types.ModuleType(name)
+            if is_package:
+                module.__path__ = [str(self.root.joinpath(*name.split(".")))]
+        self.modules[name] = module
+        if tier is Tier.REFERENCE:
+            self.install[name](self, module)
+            self.complete(self, module)
+        elif tier is Tier.REAL and file is not None:
+            self._execute(name, module, file, is_package)
+        if name in self.after and tier is not Tier.REFERENCE:
+            self.after[name](self, module)
+        return module
+
+    def _execute(self, name: str, module: types.ModuleType, file: Path, is_package: bool) -> None:
+        # dataclasses and typing look a class's module up in sys.modules by its name: so the name is unique and is
+        # registered there. `__package__` stays what the file expects.
+        unique = self._prefix + name
+        sys.modules[unique] = module
+        self._registered.append(unique)
+        module.__name__ = unique
+        module.__package__ = name if is_package else name.rpartition(".")[0]
+        module.__file__ = str(file)
+        module.__dict__["__builtins__"] = self._builtins
+        try:
+            exec(source(file).code, module.__dict__)
+        except BaseException:
+            self.modules.pop(name, None)
+            raise
+
+    def _import(
+        self,
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: tuple[str, ...] | None = (),
+        level: int = 0,
+    ) -> types.ModuleType:
+        if level:
+            package = (globals or {}).get("__package__") or ""
+            base = package.rsplit(".", level - 1)[0] if level > 1 else package
+            name = f"{base}.{name}" if name else base
+        top = name.partition(".")[0]
+        if top == self.package:
+            module = self.load(name)
+            if not fromlist:
+                return self.modules[top]
+            for item in fromlist:
+                if item != "*" and not hasattr(module, item) and self.path(f"{name}.{item}") != (None, False):
+                    self.load(f"{name}.{item}")
+            if "*" in fromlist and isinstance(module, (_StubModule, _PackageStub)):
+                module.__dict__["__all__"] = []
+            return module
+        if top in REAL_PACKAGES:
+            with setting_up():
+                return builtins.__import__(name, globals, locals, fromlist or (), 0)
+        if self._may_fail():
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+        return self._foreign(name, bool(fromlist))
+
+    def _foreign(self, name: str, leaf: bool) -> types.ModuleType:
+        """A third-party module that has no place here: placeholders."""
+        parts = name.split(".")
+        for count in range(1, len(parts) + 1):
+            part = ".".join(parts[:count])
+            if part not in self.modules:
+                self.modules[part] = _StubModule(part, None)
+                self.tiers[part] = Tier.STUB
+                if count > 1:
+                    setattr(self.modules[".".join(parts[: count - 1])], parts[count - 1], self.modules[part])
+        return self.modules[name if leaf else parts[0]]
+
+    def _may_fail(self) -> bool:
+        """Whether the importing statement stands in a `try` that handles a missing package."""
+        frame = sys._getframe(2)
+        file = frame.f_code.co_filename
+        compiled = _sources.get(Path(file))
+        return compiled is not None and frame.f_lineno in compiled.optional
+
+
+class _PackageStub(types.ModuleType):
+    """A package that is not run: its submodules are found, other names are placeholders."""
+
+    def __init__(self, space: ModuleSpace, name: str) -> None:
+        super().__init__(name)
+        self.__dict__["_space"] = space
+        self.__path__ = [str(space.root.joinpath(*name.split(".")))]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        space: ModuleSpace = self.__dict__["_space"]
+        full = f"{self.__name__}.{name}"
+        if space.path(full) != (None, False):
+            return space.load(full)
+        file = space.path(self.__name__)[0]
+        if file is not None and mentions(file, name):
+            value = Stub(full)
+            self.__dict__[name] = value
+            return value
+        raise AttributeError(f"{self.__name__} does not define {name}")

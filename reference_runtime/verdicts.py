@@ -1,0 +1,170 @@
+"""What a case did before and after, and what that says. Plain data: no torch, so that reports need none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Status(str, Enum):
+    """What one variant of a file did in one case."""
+
+    RIGHT = "right"  #: every rank's output equals the oracle's
+    WRONG = "wrong"  #: it does not
+    MISMATCH = "mismatch"  #: the ranks of a group met in different collectives
+    DEADLOCK = "deadlock"  #: the ranks wait for each other for ever
+    FAILED = "failed"  #: the code raised an error
+    UNMODELLED = "unmodelled"  #: it needs a part of the engine that has no implementation here
+    INFEASIBLE = "infeasible"  #: the engine does not allow this configuration
+
+
+class Verdict(str, Enum):
+    """What the two outcomes of a case say together."""
+
+    EQUIVALENT = "EQUIVALENT"  #: the same output bit for bit, by the same collectives
+    REORDERED = "REORDERED"  #: right before and after, by other collectives or in another order of summation
+    CORRECTED = "CORRECTED"  #: wrong before, right after
+    BROKEN = "BROKEN"  #: right before, wrong after
+    BOTH_WRONG = "BOTH_WRONG"  #: wrong before and after
+    MISMATCH = "MISMATCH"  #: afterwards the ranks of a group meet in different collectives
+    DEADLOCK = "DEADLOCK"  #: afterwards the ranks wait for each other for ever
+    UNMODELLED = "UNMODELLED"  #: could not be judged; the detail names what is missing
+    INFEASIBLE = "INFEASIBLE"  #: no such configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One variant of a file in one case.
+
+    Attributes:
+        error: ||output - oracle|| / ||oracle|| of the worst rank.
+        scale: <output, oracle> / <oracle, oracle> of that rank: 2.0 for a double reduce over two ranks.
+        digest: of all ranks' output bits.
+        trace: the collectives of rank 0, in order.
+        traces: digest of all ranks' collectives.
+        detail: what was missing, which collectives met, which error was raised.
+    """
+
+    status: Status
+    error: float | None = None
+    scale: float | None = None
+    digest: str = ""
+    trace: tuple[str, ...] = ()
+    traces: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """One case of one block, before and after."""
+
+    level: str
+    case: str
+    world_size: int
+    before: Outcome
+    after: Outcome
+
+    @property
+    def verdict(self) -> Verdict:
+        return judge(self.before, self.after)
+
+    @property
+    def regression(self) -> bool:
+        """Right before, and not right any more for a reason that lies in the file."""
+        bad = (Verdict.BROKEN, Verdict.MISMATCH, Verdict.DEADLOCK)
+        return self.before.status is Status.RIGHT and self.verdict in bad
+
+    @property
+    def detail(self) -> str:
+        """The reason behind the verdict, in a line."""
+        verdict, before, after = self.verdict, self.before, self.after
+        if verdict is Verdict.CORRECTED:
+            return f"before: {describe(before)}"
+        if verdict is Verdict.BOTH_WRONG:
+            return f"before: {describe(before)}; after: {describe(after)}"
+        if verdict in (Verdict.BROKEN, Verdict.MISMATCH, Verdict.DEADLOCK):
+            return f"after: {describe(after)}"
+        if verdict in (Verdict.UNMODELLED, Verdict.INFEASIBLE):
+            return after.detail or before.detail
+        if verdict is Verdict.REORDERED:
+            return f"{' '.join(before.trace) or 'no collective'} -> {' '.join(after.trace) or 'no collective'}"
+        return ""
+
+
+def describe(outcome: Outcome) -> str:
+    """An outcome in a few words."""
+    if outcome.status is Status.WRONG and outcome.scale is not None and outcome.error is not None:
+        return f"scaled by {outcome.scale:.2f} (relative error {outcome.error:.2g})"
+    return f"{outcome.status.value}: {outcome.detail}" if outcome.detail else outcome.status.value
+
+
+def judge(before: Outcome, after: Outcome) -> Verdict:
+    """The verdict on a case. What one side could not show is never called equivalent, corrected or broken."""
+    statuses = {before.status, after.status}
+    if Status.INFEASIBLE in statuses:
+        return Verdict.INFEASIBLE
+    if Status.UNMODELLED in statuses or statuses == {Status.FAILED}:
+        return Verdict.UNMODELLED
+    if after.status is Status.RIGHT:
+        if before.status is not Status.RIGHT:
+            return Verdict.CORRECTED
+        same = before.digest == after.digest and before.traces == after.traces
+        return Verdict.EQUIVALENT if same else Verdict.REORDERED
+    if after.status is Status.MISMATCH:
+        return Verdict.MISMATCH
+    if after.status is Status.DEADLOCK:
+        return Verdict.DEADLOCK
+    return Verdict.BROKEN if before.status is Status.RIGHT else Verdict.BOTH_WRONG
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """All cases of one block. ``problem``: why the run of it ended early, or could not begin."""
+
+    model: str
+    path: str
+    cases: tuple[CaseResult, ...] = ()
+    problem: str = ""
+    seconds: float = 0.0
+
+    @property
+    def judged(self) -> int:
+        return sum(c.verdict not in (Verdict.UNMODELLED, Verdict.INFEASIBLE) for c in self.cases)
+
+    @property
+    def counts(self) -> Counter[Verdict]:
+        return Counter(c.verdict for c in self.cases)
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """One run of `moe-lint verify`."""
+
+    before: str
+    after: str
+    settings: Mapping[str, Any]
+    models: tuple[ModelReport, ...]
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """1: a case is broken; 2: a block could not be judged at all or ended early; else 0."""
+        if any(case.regression for model in self.models for case in model.cases):
+            return 1
+        return 2 if not self.models or any(model.problem or not model.judged for model in self.models) else 0
+
+
+def outcome_to_dict(outcome: Outcome) -> dict[str, Any]:
+    """For JSON; `outcome_from_dict` is the way back."""
+    return {**asdict(outcome), "status": outcome.status.value}
+
+
+def outcome_from_dict(data: Mapping[str, Any]) -> Outcome:
+    """The outcome that `outcome_to_dict` wrote."""
+    values = dict(data)
+    trace: Sequence[str] = values.pop("trace")
+    return Outcome(**{**values, "status": Status(values["status"]), "trace": tuple(trace)})

@@ -1,0 +1,156 @@
+"""The process between the command and the target: forks one confined process per job and outlives all of them.
+
+It imports torch once and runs no target code itself. Jobs come as JSON on standard input; lines of the jobs go to
+standard output, and `{"job", "ended", "seconds"}` when a job's process has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from reference_runtime import job as job_module
+from reference_runtime.limits import confine, kill_group, resident
+from reference_runtime.plan import Job
+from reference_runtime.space import source
+
+_TICK = 0.1
+
+
+@dataclass
+class _Child:
+    job: Job
+    pid: int
+    reader: int
+    output: IO[bytes]
+    started: float
+    rest: bytes = b""
+    killed: str = ""
+    sources: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Read the plan, run it, end."""
+    plan = json.load(sys.stdin)
+    jobs = [Job.from_dict(data) for data in plan["jobs"]]
+    torch.set_num_threads(1)
+    parallel = max(1, jobs[0].settings.parallel) if jobs else 1
+    selector = selectors.DefaultSelector()
+    running: dict[int, _Child] = {}
+    waiting = list(jobs)
+    while waiting or running:
+        while waiting and len(running) < parallel:
+            child = _start(waiting.pop(0))
+            running[child.reader] = child
+            selector.register(child.reader, selectors.EVENT_READ)
+        for key, _ in selector.select(_TICK):
+            child = running[key.fd]
+            data = os.read(key.fd, 1 << 16)
+            if data:
+                _relay(child, data)
+            else:
+                selector.unregister(key.fd)
+                _finish(running.pop(key.fd))
+        for child in running.values():
+            _watch(child)
+
+
+def _start(job: Job) -> _Child:
+    reader, writer = os.pipe()
+    output = tempfile.TemporaryFile()  # noqa: SIM115  (read after the child has ended)
+    pid = os.fork()
+    if pid == 0:
+        _child(job, writer, output)
+    os.close(writer)
+    return _Child(job, pid, reader, output, time.monotonic())
+
+
+def _child(job: Job, writer: int, output: IO[bytes]) -> None:
+    """The forked process. Never returns."""
+    code = 70
+    try:
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        cpu = job.settings.device == "cpu"
+        threads = job.settings.backend == "threads"
+        confine(job.settings.memory if cpu and threads else None, network_namespace=threads and cpu)
+        job_module.execute(job, lambda line: _write(writer, line))
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # no clean-up of the target's may run, or hang
+
+
+def _write(writer: int, line: str) -> None:
+    data = line.encode()
+    while data:
+        data = data[os.write(writer, data) :]
+
+
+def _relay(child: _Child, data: bytes) -> None:
+    *lines, child.rest = (child.rest + data).split(b"\n")
+    for line in lines:
+        parsed = json.loads(line)
+        if "sources" in parsed:
+            child.sources = parsed["sources"]
+        else:
+            _tell(parsed)
+
+
+def _watch(child: _Child) -> None:
+    settings = child.job.settings
+    if not child.killed and time.monotonic() - child.started > settings.timeout:
+        child.killed = f"no answer within {settings.timeout:g} s"
+    elif not child.killed and resident(child.pid) > settings.memory:
+        child.killed = f"more than {settings.memory >> 20} MiB of memory"
+    if child.killed:
+        kill_group(child.pid)
+
+
+def _finish(child: _Child) -> None:
+    os.close(child.reader)
+    kill_group(child.pid)  # what it may have left behind
+    _, status = os.waitpid(child.pid, 0)
+    ended = child.killed
+    if not ended and os.WIFSIGNALED(status):
+        ended = f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    elif not ended and os.WEXITSTATUS(status) != 0:
+        ended = f"ended with status {os.WEXITSTATUS(status)}"
+    elif not ended and not child.sources:
+        ended = "ended before its work was done"
+    if ended:
+        child.output.seek(0)
+        last = child.output.read()[-4000:].decode(errors="replace").strip().splitlines()
+        ended += f": {last[-1][:200]}" if last and not child.killed else ""
+    child.output.close()
+    _tell({"job": child.job.number, "ended": ended, "seconds": round(time.monotonic() - child.started, 3)})
+    for path in child.sources:  # later jobs inherit what this one had to compile; compiling runs nothing
+        source(Path(path))
+
+
+def _tell(line: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""One rank's world: a module space of one tree, set up for one topology, as a server would have done it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from reference_runtime.calling import call
+from reference_runtime.comm.base import Trace, Transport
+from reference_runtime.comm.group import Group
+from reference_runtime.config import Config
+from reference_runtime.kernels.base import Kernels
+from reference_runtime.reference import batch, distributed, table
+from reference_runtime.reference.batch import Batch
+from reference_runtime.reference.environment import ServerArguments, declared_defaults
+from reference_runtime.reference.rest import complete
+from reference_runtime.scenarios import Case, Launch
+from reference_runtime.space import ModuleSpace, Tier
+from reference_runtime.stubs import setting_up
+from reference_runtime.topology import Topology
+from reference_runtime.tree import Tree
+
+T = TypeVar("T")
+
+
+@dataclass
+class RankContext:
+    """Everything that reference implementations know about their rank."""
+
+    tree: Tree
+    launch: Launch
+    transport: Transport
+    kernels: Kernels
+    dtype: torch.dtype
+    device: torch.device
+    config: Config
+    trace: Trace = field(default_factory=Trace)
+    #: rows of every attention-DP rank in the current batch
+    global_num_tokens: list[int] = field(default_factory=list)
+    capture_mode: bool = False
+    space: ModuleSpace = field(init=False)
+    server_arguments: ServerArguments = field(init=False)
+    _shared: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        engine = self.tree.engine
+        self.space = ModuleSpace(
+            self.tree.root,
+            self.tree.package,
+            self._tier,
+            {f"{engine}.{name}": install for name, install in table.REFERENCE.items()},
+            {f"{engine}.{name}": install for name, install in table.AFTER.items()},
+            complete,
+        )
+        self.space.context = self
+        self.server_arguments = ServerArguments(
+            declared_defaults(self.space.path(f"{engine}.server_args")[0]), self._arguments()
+        )
+
+    @property
+    def topology(self) -> Topology:
+        return self.launch.topology
+
+    def _tier(self, name: str) -> Tier:
+        engine = self.tree.engine
+        if name == engine or engine.startswith(f"{name}."):
+            return Tier.NAMESPACE
+        if not name.startswith(f"{engine}."):
+            return Tier.REAL if name.partition(".")[2] in table.REAL_BESIDE else Tier.STUB
+        relative = name[len(engine) + 1 :]
+        if relative == "layers":
+            return Tier.NAMESPACE
+        return table.tier_of(relative)
+
+    def _arguments(self) -> dict[str, Any]:
+        t, launch = self.topology, self.launch
+        return {
+            "tp_size": t.tp, "ep_size": t.ep, "dp_size": t.dp, "pp_size": 1, "moe_dp_size": 1, "attn_cp_size": 1,
+            "nnodes": 1, "node_rank": 0, "enable_dp_attention": launch.dp_attention, "moe_dense_tp_size": None,
+            "device": str(self.device), "dtype": "auto", "quantization": "modelopt_fp4" if launch.fp4 else None,
+            "moe_a2a_backend": "none", "deepep_mode": "auto", "deepep_config": None, "kv_cache_dtype": "auto",
+            "moe_runner_backend": "flashinfer_cutlass" if launch.fp4 else "auto",
+            "speculative_moe_runner_backend": None, "speculative_moe_a2a_backend": None, "speculative_algorithm": None,
+            "disable_flashinfer_cutlass_moe_fp4_allgather": not launch.fp4, "ep_num_redundant_experts": 0,
+            "disable_shared_experts_fusion": True, "enable_flashinfer_allreduce_fusion": launch.fusion,
+            "enable_aiter_allreduce_fusion": False, "enable_two_batch_overlap": False,
+            "enable_single_batch_overlap": False, "rl_on_policy_target": None, "enable_deterministic_inference": False,
+            "enable_torch_compile": False, "attention_backend": "triton", "model_path": "",
+            "json_model_override_args": "{}",
+        }  # fmt: skip
+
+    # --- what reference implementations ask
+
+    @property
+    def moe_ep_rank(self) -> int:
+        return self.group("moe_ep").rank_in_group if self.topology.ep > 1 else 0
+
+    @property
+    def moe_tp_rank(self) -> int:
+        return self.group("moe_tp").rank_in_group if self.topology.moe_tp > 1 else 0
+
+    def shared(self, key: str, make: Callable[[], T]) -> T:
+        """One object per rank under a name, made on first use."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        result: T = self._shared[key]
+        return result
+
+    def make_group(self, name: str, ranks: Iterable[int]) -> Group:
+        return Group(name, list(ranks), self.transport, self.trace)
+
+    def group(self, name: str) -> Group:
+        """The tree's own group: `tp`, `attn_tp`, `moe_ep`, `moe_tp`."""
+        state = self.module("distributed.parallel_state")
+        getter = getattr(state, f"get_{name}_group", None)
+        if getter is None and name == "attn_tp":
+            getter = self.module("layers.dp_attention").get_attention_tp_group
+        if getter is None:
+            raise ValueError(f"the tree has no get_{name}_group")
+        group = getter()
+        if not isinstance(group, Group):
+            raise ValueError(f"get_{name}_group() gives no group")
+        return group
+
+    def fusion_group(self) -> Group:
+        """Over whom the fused kernel sums a MoE output: the fusion is off where two MoE axes are split."""
+        return self.group("tp")
+
+    def forward_flags(self) -> frozenset[str]:
+        """The layer-context flags that this tree keeps in a forward context; empty where they are parameters."""
+        forward = self._forward()
+        return frozenset(getattr(type(forward), "_DEFAULTS", ())) if forward is not None else frozenset()
+
+    def scoped(self, flags: dict[str, bool]) -> contextlib.AbstractContextManager[Any]:
+        """The tree's own scope that publishes such flags to the model code inside it."""
+        forward = self._forward()
+        if not flags or forward is None:
+            return contextlib.nullcontext()
+        scope: contextlib.AbstractContextManager[Any] = forward.scoped(**flags)
+        return scope
+
+    def _forward(self) -> Any:
+        if self.space.path(f"{self.tree.engine}.runtime_context") == (None, False):
+            return None
+        getter = getattr(self.module("runtime_context"), "get_forward", None)
+        return getter() if getter is not None else None
+
+    def forward_batch(self, case: Case, rows: int) -> Batch:
+        """The metadata of a batch: an extend of the case's tokens."""
+        return batch.make(self, case, rows)
+
+    def moe_a2a_is_none(self) -> bool:
+        return bool(self.module("layers.moe.utils").get_moe_a2a_backend().is_none())
+
+    def predicate(self, name: str) -> bool:
+        """A predicate of the tree's `layers.moe.utils`; false where the tree has none of that name."""
+        function = getattr(self.module("layers.moe.utils"), name, None)
+        return bool(function()) if function is not None else False
+
+    def module(self, relative: str) -> Any:
+        return self.space.load(f"{self.tree.engine}.{relative}")
+
+    # --- set-up
+
+    def start(self) -> None:
+        """Lay out the groups and initialise the engine's process-wide state, as its server does."""
+        with setting_up():
+            distributed.lay_out(self.space, self.module("distributed.parallel_state"))
+            call(self.module("layers.dp_attention").initialize_dp_attention, self._dp_arguments())
+            self.module("layers.moe.utils").initialize_moe_config(self.server_arguments)
+
+    def _dp_arguments(self) -> dict[str, Any]:
+        t, rank = self.topology, self.transport.rank
+        return {
+            "server_args": self.server_arguments, "model_config": self.config, "tp_rank": rank, "tp_size": t.tp,
+            "enable_dp_attention": self.launch.dp_attention, "dp_size": t.dp, "moe_dense_tp_size": None, "pp_size": 1,
+        }  # fmt: skip
+
+    def set_batch(self, tokens: Sequence[int], max_padding: bool) -> None:
+        """Tell the tree's DP attention how many rows each attention-DP rank has.
+
+        Args:
+            tokens: rows per attention-DP rank.
+            max_padding: each rank's rows are padded to the longest.
+        """
+        longest = max(tokens)
+        rows = [longest] * len(tokens) if max_padding else list(tokens)
+        self.global_num_tokens = rows
+        attention = self.module("layers.dp_attention")
+        local = rows[self.topology.dp_rank(self.transport.rank)]
+        call(
+            attention.set_dp_buffer_len,
+            {
+                "global_dp_buffer_len": sum(rows), "local_dp_buffer_len": local, "dp_max_padding": max_padding,
+                "global_num_tokens": rows, "num_tokens": local,
+            },
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.space.close()

@@ -1,0 +1,242 @@
+"""`verify` as a user runs it, on the miniature engine: each model is sabotaged in its own way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reference_runtime.launch import VerifyError, verify
+from reference_runtime.plan import Settings
+from reference_runtime.verdicts import ModelReport, RunReport, Status, Verdict
+from tests.runtime.mini import PAIR, changed, engine
+
+EP_CALL = """        if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+            is_tp_path=False,
+            use_reduce_scatter=use_reduce_scatter,
+"""
+FORWARD = "        router_logits, _ = self.gate(hidden_states)\n"
+#: name -> (before, after)
+MODELS = {
+    "same": (PAIR, PAIR + "\n# a comment\n"),
+    "reduces_in_two_steps": (
+        PAIR,
+        changed("return hidden_states", "return moe_expert_parallel_all_reduce(hidden_states) / self.ep_size"),
+    ),
+    "flag_dropped": (PAIR, changed(EP_CALL, EP_CALL.rpartition("            use")[0])),
+    "flag_added": (changed(EP_CALL, EP_CALL.rpartition("            use")[0]), PAIR),
+    "guard_deleted": (PAIR, changed("self.ep_size > 1 and not should_skip", "False and not should_skip")),
+    "some_ranks_only": (
+        PAIR,
+        changed("from torch import nn\n", "from torch import nn\nfrom mini.distributed import get_tp_group\n").replace(
+            "if self.ep_size > 1 and not", "if get_tp_group().rank_in_group > 0 and self.ep_size > 1 and not"
+        ),
+    ),
+    "another_shape": (
+        PAIR,
+        changed("from torch import nn\n", "from torch import nn\nfrom mini.distributed import get_tp_group\n").replace(
+            "= moe_expert_parallel_all_reduce(hidden_states)",
+            "= moe_expert_parallel_all_reduce(hidden_states[get_tp_group().rank_in_group :])",
+        ),
+    ),
+    "raises": (PAIR, changed(FORWARD, FORWARD + "        assert self.ep_size < 2, 'too many'\n")),
+    "asks_a_placeholder": (
+        PAIR,
+        changed("from torch import nn\n", "from torch import nn\nimport fancy_kernels\n").replace(
+            FORWARD, FORWARD + "        hidden_states = fancy_kernels.twice(hidden_states)\n"
+        ),
+    ),
+    "loops": (PAIR, changed(FORWARD, FORWARD + "        while self.ep_size > 1:\n            pass\n")),
+    "leaves": (
+        PAIR,
+        changed(FORWARD, FORWARD + "        if self.ep_size > 1:\n            import os\n            os._exit(0)\n"),
+    ),
+    "crashes": (PAIR, changed(FORWARD, FORWARD + "        import ctypes\n        ctypes.string_at(0)\n")),
+    "calls_home": (
+        PAIR,
+        changed(FORWARD, FORWARD + "        import socket\n        socket.create_connection(('192.0.2.1', 80), 1)\n"),
+    ),
+    "runs_a_program": (
+        PAIR,
+        changed(FORWARD, FORWARD + "        import subprocess\n        subprocess.run(['true'])\n"),
+    ),
+    "grows": (PAIR, changed(FORWARD, FORWARD + "        self.much = bytearray(1 << 40)\n")),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
+    folder = tmp_path_factory.mktemp("trees")
+    before = engine(folder / "before", {name: text for name, (text, _) in MODELS.items()})
+    after = engine(folder / "after", {name: text for name, (_, text) in MODELS.items()})
+    settings = Settings(("block",), (2,), timeout=8.0, memory=3 << 30, parallel=2)
+    return verify(before, after, ("*",), settings)
+
+
+def model(report: RunReport, name: str) -> ModelReport:
+    (found,) = [m for m in report.models if m.model == f"{name}.PairMoE"]
+    return found
+
+
+def verdicts(report: RunReport, name: str) -> dict[str, Verdict]:
+    return {case.case: case.verdict for case in model(report, name).cases}
+
+
+def test_a_file_that_computes_the_same_is_equivalent_in_every_case(report: RunReport) -> None:
+    found = verdicts(report, "same")
+    assert len(found) == 11
+    assert set(found.values()) == {Verdict.EQUIVALENT}
+
+
+def test_other_collectives_with_the_right_result_are_called_reordered(report: RunReport) -> None:
+    found = verdicts(report, "reduces_in_two_steps")
+    assert found["tp2 ep1"] is Verdict.EQUIVALENT
+    assert found["tp2 ep2"] is Verdict.REORDERED
+
+
+def test_a_dropped_flag_doubles_the_output_exactly_where_the_flag_is_set(report: RunReport) -> None:
+    broken = {c.case: c for c in model(report, "flag_dropped").cases if c.verdict is not Verdict.EQUIVALENT}
+    assert set(broken) == {"tp2 ep2 dp2 max-len reduce-scatter"}
+    (case,) = broken.values()
+    assert case.verdict is Verdict.BROKEN
+    assert case.regression
+    assert case.after.scale == pytest.approx(2.0, abs=1e-9)
+    assert case.after.error == pytest.approx(1.0, abs=1e-9)
+    assert case.after.trace == ("all_reduce(moe_ep, 16x64)", "reduce_scatter(tp, 16x64)")
+
+
+def test_the_same_change_the_other_way_round_is_corrected(report: RunReport) -> None:
+    corrected = {c.case: c for c in model(report, "flag_added").cases if c.verdict is not Verdict.EQUIVALENT}
+    assert set(corrected) == {"tp2 ep2 dp2 max-len reduce-scatter"}
+    (case,) = corrected.values()
+    assert case.verdict is Verdict.CORRECTED
+    assert case.detail == "before: scaled by 2.00 (relative error 1)"
+
+
+def test_a_lost_reduction_is_broken_where_nobody_else_sums(report: RunReport) -> None:
+    found = verdicts(report, "guard_deleted")
+    assert {case for case, verdict in found.items() if verdict is Verdict.BROKEN} == {
+        "tp2 ep2",
+        "tp2 ep2 dp2 max-len",
+        "tp2 ep2 dp2 sum-len",
+    }
+
+
+def test_a_collective_that_not_all_ranks_reach_is_a_named_deadlock(report: RunReport) -> None:
+    (case,) = [c for c in model(report, "some_ranks_only").cases if c.case == "tp2 ep2"]
+    assert case.verdict is Verdict.DEADLOCK
+    assert case.regression
+    assert case.after.detail == "nobody can go on: rank 1 in all_reduce of 5x64 over ranks [0, 1]; finished: ranks [0]"
+
+
+def test_different_shapes_in_one_collective_are_a_named_mismatch(report: RunReport) -> None:
+    (case,) = [c for c in model(report, "another_shape").cases if c.case == "tp2 ep2"]
+    assert case.verdict is Verdict.MISMATCH
+    assert "rank 0 in all_reduce of 5x64" in case.after.detail
+    assert "rank 1 in all_reduce of 4x64" in case.after.detail
+
+
+def test_an_error_that_the_rewrite_brings_in_is_broken_and_says_where(report: RunReport) -> None:
+    (case,) = [c for c in model(report, "raises").cases if c.case == "tp2 ep2"]
+    assert case.verdict is Verdict.BROKEN
+    assert case.after.detail.startswith("raises.py:")
+    assert case.after.detail.endswith("AssertionError: too many")
+
+
+def test_a_placeholder_that_a_forward_uses_makes_the_verdict_unmodelled(report: RunReport) -> None:
+    found = model(report, "asks_a_placeholder")
+    assert {case.verdict for case in found.cases} == {Verdict.UNMODELLED}
+    assert {case.detail for case in found.cases} == {"fancy_kernels.twice"}
+    assert found.judged == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("loops", "no answer within 8 s"),
+        ("leaves", "ended before its work was done"),
+    ],
+)
+def test_a_process_that_dies_in_a_case_breaks_that_case(report: RunReport, name: str, reason: str) -> None:
+    found = model(report, name)
+    assert found.problem == f"block: {reason}"
+    assert {c.case: c.verdict for c in found.cases}["tp2 ep1"] is Verdict.EQUIVALENT
+    last = found.cases[-1]
+    assert last.case == "tp2 ep2"
+    assert last.verdict is Verdict.BROKEN
+    assert last.after.detail == reason
+
+
+def test_a_crash_is_named_by_its_signal(report: RunReport) -> None:
+    found = model(report, "crashes")
+    assert "SIGSEGV" in found.problem
+    assert found.cases[0].verdict is Verdict.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("calls_home", "the target may not use"),
+        ("runs_a_program", "the target may not use subprocess.Popen"),
+        ("grows", "MemoryError"),
+    ],
+)
+def test_network_programs_and_memory_are_refused(report: RunReport, name: str, reason: str) -> None:
+    found = model(report, name)
+    assert {case.verdict for case in found.cases} == {Verdict.BROKEN}
+    assert all(case.after.status is Status.FAILED for case in found.cases)
+    assert [case.after.detail for case in found.cases if reason not in case.after.detail] == []
+
+
+def test_the_other_models_are_run_whatever_one_of_them_does(report: RunReport) -> None:
+    assert len(report.models) == len(MODELS)
+    assert report.exit_code == 1
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "moe_lint", "verify", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_tells_text_and_json_and_exits_1_when_something_is_broken(tmp_path: Path) -> None:
+    before = engine(tmp_path / "before", {"pair": PAIR})
+    after = engine(tmp_path / "after", {"pair": MODELS["flag_dropped"][1]})
+    output = tmp_path / "report.json"
+    done = command(str(before), str(after), "--world-size", "2", "--output", f"json:{output}")
+    assert done.returncode == 1, done.stderr
+    document = json.loads(output.read_text())
+    assert document["version"] == 1
+    assert document["summary"]["verdicts"]["BROKEN"] == 1
+    assert document["models"][0]["model"] == "pair.PairMoE"
+    done = command(str(before), str(before), "--world-size", "2")
+    assert done.returncode == 0, done.stderr
+    assert "pair.PairMoE block: 11 EQUIVALENT" in done.stdout
+    assert done.stdout.endswith("Nothing broken: 11 cases of 1 block, 0 broken, 0 corrected, 0 unmodelled.\n")
+
+
+def test_a_folder_without_an_engine_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    done = command(str(tmp_path), str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"moe-lint: error: {tmp_path}: no engine found (a package with `models` and `layers/moe`)"
+    ]
+
+
+def test_without_torch_verify_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = engine(tmp_path / "tree", {"pair": PAIR})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(VerifyError, match=r"needs torch: install moe-lint\[runtime\]"):
+        verify(tree, tree)
+
+
+def test_neither_the_command_nor_the_driver_imports_torch() -> None:
+    code = "import sys, moe_lint.cli, reference_runtime.cli, reference_runtime.launch; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ""}
+    )
+    assert done.stdout == "False\n"
