@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moe_lint.atomic import replace_file
 from moe_lint.engine import Options, run
-from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span
+from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span, UsageError
 from moe_lint.source import SourceError, decode, parse
 
 _Key = tuple[str, str, str, str | None]
@@ -58,7 +58,7 @@ def fix(
     for finding in report.findings:
         if finding.fix is None:
             continue
-        if finding.fix.safety not in allowed or has_stuck_twin(finding, report, allowed):
+        if finding.fix.safety not in allowed or _has_stuck_twin(finding, report, allowed):
             held_back += 1
         elif wanted(finding.fix):
             by_file.setdefault(finding.path, {})[finding.fix] = None
@@ -136,9 +136,26 @@ def _extent(lines: Sequence[str], start: int, end: int) -> Span:
     return Span(start + 1, 1, end + 1, 1)
 
 
-def has_stuck_twin(finding: Finding, report: Report, allowed: frozenset[Safety]) -> bool:
+def choices(report: Report, allowed: frozenset[Safety]) -> list[tuple[str, tuple[FixPlan, ...]]]:
+    """(path, plans): the allowed plans of a report as a user may take or leave them. A pair stays together."""
+    pairs = _pairs(report)
+    found: dict[tuple[str, object], dict[FixPlan, None]] = {}
+    for finding in report.findings:
+        plan = finding.fix
+        if plan is None or plan.safety not in allowed or _has_stuck_twin(finding, report, allowed):
+            continue
+        pair = pairs.get((finding.path, finding.span))
+        found.setdefault((finding.path, plan if pair is None else pair), {})[plan] = None
+    return [(path, tuple(plans)) for (path, _), plans in found.items()]
+
+
+def _pairs(report: Report) -> dict[tuple[str, Span], int]:
+    return {(row.path, row.span): row.pair for row in report.rows if row.pair is not None}
+
+
+def _has_stuck_twin(finding: Finding, report: Report, allowed: frozenset[Safety]) -> bool:
     """Whether the other half of an EP/TP pair has a finding that cannot be fixed: a pair is fixed as a pair."""
-    rows = {(row.path, row.span): row.pair for row in report.rows if row.pair is not None}
+    rows = _pairs(report)
     pair = rows.get((finding.path, finding.span))
     if pair is None:
         return False
@@ -236,17 +253,34 @@ def diff(fixes: Iterable[FileFix]) -> str:
     return "".join(chunks)
 
 
-def write(path: str, before: str, after: str) -> None:
-    """Replace a file's text at once: in its own encoding, with its mode kept, never half written.
+def write_all(files: Iterable[FileFix]) -> None:
+    """Write every file, or none: each in its own encoding, with its mode kept.
 
-    Raises ``OSError`` when the file cannot be replaced, ``UnicodeEncodeError`` when its encoding lacks a character.
+    Raises ``UsageError``, with the place, when one cannot be written; those written before it are put back.
     """
-    target = Path(path).resolve()
-    data = target.read_bytes()
-    encoded = _encode(after, data)
-    if _encode(before, data) != data:
-        raise OSError(0, "the file changed while it was being judged", path)
-    replace_file(target, encoded)
+    prepared: list[tuple[FileFix, bytes, bytes]] = []
+    for one in files:
+        try:
+            data = Path(one.path).read_bytes()
+            if _encode(one.before, data) != data:
+                raise OSError(0, "it changed while it was being judged")
+            prepared.append((one, data, _encode(one.after, data)))
+        except (OSError, UnicodeEncodeError) as error:
+            raise _cannot_write(one, error) from None
+    written: list[tuple[FileFix, bytes]] = []
+    for one, data, encoded in prepared:
+        try:
+            replace_file(Path(one.path).resolve(), encoded)
+            written.append((one, data))
+        except OSError as error:
+            for done, original in written:
+                replace_file(Path(done.path).resolve(), original)
+            raise _cannot_write(one, error) from None
+
+
+def _cannot_write(one: FileFix, error: Exception) -> UsageError:
+    why = error.strerror if isinstance(error, OSError) else f"its encoding lacks a character: {error}"
+    return UsageError(f"{one.path}: cannot be written: {why or error}; no file was changed")
 
 
 def _encode(text: str, original: bytes) -> bytes:
@@ -257,10 +291,20 @@ def _encode(text: str, original: bytes) -> bytes:
     return text.encode(encoding)
 
 
-def behaviour(fixes: Sequence[FileFix]) -> list[tuple[str, int, Safety, str]]:
-    """(path, line, safety, reason) of every rewrite: what changed in behaviour."""
-    return [
-        (one.path, plan.statement.line, plan.safety, plan.reason)
-        for one in sorted(fixes, key=lambda f: f.path)
-        for plan in sorted(one.plans, key=lambda p: p.statement)
-    ]
+def behaviour(fixes: Sequence[FileFix], before: Report) -> list[str]:
+    """What changed in behaviour, in lines for people: every rewrite, the state in which it matters, and a sum."""
+    witness = {finding.fix: finding.witness for finding in before.findings if finding.witness}
+    lines: list[str] = []
+    plans = [(one.path, plan) for one in fixes for plan in one.plans]
+    for path, plan in sorted(plans, key=lambda item: (item[0], item[1].statement)):
+        lines.append(f"fixed {path}:{plan.statement.line} ({plan.safety.value}): {plan.reason}")
+        if plan.safety is not Safety.SAFE and plan in witness:
+            lines.append(f"    before: {witness[plan]}")
+    changed = sum(plan.safety is not Safety.SAFE for _, plan in plans)
+    if plans:
+        files = f"{len(fixes)} file{'' if len(fixes) == 1 else 's'}"
+        lines.append(
+            f"{len(plans)} place{'' if len(plans) == 1 else 's'} fixed in {files}: "
+            f"{len(plans) - changed} as before in every state, {changed} with the change told above"
+        )
+    return lines

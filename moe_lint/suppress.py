@@ -92,7 +92,8 @@ def apply_directives(
         directives = read_directives(texts.get(path, ""))
         used: dict[Directive, set[str]] = {}
         for finding in by_path.get(path, ()):
-            match = next((d for d in directives if _covers(d, finding)), None)
+            named = {finding.rule, finding.name}
+            match = next((d for d in directives if named & set(d.codes) and covers(d, finding)), None)
             if match is None:
                 open_findings.append(finding)
             else:
@@ -102,9 +103,8 @@ def apply_directives(
     return sorted(open_findings, key=lambda f: f.order), silenced
 
 
-def _covers(directive: Directive, finding: Finding) -> bool:
-    if not {finding.rule, finding.name} & set(directive.codes):
-        return False
+def covers(directive: Directive, finding: Finding) -> bool:
+    """Whether a directive stands where it speaks for a finding, whatever its codes."""
     line = directive.span.line
     spans = [finding.span] + ([finding.guard] if finding.guard is not None else [])
     edges = {edge for span in spans for edge in (span.line, span.end_line)}

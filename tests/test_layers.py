@@ -37,6 +37,7 @@ ORDER = (
     "baseline",
     "engine",
     "fixing",
+    "silencing",
     "initialise",
     "api",
     "cli",

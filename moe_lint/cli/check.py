@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import click
 
 from moe_lint.api import options_of
-from moe_lint.cli.adoption import write_baseline
+from moe_lint.cli.adoption import check_reason, need_terminal, silence, write_baseline
 from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, wants_patches, write_files
 from moe_lint.cli.settings import check_options, fix_level, settings_for
 from moe_lint.cli.shared import EPILOG, console, fail, tell_failures, to_stderr
-from moe_lint.engine import Options, run
+from moe_lint.engine import run
 from moe_lint.model import Report
 from moe_lint.reporters import FORMATS, render
 from moe_lint.reporters.summary import not_compared, statistics, summary
@@ -23,6 +22,9 @@ from moe_lint.reporters.summary import not_compared, statistics, summary
 @click.argument("paths", nargs=-1, metavar="PATH…")
 @click.option("--fix", "do_fix", is_flag=True, help="Apply safe and corrective fixes.")
 @click.option("--diff", "do_diff", is_flag=True, help="Show what --fix would change, and change nothing.")
+@click.option("--interactive", is_flag=True, help="Ask fix by fix, with the diff. Implies --fix.")
+@click.option("--add-ignores", "do_ignores", is_flag=True, help="Silence every finding with a comment.")
+@click.option("--reason", metavar="TEXT", help="What these comments give as the reason.")
 @click.option("--write-baseline", "do_baseline", is_flag=True, help="Write what is found to the --baseline FILE.")
 @check_options
 @click.option("--statistics", is_flag=True, help="Count the findings of each rule instead of showing them.")
@@ -36,6 +38,9 @@ def command(
     paths: tuple[str, ...],
     do_fix: bool,
     do_diff: bool,
+    interactive: bool,
+    do_ignores: bool,
+    reason: str | None,
     do_baseline: bool,
     statistics: bool,
     exit_zero: bool,
@@ -47,15 +52,25 @@ def command(
     """Judge every all-reduce after the experts below the given files and folders."""
     settings = settings_for(context, paths)
     level = fix_level(settings)
-    if do_baseline and (do_fix or do_diff or outputs or to_stdout):
-        fail("--write-baseline takes no --fix, --diff or --output: fix first, then write down what is left")
+    modes = {"--write-baseline": do_baseline, "--add-ignores": do_ignores, "--fix": do_fix or interactive}
+    asked = [name for name, on in modes.items() if on]
+    if len(asked) > 1:
+        fail(f"{asked[0]} and {asked[1]} do not go together: run one after the other")
     if do_baseline and settings.one("baseline").value is None:
         fail("--write-baseline needs to know where: give --baseline FILE too")
+    if do_baseline and (do_diff or outputs or to_stdout):
+        fail("--write-baseline makes no report and no diff: run it by itself")
+    if reason is not None and not do_ignores:
+        fail("--reason is what --add-ignores writes: give that too")
+    check_reason(reason)
     if quiet and verbose:
         fail("--quiet and --verbose exclude each other")
     stdout, files = chosen(outputs, to_stdout)
-    if do_diff and stdout.format != "text":
-        fail(f"--diff and {stdout.format} both go to standard output; give {stdout.format} a file")
+    for option, on in {"--diff": do_diff, "--interactive": interactive}.items():
+        if on and stdout.format != "text":
+            fail(f"{option} and {stdout.format} both go to standard output; give {stdout.format} a file")
+    if interactive:
+        need_terminal(do_diff)
     if not paths:
         sys.exit(0)  # a pre-commit run in which no file matched
     shows_sums = any(output.format == "html" for output in (stdout, *files))
@@ -65,14 +80,21 @@ def command(
         write_baseline(report, settings)
     exit_code = report.exit_code
     told = to_stderr if quiet or stdout.format not in ("text", "concise") else click.echo
-    if do_fix and exit_code == 2:
+    if (do_fix or interactive or do_ignores) and exit_code == 2:
         to_stderr("moe-lint: nothing was written: some files could not be judged")
-    elif do_fix or do_diff:
-        after = _fixed(options, report, level, do_diff, told)
-        if do_diff:  # a diff leaves every finding where it is
-            to_stderr(f"after these changes: {summary(after)}")
-        else:
+    elif do_ignores:
+        after = silence(options, report, reason, do_diff, told)
+        if not do_diff:
             report, exit_code = after, after.exit_code
+    elif do_diff:  # leaves every finding where it is
+        from moe_lint.cli.fixes import shown
+
+        to_stderr(f"after these changes: {summary(shown(options, report, level))}")
+    elif do_fix or interactive:
+        from moe_lint.cli.fixes import fixed
+
+        report = fixed(options, report, level, told, interactive)
+        exit_code = report.exit_code
     if wants_patches([stdout, *files]):
         from moe_lint.fixing import ALLOWED, patches
 
@@ -101,25 +123,3 @@ def _show(report: Report, output: str, statistics_only: bool, quiet: bool, verbo
             click.echo(f"{path}:{line}: note: {why}", err=not for_people)
     if for_people and not quiet:
         click.echo(summary(report))
-
-
-def _fixed(options: Options, report: Report, level: str, do_diff: bool, told: Callable[[str], None]) -> Report:
-    """Fix (or show the diff of fixing), and the report that is left."""
-    from moe_lint.fixing import ALLOWED, behaviour, diff, fix, write
-
-    result = fix(options, report, ALLOWED[level])
-    if do_diff:
-        click.echo(diff(result.fixed), nl=False)
-    else:
-        for one in result.fixed:
-            try:
-                write(one.path, one.before, one.after)
-            except (OSError, UnicodeEncodeError) as error:
-                fail(f"{one.path}: cannot be written: {error}")
-        for path, line, safety, reason in behaviour(result.fixed):
-            told(f"fixed {path}:{line} ({safety.value}): {reason}")
-    for path, line, reason in result.not_proven:
-        to_stderr(f"{path}:{line}: FIX_NOT_PROVEN: {reason}; left as it was")
-    if result.held_back:
-        to_stderr(f"moe-lint: {result.held_back} fix(es) held back; see --unsafe-fixes")
-    return result.report

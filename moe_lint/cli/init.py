@@ -6,8 +6,7 @@ import click
 
 from moe_lint.api import options_of
 from moe_lint.cli.settings import settings_for, tree_options
-from moe_lint.cli.shared import fail
-from moe_lint.fixing import diff, write
+from moe_lint.fixing import diff, write_all
 from moe_lint.initialise import plan_init
 
 
@@ -27,10 +26,7 @@ def command(context: click.Context, tree: str, into: str | None, do_diff: bool) 
     if do_diff:
         click.echo(diff(plan.files), nl=False)
         return
+    write_all(plan.files)
     for one in plan.files:
-        try:
-            write(one.path, one.before, one.after)
-        except (OSError, UnicodeEncodeError) as error:
-            fail(f"{one.path}: cannot be written: {error}")
         click.echo(f"wrote {one.path}")
     click.echo(f"added `{plan.helper.name}`; next: moe-lint --fix {tree}")

@@ -80,13 +80,12 @@ def test_init_and_fix_replay_the_sweep_of_the_central_helper(tmp_path: Path) -> 
     tree = str(tmp_path / "sglang")
     plan = plan_init(tree, SGLANG)
     assert plan is not None
-    for one in plan.files:
-        fixing.write(one.path, one.before, one.after)
+    fixing.write_all(plan.files)
     options = Options((tree,), SGLANG)
     result = fixing.fix(options, run(options), fixing.ALLOWED["default"])
     assert result.not_proven == ()
+    fixing.write_all(result.fixed)
     for one in result.fixed:
-        fixing.write(one.path, one.before, one.after)
         compile(one.after, one.path, "exec")
     report = run(options)
     # the sweep was about guards; what is wrong with the layers around them it left as it was
