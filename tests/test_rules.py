@@ -119,7 +119,7 @@ def test_a_rewrite_is_judged_equal_and_stable(name: str, tmp_path: Path) -> None
     assert result.not_proven == ()
     for one in result.fixed:
         compile(one.after, one.path, "exec")
-        fixing.write(one.path, one.before, one.after)
+        fixing.write_all([one])
     assert run(options).findings == ()
     assert [row.relation for row in run(options).rows] == ["equal"]
     assert fixing.fix(options, run(options), fixing.ALLOWED["unsafe"]).fixed == ()
