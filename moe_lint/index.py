@@ -74,6 +74,11 @@ class ProjectIndex:
     def known_paths(self) -> frozenset[str]:
         return frozenset(self._paths)
 
+    @property
+    def relevant(self) -> frozenset[str]:
+        """The files whose content the answers so far can depend on."""
+        return frozenset((*self.texts, *self._facts))
+
     def facts(self, path: str) -> FileFacts | None:
         if path not in self._facts:
             self._facts[path] = self._load(path)

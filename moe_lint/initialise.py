@@ -7,7 +7,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_lint.engine import analyse
+from moe_lint.analysis import analyse
+from moe_lint.discover import python_file_names
 from moe_lint.fixing import FileFix
 from moe_lint.formula import And, Atom, Formula, Or
 from moe_lint.ignored import DEFAULT_FILES, FileFilter
@@ -32,7 +33,7 @@ def plan_init(
     path = Path(tree_path)
     if not path.is_dir():
         raise UsageError(f"{tree_path}: init needs the folder of a tree")
-    tree = analyse(path.resolve(), profile, files=files)
+    tree = analyse(str(path), python_file_names(str(path.resolve()), files), profile)
     helper = tree.policy.helper
     if tree.policy.problems:
         problem = tree.policy.problems[0]

@@ -205,6 +205,23 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """Everything that can be told of one tree under one choice of rules, with absolute paths.
+
+    ``relevant`` are the files that were searched or parsed for it: no other file's content could change it.
+    """
+
+    findings: tuple[Finding, ...]
+    rows: tuple[MatrixRow, ...]
+    problems: tuple[Problem, ...]
+    suppressed: tuple[Suppressed, ...]
+    #: told to the user when a site after the experts is shown
+    note: str | None
+    atoms: tuple[str, ...]
+    relevant: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class KnownFinding:
     """A finding that a baseline lists. ``path`` is relative to the baseline's folder, with ``/``."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from moe_lint.ignored import Patterns, matches
 from moe_lint.model import Finding, UsageError
-from moe_lint.rules import Rule, all_rules
+
+if TYPE_CHECKING:
+    from moe_lint.rules import Rule
 
 _PREFIX = re.compile(r"MOE\d{0,2}$")
 
@@ -24,6 +26,8 @@ class PathIgnore:
 
 def find_codes(wanted: str) -> tuple[str, ...]:
     """The codes that a code, a name, the beginning of a code, or `ALL` stands for. Raises ``UsageError``."""
+    from moe_lint.rules import all_rules  # not needed by a run that the cache answers
+
     codes = [rule.code for rule in all_rules()]
     upper = wanted.upper()
     if upper in codes:
@@ -35,6 +39,8 @@ def find_codes(wanted: str) -> tuple[str, ...]:
     )
     if not found:
         known = {**{code.lower(): code for code in codes}, **{rule.name: rule.name for rule in all_rules()}}
+        from difflib import get_close_matches
+
         close = get_close_matches(wanted.lower(), known, n=1)
         hint = f"; did you mean {known[close[0]]!r}?" if close else ""
         raise UsageError(f"unknown rule {wanted!r}{hint}; `moe-lint rule` lists them")
@@ -45,6 +51,8 @@ def chosen_rules(
     select: Iterable[str], extend_select: Iterable[str], ignore: Iterable[str]
 ) -> tuple[list[Rule], frozenset[str]]:
     """(the rules of a run, the codes among them that the user named). Raises ``UsageError``."""
+    from moe_lint.rules import all_rules
+
     selected = {code for wanted in select for code in find_codes(wanted)}
     extended = {code for wanted in extend_select for code in find_codes(wanted)}
     ignored = {code for wanted in ignore for code in find_codes(wanted)}

@@ -7,7 +7,7 @@ import io
 import tokenize
 import warnings
 
-from moe_lint.model import SkipReason
+from moe_lint.model import Problem, SkipReason
 
 
 class SourceError(ValueError):
@@ -18,6 +18,13 @@ class SourceError(ValueError):
         self.reason = reason
         self.line = line
         self.message = message
+
+
+def problem_of(path: str, error: OSError | SourceError) -> Problem:
+    """Why a file could not be read, decoded or parsed."""
+    if isinstance(error, SourceError):
+        return Problem(error.reason, path, error.line, error.message)
+    return Problem(SkipReason.UNREADABLE, path, 1, f"cannot be read: {error.strerror or error}")
 
 
 def decode(data: bytes) -> str:

@@ -20,3 +20,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(FIXTURE / "engine", tmp_path / "engine")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep no judgement of a test beyond it."""
+    monkeypatch.setenv("MOE_LINT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

@@ -7,7 +7,8 @@ from textwrap import dedent
 
 import pytest
 
-from moe_lint.engine import analyse
+from moe_lint.analysis import analyse
+from moe_lint.discover import python_file_names
 from moe_lint.model import SkipReason
 from moe_lint.profile import load_profile
 
@@ -20,7 +21,7 @@ def judged(root: Path, **files: str) -> dict[str, bool]:
     for name, text in files.items():
         source = HEAD + dedent(text).replace("R(", "tensor_model_parallel_all_reduce(")
         (root / f"{name}.py").write_text(source)
-    tree = analyse(root, PROFILE)
+    tree = analyse(str(root), python_file_names(str(root)), PROFILE)
     assert {problem.reason for problem in tree.problems} <= {SkipReason.NO_HELPER}
     found: dict[str, bool] = {}
     for site in tree.sites:

@@ -35,6 +35,11 @@ ORDER = (
     "config",
     "selection",
     "baseline",
+    "prefilter",
+    "reading",
+    "analysis",
+    "judging",
+    "cache",
     "engine",
     "fixing",
     "silencing",
@@ -51,7 +56,7 @@ BESIDE = {
 }
 #: Loaded only where they are needed: inside a function, never on import.
 LATE = {
-    "engine": ("moe_lint.guard_visitor",),
+    "judging": ("moe_lint.guard_visitor",),
     "fixing": ("codemods.edits", "codemods.guards", "codemods.imports"),
     "initialise": ("codemods.edits", "codemods.imports"),
 }

@@ -87,7 +87,7 @@ def test_a_report_that_cannot_be_written_is_one_line_and_the_old_one_stays(
 
     Path("out.json").write_text("old")
     monkeypatch.setattr(os, "replace", full)
-    result = moe_lint("-o", "json:out.json", "engine")
+    result = moe_lint("--no-cache", "-o", "json:out.json", "engine")
     assert result.exit_code == 2
     assert result.stderr == "moe-lint: error: --output: out.json: cannot be written: No space left on device\n"
     assert sorted(p.name for p in tree.iterdir()) == ["engine", "out.json"]

@@ -21,6 +21,7 @@ COMMANDS = {
     "rule": "rule",
     "init": "init",
     "verify": "verify",
+    "clean": "clean",
     "config": "config",
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
 from moe_lint.api import options_of
 from moe_lint.cli.adoption import check_reason, need_terminal, silence, write_baseline
+from moe_lint.cli.caching import cache_options, open_cache
 from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, wants_patches, write_files
 from moe_lint.cli.settings import check_options, fix_level, settings_for
 from moe_lint.cli.shared import EPILOG, console, fail, tell_failures, to_stderr
@@ -32,6 +34,7 @@ from moe_lint.reporters.summary import not_compared, statistics, summary
 @click.option("--quiet", "-q", is_flag=True, help="Show findings and nothing else.")
 @click.option("--verbose", "-v", is_flag=True, help="Also list every reduction that was not compared, and why.")
 @output_options(FORMATS)
+@cache_options
 @click.pass_context
 def command(
     context: click.Context,
@@ -48,6 +51,8 @@ def command(
     verbose: bool,
     outputs: tuple[Output, ...],
     to_stdout: Output | None,
+    cache_dir: Path | None,
+    no_cache: bool,
 ) -> None:
     """Judge every all-reduce after the experts below the given files and folders."""
     settings = settings_for(context, paths)
@@ -75,6 +80,7 @@ def command(
         sys.exit(0)  # a pre-commit run in which no file matched
     shows_sums = any(output.format == "html" for output in (stdout, *files))
     options = replace(options_of(paths, settings, baseline=not do_baseline), law=shows_sums)
+    options = replace(options, cache=open_cache(cache_dir, no_cache))
     report = run(options)
     if do_baseline:
         write_baseline(report, settings)

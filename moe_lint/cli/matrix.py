@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
 from moe_lint.api import options_of
+from moe_lint.cli.caching import cache_options, open_cache
 from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, write_files
 from moe_lint.cli.settings import settings_for, tree_options
 from moe_lint.cli.shared import EPILOG, console, tell_failures
@@ -22,13 +24,21 @@ from moe_lint.reporters import MATRIX_FORMATS, render_matrix
 )
 @output_options(MATRIX_FORMATS)
 @tree_options
+@cache_options
 @click.pass_context
 def command(
-    context: click.Context, paths: tuple[str, ...], every: bool, outputs: tuple[Output, ...], to_stdout: Output | None
+    context: click.Context,
+    paths: tuple[str, ...],
+    every: bool,
+    outputs: tuple[Output, ...],
+    to_stdout: Output | None,
+    cache_dir: Path | None,
+    no_cache: bool,
 ) -> None:
     """Show the sites as rows and the skip reasons of the tree as columns."""
     stdout, files = chosen(outputs, to_stdout)
-    report = run(replace(options_of(paths, settings_for(context, paths), baseline=False), law=True))
+    options = options_of(paths, settings_for(context, paths), baseline=False)
+    report = run(replace(options, law=True, cache=open_cache(cache_dir, no_cache)))
     write_files(files, lambda output: render_matrix(report, output))
     if stdout.format == "text":
         from moe_lint.reporters.text import show_matrix

@@ -1,0 +1,116 @@
+"""One tree: paths -> files -> index -> policy -> judged sites."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from moe_lint.dataflow import Dataflow
+from moe_lint.facts import RawSite, is_reduction_name
+from moe_lint.index import ProjectIndex
+from moe_lint.model import Problem, Route, SkipReason
+from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
+from moe_lint.prefilter import Prefilter, may_hold_sites
+from moe_lint.profile import Profile, bundled_profiles, load_profile
+from moe_lint.reading import Reader
+from moe_lint.sites import Site, find_site, judge_site, skip_atoms_used
+
+_IDENTIFIER = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One analysed tree: every file's text that matters, the index, the policy and the judged sites."""
+
+    texts: Mapping[str, str]
+    index: ProjectIndex
+    policy: Policy
+    dataflow: Dataflow
+    sites: tuple[Site, ...]
+    problems: tuple[Problem, ...]
+
+
+def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[str, str] | None = None) -> Tree:
+    """Read the Python files of a tree and judge every site in them. ``overlay``: path -> text in its place."""
+    prefilter = Prefilter(profile)
+    reader = Reader(profile, prefilter, overlay or {})
+    paths = list(paths)
+    texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
+    index = ProjectIndex(texts, paths, reader.facts, profile)
+    dataflow = Dataflow(index)
+    found = [
+        find_site(path, raw, index, dataflow)
+        for path in sorted(texts)
+        if may_hold_sites(texts[path])
+        for raw in _raw_sites(index, path, prefilter.call_words)
+    ]
+    for path in dict.fromkeys(site.path for site in found if site.post_experts):
+        judged = index.facts(path)
+        if judged is not None:
+            judged.parse_all()  # a file that is judged is known to be whole
+    helper, helper_problems = read_helper(index)
+    used = skip_atoms_used(found, profile)
+    if helper is None and not helper_problems and (any(a for _, a in used) or any(f.absorber for f in found)):
+        helper = propose_helper(index, used)
+    policy = Policy(index, helper, helper_problems)
+    sites = tuple(judge_site(site, policy) for site in found)
+    return Tree(
+        texts,
+        index,
+        policy,
+        dataflow,
+        sites,
+        (*reader.problems.values(), *helper_problems, *_no_helper(root, policy, sites), *_site_problems(sites)),
+    )
+
+
+def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Problem]:
+    """Reductions after the experts in a tree in which nothing says who else could sum."""
+    open_sites = [site for site in sites if site.post_experts and site.route is not Route.WRAPPER]
+    if policy.helper is not None or policy.problems or not open_sites:
+        return
+    profile = policy.profile
+    others = (load_profile(name) for name in bundled_profiles() if name != profile.name)
+    fitting = [p.name for p in others if any(find_definition(policy.index, name) is not None for name in p.helpers)]
+    hint = f"; did you mean `--profile {fitting[0]}`?" if fitting else ""
+    count = f"{len(open_sites)} reduction{'s' if len(open_sites) > 1 else ''} after the experts"
+    message = f"no `{profile.helper}` in this tree, and no guard names a skip reason: {count} not judged{hint}"
+    yield Problem(SkipReason.NO_HELPER, root, 1, message)
+
+
+def _raw_sites(index: ProjectIndex, path: str, words: Iterable[str]) -> list[RawSite]:
+    """The reductions of one file, in order."""
+    text = index.texts[path].split("\n")
+    mentions = {line for word in words for line in index.lines_of(path, word)}
+    lines = [line for line in mentions if _names_reduction(text[line - 1], index.profile)]
+    facts = index.facts(path) if lines else None
+    if facts is None:
+        return []
+    found = {
+        (site.span, site.collective): site for name in facts.functions_at(lines) for site in facts.function(name).sites
+    }
+    return sorted(found.values(), key=lambda site: site.span)
+
+
+def _names_reduction(line: str, profile: Profile) -> bool:
+    """Whether a line of code holds the whole name of a reduction, not just words like those in one."""
+    if line.lstrip().startswith("#"):
+        return False
+    return any(
+        word in profile.collectives or word in profile.wrappers or is_reduction_name(word)
+        for word in _IDENTIFIER.findall(line)
+    )
+
+
+def _site_problems(sites: Iterable[Site]) -> list[Problem]:
+    texts = {
+        SkipReason.UNKNOWN_AXIS: "sums over a group that is neither TP nor EP; not compared with the helper",
+        SkipReason.UNKNOWN_ABSORBER: "has no skip condition, and no layer around it was found: right or wrong is open",
+        SkipReason.TOO_MANY_ATOMS: "its guard has too many conditions for a truth table; not compared with the helper",
+    }
+    return [
+        Problem(site.problem, site.path, site.raw.span.line, f"`{site.raw.collective}` {texts[site.problem]}", False)
+        for site in sites
+        if site.problem is not None
+    ]

@@ -1,0 +1,24 @@
+"""`moe-lint clean`: empty the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moe_lint.cli.caching import cache_options, open_cache
+from moe_lint.cli.shared import EPILOG, fail
+
+
+@click.command("clean", epilog=EPILOG)
+@cache_options
+def command(cache_dir: Path | None, no_cache: bool) -> None:
+    """Remove the judgements that earlier runs kept."""
+    cache = open_cache(cache_dir, no_cache)
+    if cache is None:
+        fail("--no-cache names nothing to clean")
+    try:
+        count = cache.clear()
+    except OSError as error:
+        fail(f"{cache.folder}: cannot be emptied: {error.strerror or error}")
+    click.echo(f"{count} judgement{'' if count == 1 else 's'} removed from {cache.folder}")

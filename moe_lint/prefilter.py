@@ -1,0 +1,55 @@
+"""Which files may matter: a search for the engine's words in bytes, before anything is decoded or parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from moe_lint.profile import Profile
+
+
+class Prefilter:
+    """The words of one engine; most files of a tree hold none of them."""
+
+    def __init__(self, profile: Profile) -> None:
+        names = [*profile.collectives, *profile.wrappers]
+        central = [*profile.helpers, *([f"class {profile.backend_enum}"] if profile.backend_enum else [])]
+        plain = [constructor.strip("*") for constructor in profile.absorber_constructors]
+        absorbers = [name for name in plain if "*" not in name]
+        absorbers += [f"def {name}(" for name in profile.combines]
+        ours = ["moe-lint"]  # a directive may silence something, or nothing
+        self._words = [word.encode() for word in _shortest([*names, *absorbers, *central, *ours])]
+        #: each of the words, and each other reduction, holds one of these
+        self._stems = [stem.encode() for stem in _shortest(["all_reduce", *names, *absorbers, *central, *ours])]
+        #: what the name of a reduction may hold
+        self.call_words = _shortest(["all_reduce", "allreduce", *names])
+
+    def is_candidate(self, data: bytes) -> bool:
+        """Whether a file with this content may matter."""
+        if not _holds(data, self._stems):
+            return False
+        # a reduction under a name that the profile does not list matters only beside experts
+        return (b"all_reduce" in data and b"expert" in data) or _holds(data, self._words)
+
+
+def may_hold_sites(text: str) -> bool:
+    """Whether a file speaks of experts at all; only there can a reduction follow them."""
+    return any(word in text for word in ("expert", "moe", "MoE", "Moe", "MOE"))
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file. Raises ``OSError``."""
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+def _holds(data: bytes, words: Iterable[bytes]) -> bool:
+    for word in words:  # noqa: SIM110 - asked of every file: a generator costs more than the search
+        if word in data:
+            return True
+    return False
+
+
+def _shortest(words: Iterable[str]) -> list[str]:
+    """The words without those that hold another one: where a long one occurs, the short one does."""
+    unique = list(dict.fromkeys(words))
+    return [word for word in unique if not any(other != word and other in word for other in unique)]

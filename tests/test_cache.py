@@ -1,0 +1,200 @@
+"""Kept judgements: the same answer as judging anew, and never an old one."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_lint import engine
+from moe_lint.cache import Cache
+from moe_lint.engine import Options, run
+from moe_lint.model import Report
+from moe_lint.profile import load_profile
+from tests.runs import EXPECTED, findings, moe_lint
+
+HELPER = "engine/layers/moe/utils.py"
+
+PROFILE = load_profile("sglang")
+
+
+@pytest.fixture
+def judged(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Report, bool]]:
+    """Checks the tree with a cache: (the report, whether the tree was judged anew)."""
+    cache = Cache(tree / "cache")
+    calls: list[int] = []
+    original = engine._judged
+
+    def counted(*args: object) -> object:
+        calls.append(1)
+        return original(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "_judged", counted)
+    for path in (tree / "engine").rglob("*"):
+        _age(path)
+
+    def check(*paths: str, select: tuple[str, ...] = ()) -> tuple[Report, bool]:
+        calls.clear()
+        report = run(Options(paths or ("engine",), PROFILE, select, cache=cache))
+        assert report == run(Options(paths or ("engine",), PROFILE, select)), "the cache changes an answer"
+        return report, len(calls) > 1
+
+    return check
+
+
+def _age(path: Path) -> None:
+    """Make a file look as if it had been written a minute ago."""
+    os.utime(path, (time.time() - 60, time.time() - 60))
+
+
+Judged = Callable[..., tuple[Report, bool]]
+
+
+def test_a_second_run_judges_nothing(judged: Judged) -> None:
+    assert judged()[1]
+    report, anew = judged()
+    assert not anew
+    assert [(Path(f.path).name, f.span.line, f.rule) for f in report.findings] == EXPECTED
+
+
+def test_every_file_of_a_judged_tree_is_answered_for(judged: Judged) -> None:
+    judged()
+    report, anew = judged("engine/models/pair.py", "engine/models/right.py")
+    assert not anew
+    assert {f.rule for f in report.findings} == {"MOE001", "MOE101"}
+    assert report.files == 2
+
+
+def test_a_changed_site_is_judged_again(judged: Judged, tree: Path) -> None:
+    judged()
+    path = tree / "engine/models/unguarded.py"
+    path.write_text(path.read_text().replace("tensor_model_parallel_all_reduce(", "no_reduction("))
+    report, anew = judged()
+    assert anew
+    assert "unguarded.py" not in {Path(f.path).name for f in report.findings}
+
+
+def test_a_changed_helper_has_its_users_judged_again(judged: Judged, tree: Path) -> None:
+    judged()
+    path = tree / HELPER
+    path.write_text(path.read_text().replace("def should_skip_post_experts_all_reduce", "def renamed"))
+    assert judged()[1]
+
+
+def test_a_change_that_keeps_size_and_time_is_seen(judged: Judged, tree: Path) -> None:
+    judged()
+    path = tree / "engine/models/unguarded.py"
+    before = path.stat()
+    path.write_text(path.read_text().replace("all_reduce(", "all_reducX("))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert judged()[1]
+
+
+def test_touching_a_file_changes_nothing(judged: Judged, tree: Path) -> None:
+    judged()
+    os.utime(tree / "engine/models/unguarded.py")
+    assert not judged()[1]
+    assert not judged()[1]
+
+
+def test_a_new_file_and_a_removed_one_count(judged: Judged, tree: Path) -> None:
+    judged()
+    new = tree / "engine/models/new.py"
+    new.write_text((tree / "engine/models/unguarded.py").read_text())
+    report, anew = judged()
+    assert anew
+    assert "new.py" in {Path(f.path).name for f in report.findings}
+    new.unlink()
+    assert judged()[1]
+
+
+def test_a_file_without_any_word_of_the_engine_does_not_count(judged: Judged, tree: Path) -> None:
+    other = tree / "engine/other.py"
+    other.write_text("x = 1\n")
+    judged()
+    other.write_text("x = 2\n")
+    assert not judged()[1]
+    other.write_text("def f(x):\n    return tensor_model_parallel_all_reduce(x)\n")
+    assert judged()[1]
+
+
+def test_other_rules_and_other_profiles_have_other_judgements(judged: Judged, tree: Path) -> None:
+    judged()
+    assert judged(select=("MOE002",))[1]
+    assert not judged(select=("MOE002",))[1]
+    own = tree / "own.toml"
+    own.write_text('extends = "sglang"\nname = "own"\n[collectives]\nno_such_reduce = "TP"\n')
+    cache = Cache(tree / "cache")
+    before = len(list((tree / "cache").glob("*.pickle")))
+    run(Options(("engine",), load_profile(str(own)), cache=cache))
+    assert len(list((tree / "cache").glob("*.pickle"))) == before + 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x80\x05", b"garbage", pickle.dumps(("?", 1)), pickle.dumps((1, 2, {}, 3))])
+def test_a_damaged_entry_is_a_miss(judged: Judged, tree: Path, damage: bytes) -> None:
+    judged()
+    (entry,) = (tree / "cache").glob("*.pickle")
+    entry.write_bytes(damage)
+    assert judged()[1]
+    assert not judged()[1]
+
+
+def test_a_planted_entry_runs_no_code(judged: Judged, tree: Path) -> None:
+    class Planted:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tree / 'ran'}",)
+
+    judged()
+    (entry,) = (tree / "cache").glob("*.pickle")
+    entry.write_bytes(pickle.dumps((1, 0, {}, Planted())))
+    assert judged()[1]
+    assert not (tree / "ran").exists()
+
+
+def test_a_syntax_error_is_told_again_from_the_cache(judged: Judged, tree: Path) -> None:
+    path = tree / "engine/models/unguarded.py"
+    path.write_text(path.read_text() + "\ndef broken(:\n")
+    _age(path)
+    assert judged()[1]
+    report, anew = judged()
+    assert not anew
+    assert report.exit_code == 2
+
+
+def test_a_named_file_is_parsed_although_the_tree_is_known(judged: Judged, tree: Path) -> None:
+    other = tree / "engine/other.py"
+    other.write_text("def broken(:\n")
+    judged()
+    report, anew = judged("engine/other.py")
+    assert not anew
+    assert [problem.message for problem in report.problems] == ["syntax error: invalid syntax"]
+
+
+def test_concurrent_runs_agree(tree: Path) -> None:
+    command = [sys.executable, "-m", "moe_lint", "--cache-dir", str(tree / "cache"), "--format", "json", "engine"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tree) for _ in range(4)]
+    assert len({process.communicate()[0] for process in running}) == 1
+    assert {process.returncode for process in running} == {1}
+
+
+def test_no_cache_keeps_nothing_and_clean_empties(tree: Path) -> None:
+    folder = str(tree / "cache")
+    assert findings("--no-cache", "--cache-dir", folder, "engine") == EXPECTED
+    assert not Path(folder).exists()
+    assert findings("--cache-dir", folder, "engine") == EXPECTED
+    assert moe_lint("clean", "--cache-dir", folder).stdout == f"1 judgement removed from {folder}\n"
+    assert list(Path(folder).glob("*.pickle")) == []
+
+
+def test_a_cache_folder_that_cannot_be_made_is_one_clear_line(tree: Path) -> None:
+    (tree / "file").write_text("")
+    result = moe_lint("--cache-dir", str(tree / "file" / "cache"), "engine")
+    assert result.exit_code == 2
+    assert result.stderr == f"moe-lint: error: {tree}/file/cache: the cache cannot be written: Not a directory\n"
