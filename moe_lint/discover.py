@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePath
 
 from moe_lint.ignored import DEFAULT_FILES, PROJECT_MARKERS, FileFilter, Ignorer, Rules
 
@@ -23,6 +24,28 @@ def python_file_names(folder: str, files: FileFilter = DEFAULT_FILES) -> Iterato
     ignorer = Ignorer(files, absolute)
     shown = "" if folder == os.curdir else folder
     yield from _walk(shown, absolute, ignorer, ignorer.above)
+
+
+def left_out(folder: str, files: FileFilter = DEFAULT_FILES) -> dict[str, str]:
+    """What `python_file_names` passes over -> why. A folder without any file that counts stands for all of its files.
+
+    Hidden folders are not told: nobody expects them.
+    """
+    taken = set(python_file_names(folder, files))
+    unless_git = set(python_file_names(folder, replace(files, gitignore=False)))
+    holders = {parent for name in taken for parent in PurePath(name).parents}
+    found: dict[str, str] = {}
+    for name in python_file_names(folder, FileFilter((), gitignore=False)):
+        if name not in taken:
+            below = [
+                parent
+                for parent in PurePath(name).parents
+                if parent.is_relative_to(folder) and parent != PurePath(folder)
+            ]
+            empty = [parent for parent in below if parent not in holders]
+            shown = f"{empty[-1]}{os.sep}" if empty else name
+            found.setdefault(shown, "ignored by git" if name in unless_git else "excluded")
+    return found
 
 
 def _walk(shown: str, folder: str, ignorer: Ignorer, rules: tuple[Rules, ...]) -> Iterator[str]:

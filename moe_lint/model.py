@@ -251,6 +251,11 @@ class Report:
     stale: tuple[KnownFinding, ...] = ()
 
     @property
+    def everything(self) -> tuple[Finding, ...]:
+        """All findings, the silenced and the known ones too: what fingerprints are counted over."""
+        return (*self.findings, *(one.finding for one in self.suppressed), *self.known)
+
+    @property
     def exit_code(self) -> int:
         """2: something could not be judged; 1: findings; 0: neither."""
         if any(problem.failed for problem in self.problems):

@@ -126,6 +126,28 @@ def test_verbose_says_why_a_reduction_was_not_compared(tree: Path) -> None:
     assert why not in moe_lint("engine").stdout
 
 
+def test_verbose_says_why_a_file_was_not_read(tree: Path) -> None:
+    for name in ("skipped.py", "build/a.py", "build/deep/b.py", "models/kept.py"):
+        (tree / "engine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / "engine" / name).write_text("")
+    (tree / "engine/.gitignore").write_text("skipped.py\n")
+    (tree / ".git").mkdir()
+    told = [line for line in moe_lint("-v", "engine").stdout.splitlines() if "not read" in line]
+    assert told == [
+        "note: engine/skipped.py: not read: ignored by git",
+        "note: engine/build/: not read: excluded",
+    ]
+
+
+def test_findings_at_one_place_share_a_frame(tree: Path) -> None:
+    text = moe_lint("engine/models/pair.py").stdout
+    assert text.count("--> ") == 2
+    assert text.count("pair.py:19:35") == 1
+    assert text.index("error[MOE001]") < text.index("error[MOE101]") < text.index("pair.py:19:35")
+    assert text.count("= wrong: with `use_reduce_scatter=True`") == 1
+    assert text.count("= help: ") == 3
+
+
 def test_statistics_count_each_rule_the_most_frequent_first(tree: Path) -> None:
     lines = moe_lint("--statistics", "engine").stdout.splitlines()
     assert [line.split() for line in lines[:-1]] == [
@@ -177,6 +199,15 @@ def test_gitlab_issues_have_the_required_fields_and_own_fingerprints(tree: Path)
     }
     assert all(issue["description"] for issue in issues)
     assert len({issue["fingerprint"] for issue in issues}) == len(EXPECTED)
+
+
+def test_what_the_baseline_lists_is_no_issue_and_a_skipped_case(tree: Path) -> None:
+    before = document("gitlab", "engine")
+    moe_lint("--baseline", "known.json", "--write-baseline", "engine/models/pair.py")
+    left = document("gitlab", "--baseline", "known.json", "engine")
+    assert left == [issue for issue in before if "pair.py" not in issue["location"]["path"]]
+    xml = junit("--baseline", "known.json", "engine")
+    assert (xml.failures, xml.skipped) == (3, 3)
 
 
 def junit(*args: str) -> junitparser.JUnitXml:

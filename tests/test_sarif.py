@@ -101,6 +101,14 @@ def test_a_suppressed_result_carries_its_reason_and_the_others_say_that_they_hav
     assert found["pair.py"]["suppressions"] == []
 
 
+def test_a_result_that_the_baseline_lists_is_suppressed_from_outside(tree: Path) -> None:
+    moe_lint("--baseline", "known.json", "--write-baseline", "engine/models/unguarded.py")
+    sarif = document("sarif", "--baseline", "known.json", "engine")
+    assert errors(sarif) == []
+    kinds = {r["ruleId"]: [s["kind"] for s in r["suppressions"]] for r in sarif["runs"][0]["results"]}
+    assert kinds == {"MOE001": [], "MOE101": [], "MOE002": ["external"], "MOE004": []}
+
+
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_applying_the_fix_of_a_result_gives_what_the_command_writes(tree: Path, ending: str) -> None:
     path = tree / "engine/models/fusion_only.py"

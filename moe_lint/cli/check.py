@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from moe_lint.cli.caching import cache_options, open_cache
 from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, wants_patches, write_files
 from moe_lint.cli.settings import check_options, fix_level, settings_for
 from moe_lint.cli.shared import EPILOG, console, fail, tell_failures, to_stderr
-from moe_lint.engine import run
+from moe_lint.discover import left_out
+from moe_lint.engine import Options, run
 from moe_lint.model import Report
 from moe_lint.reporters import FORMATS, render
 from moe_lint.reporters.summary import not_compared, statistics, summary
@@ -32,7 +35,12 @@ from moe_lint.reporters.summary import not_compared, statistics, summary
 @click.option("--statistics", is_flag=True, help="Count the findings of each rule instead of showing them.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 when there are findings.")
 @click.option("--quiet", "-q", is_flag=True, help="Show findings and nothing else.")
-@click.option("--verbose", "-v", is_flag=True, help="Also list every reduction that was not compared, and why.")
+@click.option(
+    "--verbose",
+    "-v",
+    is_flag=True,
+    help="Also list every reduction that was not compared and every file that was not read, and why.",
+)
 @output_options(FORMATS)
 @cache_options
 @click.pass_context
@@ -107,25 +115,30 @@ def command(
         report = replace(report, patches=patches(options, report, ALLOWED["default"]))
     write_files(files, lambda output: render(report, output))
     if not do_diff:
-        _show(report, stdout.format, statistics, quiet, verbose)
+        _show(report, stdout.format, statistics, quiet, _passed_over(report, options) if verbose else ())
     tell_failures(report)
     sys.exit(0 if exit_zero and exit_code == 1 else exit_code)
 
 
-def _show(report: Report, output: str, statistics_only: bool, quiet: bool, verbose: bool) -> None:
-    """The report on standard output."""
-    if statistics_only:
-        echo_report(statistics(report))
-    elif output == "text":
+def _show(report: Report, output: str, statistics_only: bool, quiet: bool, aside: Sequence[str]) -> None:
+    """The report on standard output; for programs, what is told ``aside`` goes to standard error."""
+    if output == "text" and not statistics_only:
         from moe_lint.reporters.text import show
 
-        show(report, console(), quiet=quiet, verbose=verbose)
+        show(report, console(), quiet=quiet, aside=aside)
         return
-    else:
-        echo_report(render(report, output))
+    echo_report(statistics(report) if statistics_only else render(report, output))
     for_people = statistics_only or output == "concise"
-    if verbose:
-        for path, line, why in not_compared(report):
-            click.echo(f"{path}:{line}: note: {why}", err=not for_people)
+    for line in aside:
+        click.echo(f"note: {line}", err=not for_people)
     if for_people and not quiet:
         click.echo(summary(report))
+
+
+def _passed_over(report: Report, options: Options) -> list[str]:
+    """Every reduction that was not compared and everything that was not read, each with its reason."""
+    told = [f"{path}:{line}: {why}" for path, line, why in not_compared(report)]
+    for path in options.paths:
+        if os.path.isdir(path):
+            told += [f"{name}: not read: {why}" for name, why in left_out(path, options.files).items()]
+    return told

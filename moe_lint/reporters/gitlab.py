@@ -12,7 +12,7 @@ _SEVERITY = {Severity.ERROR: "critical", Severity.WARNING: "minor", Severity.INF
 
 
 def render(report: Report) -> str:
-    marks = fingerprints([*report.findings, *(silenced.finding for silenced in report.suppressed)])
+    marks = fingerprints(report.everything)
     return json.dumps([_issue(finding, marks[finding]) for finding in report.findings], indent=2)
 
 

@@ -43,6 +43,7 @@ def render(report: Report) -> str:
 def _cases(report: Report) -> list[_Case]:
     cases = [_finding(finding) for finding in report.findings]
     cases += [_finding(silenced.finding, "skipped", f"suppressed: {silenced.reason}") for silenced in report.suppressed]
+    cases += [_finding(finding, "skipped", "listed in the baseline") for finding in report.known]
     cases += [
         _Case(p.path, p.line, f"not judged ({p.reason.value})", "error" if p.failed else "skipped", p.message)
         for p in report.problems

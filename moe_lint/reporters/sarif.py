@@ -26,17 +26,17 @@ _ROOT = "SRCROOT"
 
 def render(report: Report) -> str:
     rules = {rule.code: number for number, rule in enumerate(all_rules())}
-    silenced = {one.finding: one.reason for one in report.suppressed}
-    every = [*report.findings, *silenced]
-    marks = fingerprints(every)
+    silenced = {one.finding: _suppression("inSource", one.reason) for one in report.suppressed}
+    silenced |= {finding: _suppression("external", "listed in the baseline") for finding in report.known}
+    marks = fingerprints(report.everything)
     patches = {patch.plan: patch for patch in report.patches}
     results = []
-    for finding in sorted(every, key=lambda f: f.order):
+    for finding in sorted(set(report.everything), key=lambda f: f.order):
         result = _result(finding, marks[finding], rules[finding.rule])
         if finding.fix is not None and finding.fix in patches:
             result["fixes"] = [_fix(finding.path, finding.fix, patches[finding.fix])]
         # where any result has suppressions, all must say whether they have one (3.27.23)
-        result["suppressions"] = [_suppression(silenced[finding])] if finding in silenced else []
+        result["suppressions"] = [silenced[finding]] if finding in silenced else []
         results.append(result)
     run = {
         "tool": {"driver": _driver()},
@@ -117,8 +117,8 @@ def _fix(path: str, plan: FixPlan, patch: Patch) -> dict[str, Any]:
     }
 
 
-def _suppression(reason: str) -> dict[str, Any]:
-    return {"kind": "inSource", "status": "accepted", **({"justification": reason} if reason else {})}
+def _suppression(kind: str, reason: str) -> dict[str, Any]:
+    return {"kind": kind, "status": "accepted", **({"justification": reason} if reason else {})}
 
 
 def _invocation(report: Report) -> dict[str, Any]:

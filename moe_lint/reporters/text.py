@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_lint.model import Finding, MatrixRow, Report, Severity
-from moe_lint.reporters.summary import not_compared, summary
+from moe_lint.reporters.summary import summary
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
 _MAX_FRAME = 9
@@ -33,17 +34,15 @@ def _plain(show: Callable[[Console], None]) -> str:
     return stream.getvalue()
 
 
-def show(report: Report, console: Console, *, quiet: bool = False, verbose: bool = False) -> None:
-    """Print the findings; unless ``quiet``, the notes and a summary line; if ``verbose``, all that was passed over."""
+def show(report: Report, console: Console, *, quiet: bool = False, aside: Sequence[str] = ()) -> None:
+    """Print the findings; unless ``quiet``, the notes, what else is to be told ``aside``, and a summary line."""
     texts: dict[str, list[str]] = {}
-    for finding in report.findings:
-        console.print(_frame(finding, texts), soft_wrap=True)
+    for _, group in groupby(report.findings, key=lambda finding: (finding.path, finding.span)):
+        console.print(_frame(tuple(group), texts), soft_wrap=True)
     if quiet:
         return
-    told = [(problem.path, problem.line, problem.message) for problem in report.problems if not problem.failed]
-    for path, line, message in [*told, *(not_compared(report) if verbose else ())]:
-        console.print(_line("note", "bold cyan", f"{path}:{line}: {message}"), soft_wrap=True)
-    for note in report.notes:
+    told = [f"{p.path}:{p.line}: {p.message}" for p in report.problems if not p.failed]
+    for note in (*told, *aside, *report.notes):
         console.print(_line("note", "bold cyan", note), soft_wrap=True)
     console.print(summary(report), soft_wrap=True)
 
@@ -52,12 +51,14 @@ def _line(label: str, style: str, message: str) -> Text:
     return Text.assemble((label, style), f": {message}")
 
 
-def _frame(finding: Finding, texts: dict[str, list[str]]) -> Text:
-    style = _STYLE[finding.severity]
-    text = Text.assemble(
-        (f"{finding.severity.value}[{finding.rule}]", style), (f" {finding.name}: {finding.message}\n", "bold")
-    )
-    span = finding.span
+def _frame(findings: Sequence[Finding], texts: dict[str, list[str]]) -> Text:
+    """What is found at one place: a headline for each finding, the code once, and what they say about it once."""
+    text = Text()
+    for finding in findings:
+        text.append(f"{finding.severity.value}[{finding.rule}]", _STYLE[finding.severity])
+        text.append(f" {finding.name}: {finding.message}\n", "bold")
+    finding = findings[0]
+    style, span = _STYLE[finding.severity], finding.span
     width = len(str(span.end_line))
     pad = " " * width
     text.append(f"{pad}--> ", "blue")
@@ -65,7 +66,7 @@ def _frame(finding: Finding, texts: dict[str, list[str]]) -> Text:
     where = ".".join(part for part in (finding.class_name, finding.function) if part)
     text.append(f" in `{where}`\n" if where else "\n")
     lines = texts.setdefault(finding.path, _read(finding.path))
-    first = min(span.line, finding.guard.line) if finding.guard is not None else span.line
+    first = min([span.line, *(one.guard.line for one in findings if one.guard is not None)])
     shown = list(range(first, span.end_line + 1))
     if len(shown) > _MAX_FRAME:
         shown = [*shown[:3], *shown[-3:]]
@@ -85,20 +86,20 @@ def _frame(finding: Finding, texts: dict[str, list[str]]) -> Text:
             text.append(f"{marks}\n", style)
         previous = number
     text.append(f"{pad} |\n", "blue")
-    for label, message in (("wrong", finding.witness), ("help", finding.remedy)):
-        if message:
-            text.append(f"{pad} = ", "blue")
-            text.append(label, "bold")
-            text.append(f": {message}\n")
-    for related in finding.related:
+    for label, message in dict.fromkeys(_told(findings)):
         text.append(f"{pad} = ", "blue")
-        text.append("see", "bold")
-        text.append(f": {related.path}:{related.line}: {related.message}\n")
-    if finding.fix is not None:
-        text.append(f"{pad} = ", "blue")
-        text.append("fix", "bold")
-        text.append(f": {finding.fix.safety.value}: {finding.fix.reason}\n")
+        text.append(label, "bold")
+        text.append(f": {message}\n")
     return text
+
+
+def _told(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
+    """(label, what findings say beside the code), each kind together."""
+    yield from (("wrong", finding.witness) for finding in findings if finding.witness)
+    yield from (("help", finding.remedy) for finding in findings if finding.remedy)
+    for finding in findings:
+        yield from (("see", f"{one.path}:{one.line}: {one.message}") for one in finding.related)
+    yield from (("fix", f"{one.fix.safety.value}: {one.fix.reason}") for one in findings if one.fix is not None)
 
 
 def _read(path: str) -> list[str]:
