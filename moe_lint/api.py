@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from moe_lint.baseline import read_baseline
 from moe_lint.config import Setting, Settings, Value, read_settings
 from moe_lint.engine import Options, run
 from moe_lint.ignored import FileFilter, Patterns, fault_of, is_plain
 from moe_lint.model import Report, UsageError
 from moe_lint.profile import load_profile
-from moe_lint.selection import PathIgnore, find_codes
+
+if TYPE_CHECKING:
+    from moe_lint.baseline import Baseline
+    from moe_lint.changes import Changes
+    from moe_lint.selection import PathIgnore
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -31,11 +35,14 @@ def check(
     baseline: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
     isolated: bool = False,
+    since: str | None = None,
 ) -> Report:
     """Judge every all-reduce after the experts below the given files and folders, as `moe-lint check` does.
 
     Reads files, writes none, prints nothing. What is left out (None) comes from the configuration file nearest to the
     paths, or from ``config``; with ``isolated`` no such file is read. Patterns are relative to the working directory.
+
+    With ``since`` (a git revision) the report has only findings that a change since then touches.
 
     The report has the findings, what could not be judged (``problems``), what comments silence (``suppressed``), and
     ``exit_code``, the command line's exit status. A broken file of the tree is a problem in the report, no exception.
@@ -59,10 +66,12 @@ def check(
     given = {key: (key.replace("-", "_"), value) for key, value in arguments.items() if value is not None}
     names = (paths,) if isinstance(paths, str | os.PathLike) else tuple(paths)
     shown = tuple(os.fspath(path) for path in names)
-    return run(options_of(shown, read_settings(shown, _text(config), isolated, given)))
+    return run(options_of(shown, read_settings(shown, _text(config), isolated, given), since=since))
 
 
-def options_of(paths: tuple[str, ...], settings: Settings, *, baseline: bool = True) -> Options:
+def options_of(
+    paths: tuple[str, ...], settings: Settings, *, baseline: bool = True, since: str | None = None
+) -> Options:
     """The options of a run. ``baseline=False`` leaves the baseline aside. Raises ``UsageError``."""
     exclude = [_patterns("exclude", settings.one("exclude"))]
     exclude += [_patterns("extend-exclude", setting) for setting in settings.all("extend-exclude")]
@@ -70,20 +79,42 @@ def options_of(paths: tuple[str, ...], settings: Settings, *, baseline: bool = T
     return Options(
         paths,
         load_profile(path_of(profile) if profile.value.endswith(".toml") or "/" in profile.value else profile.value),
-        _codes("select", settings.all("select")),
-        _codes("ignore", settings.all("ignore")),
-        _codes("extend-select", settings.all("extend-select")),
-        tuple(
-            PathIgnore(
-                _patterns("per-path-ignores", replace(setting, value=(pattern,))),
-                frozenset(_codes("per-path-ignores", [replace(setting, value=codes)])),
-            )
-            for setting in settings.all("per-path-ignores")
-            for pattern, codes in setting.value
-        ),
-        FileFilter(tuple(exclude), settings.one("respect-gitignore").value, settings.one("force-exclude").value),
-        read_baseline(path_of(known)) if baseline and known.value is not None else None,
+        select=_codes("select", settings.all("select")),
+        ignore=_codes("ignore", settings.all("ignore")),
+        extend_select=_codes("extend-select", settings.all("extend-select")),
+        path_ignores=_path_ignores(settings.all("per-path-ignores")),
+        files=FileFilter(tuple(exclude), settings.one("respect-gitignore").value, settings.one("force-exclude").value),
+        baseline=_baseline(path_of(known)) if baseline and known.value is not None else None,
+        changes=None if since is None else _changes(since, paths, settings),
     )
+
+
+# What a plain run has no use for is loaded where it is used: a run that the cache answers takes milliseconds.
+
+
+def _baseline(file: str) -> Baseline:
+    from moe_lint.baseline import read_baseline
+
+    return read_baseline(file)
+
+
+def _path_ignores(settings: Iterable[Setting]) -> tuple[PathIgnore, ...]:
+    key = "per-path-ignores"
+    found = [(replace(s, value=(pattern,)), replace(s, value=codes)) for s in settings for pattern, codes in s.value]
+    if not found:
+        return ()
+    from moe_lint.selection import PathIgnore
+
+    return tuple(PathIgnore(_patterns(key, pattern), frozenset(_codes(key, [codes]))) for pattern, codes in found)
+
+
+def _changes(revision: str, paths: tuple[str, ...], settings: Settings) -> Changes:
+    from moe_lint.changes import changes_since
+
+    changes = changes_since(revision, paths)
+    own = [settings.file] if settings.file is not None else []
+    own += [path_of(settings.one("profile"))]
+    return replace(changes, everything=any(os.path.realpath(file) in changes.files for file in own))
 
 
 def _codes(key: str, settings: Iterable[Setting]) -> tuple[str, ...]:
@@ -91,6 +122,8 @@ def _codes(key: str, settings: Iterable[Setting]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for setting in settings:
         for wanted in setting.value:
+            from moe_lint.selection import find_codes
+
             try:
                 found.update(dict.fromkeys(find_codes(wanted)))
             except UsageError as error:

@@ -25,6 +25,7 @@ from moe_lint.model import (
 if TYPE_CHECKING:
     from moe_lint.baseline import Baseline
     from moe_lint.cache import Cache
+    from moe_lint.changes import Changes
     from moe_lint.profile import Profile
     from moe_lint.selection import PathIgnore
 
@@ -41,6 +42,7 @@ class Options:
     path_ignores: tuple[PathIgnore, ...] = ()
     files: FileFilter = DEFAULT_FILES
     baseline: Baseline | None = None
+    changes: Changes | None = None
     #: whether each row gets a verdict on the law
     law: bool = False
     cache: Cache | None = None
@@ -52,21 +54,55 @@ def run(options: Options, overlay: Mapping[str, str] | None = None) -> Report:
     Raises ``UsageError``.
     """
     reports = []
+    trees: dict[str, list[str]] = {}
     walk = _Walk(options.files)
     groups = _groups(options.paths, options.files, walk)
     for root, (targets, named) in groups.items():
         paths = list(dict.fromkeys([*walk(str(root)), *sorted(targets)]))
+        trees[str(root)] = paths
         judgement = _judgement_of(str(root), paths, options, overlay)
         problems = _problems_of_named(named, judgement, overlay or {}) if named else []
         reports.append(_report(judgement, targets, problems, options.path_ignores))
     report = reports[0] if len(reports) == 1 else _joined(reports)
-    if options.baseline is None:
-        return report
-    from moe_lint.selection import chosen_rules
+    if options.baseline is not None:
+        from moe_lint.selection import chosen_rules
 
-    rules, _ = chosen_rules(options.select, options.extend_select, options.ignore)
-    judged = frozenset(file for targets, _ in groups.values() for file in targets)
-    return _against(options.baseline, report, judged, options.paths, frozenset(rule.code for rule in rules))
+        rules, _ = chosen_rules(options.select, options.extend_select, options.ignore)
+        judged = frozenset(file for targets, _ in groups.values() for file in targets)
+        report = _against(options.baseline, report, judged, options.paths, frozenset(rule.code for rule in rules))
+    if options.changes is not None:
+        report = _only_touched(report, trees, options, overlay)
+    return report
+
+
+def _only_touched(
+    report: Report, trees: Mapping[str, Sequence[str]], options: Options, overlay: Mapping[str, str] | None
+) -> Report:
+    """The report without what rests on nothing that has changed. What could not be judged stays."""
+    from moe_lint.analysis import analyse
+    from moe_lint.touched import Touch
+
+    changes = options.changes
+    assert changes is not None
+    told = (*report.findings, *(silenced.finding for silenced in report.suppressed))
+    answers = [
+        (frozenset(paths), Touch(analyse(root, paths, options.profile, overlay), changes))
+        for root, paths in trees.items()
+        if told and changes.files
+    ]
+
+    def touched(finding: Finding) -> bool:
+        path = os.path.realpath(finding.path)
+        related = tuple(replace(r, path=os.path.realpath(r.path)) for r in finding.related)
+        absolute = replace(finding, path=path, related=related)
+        return any(path in paths and touch.touches(absolute) for paths, touch in answers)
+
+    return replace(
+        report,
+        findings=tuple(finding for finding in report.findings if touched(finding)),
+        suppressed=tuple(one for one in report.suppressed if touched(one.finding)),
+        problems=tuple(p for p in report.problems if p.failed or os.path.realpath(p.path) in changes.files),
+    )
 
 
 def _judgement_of(root: str, paths: Sequence[str], options: Options, overlay: Mapping[str, str] | None) -> Judgement:

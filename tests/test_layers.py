@@ -39,6 +39,8 @@ ORDER = (
     "reading",
     "analysis",
     "judging",
+    "changes",
+    "touched",
     "cache",
     "engine",
     "fixing",

@@ -31,6 +31,7 @@ from moe_lint.reporters.summary import not_compared, statistics, summary
 @click.option("--add-ignores", "do_ignores", is_flag=True, help="Silence every finding with a comment.")
 @click.option("--reason", metavar="TEXT", help="What these comments give as the reason.")
 @click.option("--write-baseline", "do_baseline", is_flag=True, help="Write what is found to the --baseline FILE.")
+@click.option("--since", metavar="REV", help="Report only what the changes since this git revision touch.")
 @check_options
 @click.option("--statistics", is_flag=True, help="Count the findings of each rule instead of showing them.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 when there are findings.")
@@ -53,6 +54,7 @@ def command(
     do_ignores: bool,
     reason: str | None,
     do_baseline: bool,
+    since: str | None,
     statistics: bool,
     exit_zero: bool,
     quiet: bool,
@@ -71,8 +73,8 @@ def command(
         fail(f"{asked[0]} and {asked[1]} do not go together: run one after the other")
     if do_baseline and settings.one("baseline").value is None:
         fail("--write-baseline needs to know where: give --baseline FILE too")
-    if do_baseline and (do_diff or outputs or to_stdout):
-        fail("--write-baseline makes no report and no diff: run it by itself")
+    if do_baseline and (do_diff or outputs or to_stdout or since is not None):
+        fail("--write-baseline takes all findings and makes no report: run it by itself")
     if reason is not None and not do_ignores:
         fail("--reason is what --add-ignores writes: give that too")
     check_reason(reason)
@@ -87,8 +89,8 @@ def command(
     if not paths:
         sys.exit(0)  # a pre-commit run in which no file matched
     shows_sums = any(output.format == "html" for output in (stdout, *files))
-    options = replace(options_of(paths, settings, baseline=not do_baseline), law=shows_sums)
-    options = replace(options, cache=open_cache(cache_dir, no_cache))
+    options = options_of(paths, settings, baseline=not do_baseline, since=since)
+    options = replace(options, law=shows_sums, cache=open_cache(cache_dir, no_cache))
     report = run(options)
     if do_baseline:
         write_baseline(report, settings)

@@ -1,0 +1,231 @@
+"""`--since REV`: the whole tree judges, and only what the change touches is reported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import moe_lint as api
+from moe_lint.changes import parse_diff
+from moe_lint.cli import main
+from tests.trees import COMPLETE, FORGETFUL, ROUTED, model, write_tree
+
+UTILS = "engine/layers/moe/utils.py"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def commit(folder: Path) -> None:
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "a change", "--allow-empty")
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, whose models x and y forget reasons; the working directory."""
+    write_tree(tmp_path, FORGETFUL)
+    (tmp_path / "engine/models/y.py").write_text(model(FORGETFUL).replace("XSparse", "YSparse").replace("XDec", "YDec"))
+    (tmp_path / "engine/models/right.py").write_text(model(ROUTED))
+    git(tmp_path, "init", "-q", "-b", "main")
+    commit(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(main, list(args))
+
+
+def reported(*args: str) -> list[str]:
+    document = json.loads(run("--format", "json", "--since", *(args or ("HEAD",)), "engine").stdout)
+    return [Path(finding["path"]).stem for finding in document["findings"]]
+
+
+def edit(tree: Path, name: str, old: str, new: str) -> None:
+    path = tree / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_without_a_change_nothing_is_reported(tree: Path) -> None:
+    assert run("engine").exit_code == 1
+    assert (reported(), run("--since", "HEAD", "engine").exit_code) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "touched"),
+    [
+        # the site's own guard, and another line of its class
+        ("engine/models/x.py", "if self.tp_size > 1 and", "if self.tp_size >= 2 and", ["x"]),
+        ("engine/models/x.py", "        self.ep_size = config.ep_size\n", "", ["x"]),
+        # an import of its file; a comment or a blank line outside is nothing
+        ("engine/models/x.py", "    get_tp_world_size,\n", "", ["x"]),
+        ("engine/models/x.py", "from __future__", "# a comment\n\nfrom __future__", []),
+        # the layer around the block
+        ("engine/models/y.py", "LayerCommunicator()", "LayerCommunicator(batch=None)", ["y"]),
+        # a right model that stays right
+        ("engine/models/right.py", "self.tp_size > 1", "self.tp_size >= 2", []),
+        # the helper, a predicate that it calls, and one that this calls, touch all users
+        (
+            UTILS,
+            "    if use_reduce_scatter or should_allreduce_fusion:",
+            "    if should_allreduce_fusion or use_reduce_scatter:",
+            ["x", "y"],
+        ),
+        (UTILS, "return _DP_SCATTER and", "return bool(_DP_SCATTER) and", ["x", "y"]),
+        (UTILS, "    return _BACKEND\n", "    return _BACKEND or _BACKEND\n", ["x", "y"]),
+        # something else in the helper's file
+        (UTILS, "def get_moe_a2a_backend", "def other():\n    return 1\n\n\ndef get_moe_a2a_backend", []),
+        # another file that nothing rests on
+        ("engine/distributed.py", "return 2", "return 3", []),
+    ],
+)
+def test_what_a_change_touches_is_reported(tree: Path, name: str, old: str, new: str, touched: list[str]) -> None:
+    edit(tree, name, old, new)
+    assert reported() == touched
+    commit(tree)
+    assert (reported("HEAD"), reported("HEAD~1"), reported("HEAD^")) == ([], touched, touched)
+
+
+def test_a_base_class_touches_what_derives_from_it(tree: Path) -> None:
+    base = "class Base:\n    def old(self):\n        return 1\n\n\n"
+    edit(tree, "engine/models/x.py", "class XSparseMoeBlock:", "class XSparseMoeBlock(Base):")
+    edit(tree, "engine/models/x.py", "from engine.layers.comm", "from engine.base import Base\nfrom engine.layers.comm")
+    (tree / "engine/base.py").write_text(base)
+    commit(tree)
+    edit(tree, "engine/base.py", "return 1", "return 2")
+    assert reported() == ["x"]
+
+
+def test_a_predicate_in_the_guard_touches_its_users(tree: Path) -> None:
+    edit(tree, "engine/models/y.py", "not use_reduce_scatter", "not use_reduce_scatter and not should_use_own_path()")
+    edit(
+        tree,
+        "engine/models/y.py",
+        "from engine.layers.moe import",
+        "from engine.own import should_use_own_path\nfrom engine.layers.moe import",
+    )
+    (tree / "engine/own.py").write_text(
+        "def should_use_own_path():\n    return inner()\n\n\ndef inner():\n    return False\n"
+    )
+    commit(tree)
+    edit(tree, "engine/own.py", "return False", "return True")
+    assert reported() == ["y"]
+
+
+def test_a_helper_that_is_taken_away_touches_all(tree: Path) -> None:
+    utils = tree / UTILS
+    text = utils.read_text()
+    utils.write_text(text[: text.index("def should_skip_post_experts")])
+    assert {"x", "y"} <= set(reported())
+
+
+def test_new_files_count_committed_staged_or_untracked(tree: Path) -> None:
+    (tree / "engine/models/new.py").write_text(model(COMPLETE))
+    assert reported() == ["new"]
+    git(tree, "add", "-A")
+    assert reported() == ["new"]
+    commit(tree)
+    assert (reported("HEAD"), reported("HEAD~1")) == ([], ["new"])
+
+
+def test_a_branch_is_compared_with_the_point_where_it_left(tree: Path) -> None:
+    git(tree, "checkout", "-q", "-b", "mine")
+    edit(tree, "engine/models/y.py", "if self.tp_size > 1 and", "if self.tp_size >= 2 and")
+    commit(tree)
+    git(tree, "checkout", "-q", "main")
+    edit(tree, "engine/models/x.py", "if self.tp_size > 1 and", "if self.tp_size >= 2 and")
+    commit(tree)
+    git(tree, "checkout", "-q", "mine")
+    assert reported("main") == ["y"]
+
+
+def test_a_changed_configuration_touches_all(tree: Path) -> None:
+    (tree / "moe-lint.toml").write_text('ignore = ["MOE102"]\n')
+    assert reported() == ["x", "y"]
+
+
+def test_odd_file_names_are_found(tree: Path) -> None:
+    names = ["ein ü.py", 'quo"te.py', "tab\there.py"]
+    for name in names:
+        (tree / "engine/models" / name).write_text(model(ROUTED))
+    commit(tree)
+    for name in names:
+        (tree / "engine/models" / name).write_text(model(FORGETFUL))
+    assert sorted(reported()) == sorted(Path(name).stem for name in names)
+
+
+def test_the_baseline_and_the_change_both_hold(tree: Path) -> None:
+    run("--baseline", "known.json", "--write-baseline", "engine")
+    edit(tree, "engine/models/x.py", "        self.ep_size = config.ep_size\n", "")
+    document = json.loads(run("--format", "json", "--since", "HEAD", "--baseline", "known.json", "engine").stdout)
+    assert (document["findings"], document["baseline"]["stale"]) == ([], [])
+
+
+def test_fixing_leaves_what_the_change_does_not_touch(tree: Path) -> None:
+    edit(tree, "engine/models/x.py", "if self.tp_size > 1 and", "if self.tp_size >= 2 and")
+    before = (tree / "engine/models/y.py").read_text()
+    assert run("--fix", "--since", "HEAD", "engine").exit_code == 0
+    assert "should_skip_post_experts_all_reduce(" in (tree / "engine/models/x.py").read_text()
+    assert (tree / "engine/models/y.py").read_text() == before
+
+
+def test_a_single_file_and_the_python_interface_take_it_too(tree: Path) -> None:
+    edit(tree, UTILS, "    if use_reduce_scatter or", "    if bool(use_reduce_scatter) or")
+    assert [Path(f.path).stem for f in api.check("engine/models/x.py", since="HEAD").findings] == ["x"]
+
+
+@pytest.mark.parametrize("revision", ["nope", "HEAD~9", "", "-x", "--all", "HEAD:engine"])
+def test_a_revision_that_does_not_exist_is_one_line_and_exit_two(tree: Path, revision: str) -> None:
+    result = run(f"--since={revision}", "engine")
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert f"--since: there is no revision {revision!r}" in result.stderr
+
+
+def test_outside_a_work_tree_or_without_git_it_is_one_line_and_exit_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tree(tmp_path, FORGETFUL)
+    monkeypatch.chdir(tmp_path)
+    result = run("--since", "HEAD", "engine")
+    assert (result.exit_code, "--since: engine is in no git work tree" in result.stderr) == (2, True)
+    assert "nowhere: no such file or directory" in run("--since", "HEAD", "nowhere/nowhere").stderr.replace(
+        "/nowhere:", ":"
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run("--since", "HEAD", "engine")
+    assert (result.exit_code, "--since: git cannot be run" in result.stderr) == (2, True)
+
+
+def test_hunks_are_read_by_their_counts() -> None:
+    diff = "\n".join(
+        [
+            "--- a/a.py",
+            "+++ b/a.py",
+            "@@ -1,2 +1 @@",
+            "--- not a header",
+            "-def gone():",
+            "+++ not one either",
+            "@@ -9 +8,0 @@",
+            "-x",
+            "@@ -20,0 +20,3 @@",
+            "+1",
+            "+2",
+            "+def moved():",
+            "--- a/b.py",
+            "+++ /dev/null",
+            "@@ -1,2 +0,0 @@",
+            "-def moved():",
+            "-class Old:",
+        ]
+    )
+    assert parse_diff(diff) == ({"a.py": ((1, 1), (8, 9), (20, 22))}, frozenset({"gone", "Old"}))
