@@ -23,7 +23,7 @@ def python_file_names(folder: str, files: FileFilter = DEFAULT_FILES) -> Iterato
     absolute = os.path.abspath(folder)
     ignorer = Ignorer(files, absolute)
     shown = "" if folder == os.curdir else folder
-    yield from _walk(shown, absolute, ignorer, ignorer.above)
+    yield from _walk(shown, absolute, ignorer, ignorer.above, os.path.realpath(absolute))
 
 
 def left_out(folder: str, files: FileFilter = DEFAULT_FILES) -> dict[str, str]:
@@ -48,7 +48,7 @@ def left_out(folder: str, files: FileFilter = DEFAULT_FILES) -> dict[str, str]:
     return found
 
 
-def _walk(shown: str, folder: str, ignorer: Ignorer, rules: tuple[Rules, ...]) -> Iterator[str]:
+def _walk(shown: str, folder: str, ignorer: Ignorer, rules: tuple[Rules, ...], root: str) -> Iterator[str]:
     folders: list[str] = []
     files: list[str] = []
     with os.scandir(folder) as entries:
@@ -59,13 +59,21 @@ def _walk(shown: str, folder: str, ignorer: Ignorer, rules: tuple[Rules, ...]) -
         if entry.is_dir(follow_symlinks=False):
             if not name.startswith(".") and not ignorer.leaves_out(os.path.join(folder, name), name, True, rules):
                 folders.append(name)
-        elif name.endswith(".py") and entry.is_file():
+        elif name.endswith(".py") and _is_file(entry, root):
             if not ask or not ignorer.leaves_out(os.path.join(folder, name), name, False, rules):
                 files.append(name)
     for name in sorted(files):
         yield os.path.join(shown, name)
     for name in sorted(folders):
-        yield from _walk(os.path.join(shown, name), os.path.join(folder, name), ignorer, rules)
+        yield from _walk(os.path.join(shown, name), os.path.join(folder, name), ignorer, rules, root)
+
+
+def _is_file(entry: os.DirEntry[str], root: str) -> bool:
+    """Whether an entry is a file of its own: a link to a file of the same tree is that file, met elsewhere."""
+    try:
+        return entry.is_file() and not (entry.is_symlink() and os.path.realpath(entry.path).startswith(root + os.sep))
+    except OSError:  # a link to itself
+        return False
 
 
 def tree_of(path: Path) -> Path:

@@ -8,7 +8,7 @@ disagreement is.
 from __future__ import annotations
 
 import ast
-import textwrap
+import re
 from collections.abc import Sequence
 
 import libcst as cst
@@ -19,6 +19,8 @@ from moe_lint.facts import GuardPart, RawSite
 #: (condition, whether it must hold), outermost first
 Conditions = list[tuple[str, bool]]
 
+#: Indentation up to a form feed: it does not count.
+_FORM_FEED = re.compile(r"^[ \t\f]*\f")
 _LEAVES = (cst.Return, cst.Raise, cst.Continue, cst.Break)
 
 
@@ -101,11 +103,15 @@ def read_again(site: RawSite, function: tuple[int, int], lines: Sequence[str]) -
     ``function`` is the first and last line of the function around it: only that much is parsed.
     """
     first, last = function
-    source = "\n".join(lines[first - 1 : last]) + "\n"
-    dedented = textwrap.dedent(source)
-    indent = len(source.splitlines()[0]) - len(dedented.splitlines()[0])
-    wrapper = MetadataWrapper(cst.parse_module(dedented), unsafe_skip_copy=True)
-    visitor = GuardVisitor(site.span.line - first + 1, site.span.column - indent)
+    text = [_FORM_FEED.sub("", line) for line in lines[first - 1 : last]]
+    fed = len(lines[site.span.line - 1]) - len(text[site.span.line - first])
+    # under a condition of its own a method keeps its indentation, whatever that is
+    source = "\n".join(["if 1:", *text] if text[0][:1].isspace() else ["", *text]) + "\n"
+    try:
+        wrapper = MetadataWrapper(cst.parse_module(source), unsafe_skip_copy=True)
+    except cst.ParserSyntaxError:
+        return None
+    visitor = GuardVisitor(site.span.line - first + 2, site.span.column - fed)
     wrapper.visit(visitor)
     return visitor.conditions
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import tokenize
 import warnings
 
 from moe_lint.model import Problem, SkipReason
+
+_BARE_RETURN = re.compile(r"\r(?!\n)")
 
 
 class SourceError(ValueError):
@@ -31,9 +34,15 @@ def decode(data: bytes) -> str:
     """The text of a Python file: PEP 263 encodings and byte-order marks are honoured. Raises ``SourceError``."""
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except (SyntaxError, UnicodeDecodeError, LookupError) as error:
         raise SourceError(SkipReason.UNDECODABLE, 1, f"not readable as text: {error}") from None
+    if "\r" in text and (bare := _BARE_RETURN.search(text)) is not None:
+        line = text.count("\n", 0, bare.start()) + 1
+        raise SourceError(
+            SkipReason.UNDECODABLE, line, "a line ends in a bare carriage return: lines cannot be counted"
+        )
+    return text
 
 
 def parse(text: str) -> ast.Module:

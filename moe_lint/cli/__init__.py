@@ -6,6 +6,8 @@ One module per command, each with a click command called `command`; a module is 
 from __future__ import annotations
 
 import gc
+import io
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +16,7 @@ import click
 from moe_lint.cli.shared import EPILOG, fail
 from moe_lint.model import UsageError
 
+_DEPTH = 5000
 #: Command -> its module in this package, in the order of the help text.
 COMMANDS = {
     "check": "check",
@@ -70,3 +73,8 @@ def main() -> None:
     """
     # A run builds syntax trees and drops them all at the end: the collector would walk them in vain.
     gc.disable()
+    # Generated code nests deeper than Python's default lets a reader of its tree go.
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), _DEPTH))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text

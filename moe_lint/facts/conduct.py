@@ -75,6 +75,11 @@ class Conduct:
     #: attribute -> the parameter or constant that `self.attribute` is set to
     kept: Mapping[str, str]
 
+    @classmethod
+    def unread(cls) -> Conduct:
+        """That of a function which could not be read (the reason is reported)."""
+        return cls((), frozenset(), (None, None), (), (), frozenset(), {})
+
 
 @dataclass(slots=True)
 class _State:

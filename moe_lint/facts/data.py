@@ -176,6 +176,11 @@ class FunctionFacts:
     backend_tests: tuple[BackendTest, ...]
     scatters: tuple[ScatterFact, ...] = ()
 
+    @classmethod
+    def unread(cls, qualname: str, class_name: str | None, line: int) -> FunctionFacts:
+        """A function whose body could not be read (the reason is reported)."""
+        return cls(qualname.rpartition(".")[2], qualname, class_name, line, (), {}, (), (), (), (), (), (), ())
+
 
 @dataclass(frozen=True, slots=True)
 class ClassFacts:

@@ -18,7 +18,7 @@ from moe_lint.facts.outline import Block, local_imports, outline, without
 from moe_lint.facts.reader import FileContext, FunctionReader
 from moe_lint.facts.syntax import arguments_of, defaults_of, import_statements, inner_blocks, is_property
 from moe_lint.formula import TRUE, Formula
-from moe_lint.model import Span
+from moe_lint.model import SkipReason, Span
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, parse, parse_part
 
@@ -304,8 +304,16 @@ class FileFacts:
             if definition.parent is not None:
                 self.function(definition.parent)  # reads the nested ones with the locals that they see
             if qualname not in self._read:
-                self._read_function(qualname, {})
+                try:
+                    self._read_function(qualname, {})
+                except RecursionError:
+                    self._too_deep(qualname)
+                    self._read[qualname] = FunctionFacts.unread(qualname, definition.class_name, definition.node.lineno)
         return self._read[qualname]
+
+    def _too_deep(self, qualname: str) -> None:
+        line = self._functions[qualname].node.lineno
+        self._refused(SourceError(SkipReason.SYNTAX_ERROR, line, f"`{qualname}` is nested too deeply to be read"))
 
     def _read_function(self, qualname: str, taint: Mapping[str, Origins]) -> None:
         definition = self._functions[qualname]
@@ -323,7 +331,11 @@ class FileFacts:
         if qualname not in self._conducts:
             definition = self._functions[qualname]
             reader = ConductReader(self._context, self._env_of(definition.class_name))
-            self._conducts[qualname] = reader.read(definition.node)
+            try:
+                self._conducts[qualname] = reader.read(definition.node)
+            except RecursionError:
+                self._too_deep(qualname)
+                self._conducts[qualname] = Conduct.unread()
         return self._conducts[qualname]
 
     def call_condition(self, qualname: str, span: Span) -> Formula:
@@ -331,7 +343,10 @@ class FileFacts:
         definition = self._functions[qualname]
         reader = FunctionReader(self._context, qualname, definition.class_name, self._env_of(definition.class_name), {})
         reader.watch = span
-        reader.run(definition.node)
+        try:
+            reader.run(definition.node)
+        except RecursionError:
+            self._too_deep(qualname)
         return TRUE if reader.watched is None else reader.watched
 
     def condition(self, qualname: str) -> Formula:

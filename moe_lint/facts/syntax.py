@@ -18,9 +18,10 @@ _NOT_A_REDUCTION = re.compile(
 #: The members of `torch.distributed.ReduceOp` that do not sum.
 _OTHER_OPS = frozenset({"MAX", "MIN", "PRODUCT", "BAND", "BOR", "BXOR"})
 _GROUP_AXIS = (
-    (re.compile(r"(?:^|_)(?:ep|expert|expert_parallel)(?:_|$)"), "EP"),
+    (re.compile(r"(?:^|_)(?:ep|expert_parallel)(?:_|$)"), "EP"),
     (re.compile(r"(?:^|_)(?:attn|attention|dp|pp|cp)(?:_|$)"), "other"),
     (re.compile(r"(?:^|_)(?:tp|tensor|tensor_parallel|tensor_model_parallel)(?:_|$)"), "TP"),
+    (re.compile(r"(?:^|_)(?<!shared_)expert(?:_|$)"), "EP"),  # `expert_group`, but `expert_tp_group` is TP
 )
 
 

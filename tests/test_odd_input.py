@@ -1,0 +1,131 @@
+"""Files that nobody would write on purpose: read, judged and fixed, or refused in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from moe_lint.cli import main
+from tests.trees import FORGETFUL, model, write_tree
+
+TEXT = model(FORGETFUL)
+SUM = "            x = tensor_model_parallel_all_reduce(x)\n"
+EXPERTS = "        x = self.experts(x)\n"
+
+
+def tree_with(root: Path, data: bytes | str, name: str | bytes = "y.py") -> Path:
+    """A pretend engine with one more model file, its own being right already."""
+    tree = write_tree(root)
+    (tree / "models" / "x.py").unlink()
+    path = os.path.join(os.fsencode(tree), b"models", os.fsencode(name))
+    with open(path, "wb") as file:
+        file.write(data if isinstance(data, bytes) else data.encode())
+    return tree
+
+
+def moe_lint(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def replaced(old: str, new: str) -> str:
+    assert old in TEXT
+    return TEXT.replace(old, new)
+
+
+FIXED = {
+    "byte-order-mark": b"\xef\xbb\xbf" + TEXT.encode(),
+    "crlf": TEXT.replace("\n", "\r\n"),
+    "mixed-line-ends": TEXT.replace("\n", "\r\n", 20),
+    "form-feed-between-classes": TEXT.replace("\nclass", "\n\f\nclass"),
+    "form-feed-in-the-indentation": replaced("        if self.tp", "\f        if self.tp"),
+    "line-separators-in-a-string": 'X = "a\u2028b\u0085c\x0bd"\n' + TEXT,
+    "latin-1": b"# -*- coding: latin-1 -*-\n# \xe9\xe8\n" + TEXT.encode(),
+    "utf-7": b"# coding: utf-7\n" + TEXT.encode(),
+    "names-beyond-ascii": replaced("x = self.experts(x)", "é = 'ééé'; x = self.experts(x)"),
+    "tabs": TEXT.replace("    ", "\t"),
+    "no-newline-at-the-end": TEXT.rstrip("\n"),
+    "continued-further-left": replaced(" and not use_reduce", " \\\n and not use_reduce"),
+    "one-line-if": TEXT.replace(":\n" + SUM, ": " + SUM.lstrip()),
+    "600-elifs": replaced(
+        EXPERTS, f"{EXPERTS}        if a == 0:\n            b = 0\n" + "        elif a == 1:\n            b = 1\n" * 600
+    ),
+    "800-chained-calls": replaced(EXPERTS, f"{EXPERTS}        y = x{'.a()' * 800}\n"),
+    "300-early-returns": replaced(EXPERTS, EXPERTS + "".join(f"        if a{i}: return x\n" for i in range(300))),
+    "a-condition-that-doubles": replaced(
+        EXPERTS, f"{EXPERTS}        c0 = a\n" + "".join(f"        c{i + 1} = c{i} and c{i}\n" for i in range(60))
+    ).replace("if self.tp_size > 1", "if c60 and self.tp_size > 1"),
+    "a-class-that-inherits-from-itself": replaced("class XSparseMoeBlock:", "class XSparseMoeBlock(XSparseMoeBlock):"),
+    "properties-in-a-circle": replaced(
+        "    def forward(self, x, use",
+        "    def p(self):\n        return self.q()\n\n    def q(self):\n        return self.p()\n\n"
+        "    def forward(self, x, use",
+    ).replace("if self.tp_size > 1", "if self.p() and self.tp_size > 1"),
+}
+
+
+@pytest.mark.parametrize("data", FIXED.values(), ids=FIXED.keys())
+def test_it_is_found_and_fixed_and_every_other_byte_stays(tmp_path: Path, data: bytes | str) -> None:
+    tree = tree_with(tmp_path, data)
+    path = tree / "models" / "y.py"
+    before = path.read_bytes()
+    assert moe_lint("check", str(tree)).exit_code == 1
+    assert path.read_bytes() == before
+    assert moe_lint("check", "--fix", str(tree)).exit_code == 0
+    after = path.read_bytes()
+    assert b"should_skip_post_experts_all_reduce" in after
+    kept = [line for line in before.split(b"\n") if line in after.split(b"\n")]
+    assert len(kept) > 0.7 * len(before.split(b"\n"))
+    assert moe_lint("check", "--fix", str(tree)).exit_code == 0
+    assert path.read_bytes() == after
+
+
+REFUSED = {
+    "null-bytes": (TEXT.encode() + b"\0", "syntax error"),
+    "undeclared-encoding": (b"# \xe9\xe8\n" + TEXT.encode(), "not readable as text"),
+    "unknown-encoding": (b"# coding: klingon\n" + TEXT.encode(), "unknown encoding: klingon"),
+    "a-codec-that-is-no-encoding": (b"# coding: rot13\n" + TEXT.encode(), "not a text encoding"),
+    "bare-carriage-returns": (TEXT.replace("\n", "\r"), "bare carriage return"),
+    "too-deep": (replaced(EXPERTS, f"{EXPERTS}        y = {'+'.join(['x'] * 9000)}\n"), "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_it_is_refused_in_one_line_and_left_alone(tmp_path: Path, data: bytes | str, message: str) -> None:
+    tree = tree_with(tmp_path, data)
+    path = tree / "models" / "y.py"
+    before = path.read_bytes()
+    result = moe_lint("check", "--fix", str(tree))
+    assert result.exit_code == 2
+    (line,) = [line for line in result.output.splitlines() if "error:" in line]
+    assert "models/y.py:" in line
+    assert message in line
+    assert path.read_bytes() == before
+
+
+def test_a_name_that_is_not_text_is_printed_escaped(tmp_path: Path) -> None:
+    tree = tree_with(tmp_path, TEXT, b"bad\xff.py")
+    assert "bad\\udcff.py" in moe_lint("check", str(tree)).output
+    assert moe_lint("check", "--fix", str(tree)).exit_code == 0
+
+
+def test_a_link_to_a_file_of_the_tree_is_not_a_second_file(tmp_path: Path) -> None:
+    tree = tree_with(tmp_path, TEXT)
+    (tree / "models" / "alias.py").symlink_to("y.py")
+    (tree / "models" / "itself.py").symlink_to("itself.py")
+    (tree / "around").symlink_to(tree)
+    assert "1 finding (1 fixable): 1 post-experts reduction in 8 files" in moe_lint("check", str(tree)).output
+    assert moe_lint("check", "--fix", str(tree)).exit_code == 0
+    assert (tree / "models" / "alias.py").is_symlink()
+
+
+def test_a_link_to_a_file_elsewhere_is_read(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.py"
+    outside.write_text(TEXT)
+    tree = tree_with(tmp_path, "")
+    (tree / "models" / "z.py").symlink_to(outside)
+    assert "models/z.py:" in moe_lint("check", str(tree)).output
