@@ -685,7 +685,6 @@ def test_names_that_merely_contain_the_word(name: str) -> None:
         ("self.experts.tp_group", "TP"),
         ("expert_tp_group", "TP"),
         ("shared_expert_group", "other"),
-        ("expert_group", "EP"),
     ],
 )
 def test_the_axis_of_a_group_is_a_word_in_its_name(text: str, axis: str) -> None:
