@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -64,6 +65,10 @@ class Transport(ABC):
     @abstractmethod
     def reduce_scatter(self, tensor: torch.Tensor, ranks: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
         """The sum's rows that belong to the caller: ``sizes`` gives each rank's number of rows."""
+
+    def process_group(self, ranks: Sequence[int]) -> Any:
+        """torch's process group of these ranks; None where ranks are no processes."""
+        return None
 
     @abstractmethod
     def broadcast(self, tensor: torch.Tensor, ranks: Sequence[int], source: int) -> torch.Tensor:

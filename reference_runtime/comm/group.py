@@ -40,6 +40,15 @@ class Group:
     is_first_rank = property(lambda self: self.rank == self.ranks[0])
     is_last_rank = property(lambda self: self.rank == self.ranks[-1])
 
+    @property
+    def process_group(self) -> Any:
+        """torch's process group of the same ranks; None where ranks are no processes."""
+        return self._transport.process_group(self.ranks) if self.world_size > 1 else None
+
+    def record(self, op: str, tensor: torch.Tensor) -> None:
+        """Note a collective that a kernel does by itself."""
+        self._trace.record(op, self.unique_name, tensor)
+
     def all_reduce(self, input_: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """The sum over the group: a new tensor, as the fast kernels give it (nobody may rely on the operand)."""
         if self.world_size == 1:
