@@ -9,7 +9,7 @@ $(VENV)/ready: setup.cfg
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
-.PHONY: venv demo test lint types unit integration docs clean
+.PHONY: venv demo test lint types unit integration docs pictures clean
 venv: $(VENV)/ready
 
 demo: venv
@@ -30,6 +30,10 @@ types: venv
 # The parts of the documentation that come out of the code.
 docs: venv
 	$(BIN)/python docs/generate.py
+
+# The README's pictures; needs a browser and the package index.
+pictures: venv
+	$(BIN)/python docs/pictures.py
 
 # With the programs that users run moe-lint from; installs packages.
 integration: venv

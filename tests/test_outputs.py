@@ -146,6 +146,7 @@ def test_findings_at_one_place_share_a_frame(tree: Path) -> None:
     assert text.index("error[MOE001]") < text.index("error[MOE101]") < text.index("pair.py:19:35")
     assert text.count("= wrong: with `use_reduce_scatter=True`") == 1
     assert text.count("= help: ") == 3
+    assert "21 |         if (\n22 |             self.tp_size > 1\n" in text
 
 
 def test_statistics_count_each_rule_the_most_frequent_first(tree: Path) -> None:

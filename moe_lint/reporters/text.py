@@ -67,6 +67,8 @@ def _frame(findings: Sequence[Finding], texts: dict[str, list[str]]) -> Text:
     text.append(f" in `{where}`\n" if where else "\n")
     lines = texts.setdefault(finding.path, _read(finding.path))
     first = min([span.line, *(one.guard.line for one in findings if one.guard is not None)])
+    if first > 1 and first <= len(lines) and lines[first - 2].rstrip().endswith("("):
+        first -= 1  # the `if (` of a condition that begins on its own line
     shown = list(range(first, span.end_line + 1))
     if len(shown) > _MAX_FRAME:
         shown = [*shown[:3], *shown[-3:]]
