@@ -99,21 +99,7 @@ class Policy:
         for parameter, flag in helper.flags:
             if known is not None and flag not in known:
                 values[parameter] = TRUE if dict(helper.defaults).get(parameter) else FALSE
-        return self._bind(helper.skips, values)
-
-    def _bind(self, formula: Formula, values: Mapping[str, Formula]) -> Formula:
-        """Put values in for parameters, which are atoms, or names inside atoms that are calls."""
-        spellings = self.profile.flag_names
-        by_atom = {spellings.get(name, name): value for name, value in values.items()}
-
-        def value(name: str) -> Formula | None:
-            if name in by_atom:
-                return by_atom[name]
-            if "(" not in name or not any(re.search(rf"\b{re.escape(p)}\b", name) for p in values):
-                return None
-            return Atom(_rewrite(name, values))
-
-        return substitute(formula, value)
+        return bind(helper.skips, values, self.profile)
 
     def called(self, atom: str) -> Formula | None:
         """The meaning of an atom that is a call of the helper, None for any other."""
@@ -132,7 +118,7 @@ class Policy:
         for keyword in call.keywords:
             if keyword.arg is not None:
                 values[keyword.arg] = self._builder.build(keyword.value)
-        return self._bind(helper.skips, values)
+        return bind(helper.skips, values, self.profile)
 
     def helper_calls(self, formula: Formula) -> list[str]:
         """The helper calls among the atoms of a formula."""
@@ -237,7 +223,7 @@ class Policy:
         values: dict[str, Formula] = {p: TRUE if d else FALSE for p, d in defaults.items() if d is not None}
         values.update({p: self._builder.build(a) for p, a in zip(params, call.args, strict=False)})
         values.update({k.arg: self._builder.build(k.value) for k in call.keywords if k.arg is not None})
-        return self._bind(body, values)
+        return bind(body, values, self.profile)
 
     def _find_predicate(self, name: str) -> tuple[tuple[str, ...], Mapping[str, bool | None], Formula] | None:
         ref = self._definition(name)
@@ -449,6 +435,21 @@ class Policy:
                 if len(members) == len(parts) >= 2:
                     found[name] = (frozenset(members), Ref(path, name))
         return found
+
+
+def bind(formula: Formula, values: Mapping[str, Formula], profile: Profile) -> Formula:
+    """Put values in for parameters, which are atoms, or names inside atoms that are calls."""
+    spellings = profile.flag_names
+    by_atom = {spellings.get(name, name): value for name, value in values.items()}
+
+    def value(name: str) -> Formula | None:
+        if name in by_atom:
+            return by_atom[name]
+        if "(" not in name or not any(re.search(rf"\b{re.escape(p)}\b", name) for p in values):
+            return None
+        return Atom(_rewrite(name, values))
+
+    return substitute(formula, value)
 
 
 def _rewrite(text: str, values: Mapping[str, Formula]) -> str:

@@ -22,6 +22,7 @@ from moe_lint.formula import (
     satisfiable,
 )
 from moe_lint.index import ProjectIndex, Ref
+from moe_lint.local_predicates import opened
 from moe_lint.model import Axis, Route, SkipReason
 from moe_lint.policy import Policy, is_skip_predicate
 from moe_lint.profile import Profile, matches
@@ -101,6 +102,7 @@ def owner_of(site: Site | FoundSite) -> Ref:
 
 def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) -> FoundSite:
     """Everything about a site that does not depend on the helper."""
+    raw = opened(raw, path, index)
     reached = conj(part.formula for part in raw.guard)
     where = Where(path, raw.class_name, raw.function.removesuffix(".<lambda>"), reached)
     inside = raw.function.removesuffix(".<lambda>").rsplit(".", 1)[-1]
