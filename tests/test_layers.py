@@ -23,6 +23,7 @@ ORDER = (
     "dataflow",
     "policy",
     "absorbers",
+    "local_predicates",
     "reaching",
     "sites",
     "callers",
