@@ -40,5 +40,8 @@ integration: venv
 	$(BIN)/python -m pip install --quiet -e '.[test,integration]'
 	$(BIN)/python -m pytest -m integration
 
+bench: venv
+	$(BIN)/python benchmarks/measure.py --write
+
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

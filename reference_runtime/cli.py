@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 
 from reference_runtime.launch import Progress, verify
 from reference_runtime.plan import Settings
-from reference_runtime.report import json_report, text
+from reference_runtime.report import html, json_report, text
 from reference_runtime.verdicts import RunReport
 
 
@@ -37,6 +37,8 @@ def render(report: RunReport, name: str, every: bool, colour: bool) -> str:
     """
     if name == "json":
         return json_report.render(report)
+    if name == "html":
+        return html.render(report)
     buffer = io.StringIO()
     width = None if colour else 160
     text.show(report, Console(file=buffer, markup=False, highlight=False, force_terminal=colour, width=width), every)

@@ -11,7 +11,7 @@ from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, wr
 from moe_lint.cli.shared import fail
 
 _EPILOG = "Exit status: 0 nothing broken, 1 a case is broken, 2 something could not be judged."
-_FORMATS = ("text", "json")
+_FORMATS = ("text", "json", "html")
 
 
 def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
