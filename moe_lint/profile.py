@@ -67,12 +67,16 @@ class Profile:
     absorber: str
     last_stage: tuple[str, ...]
     send: tuple[str, ...]
+    captures: tuple[str, ...]
+    pipeline_option: str
+    reducing: tuple[str, ...]
     expert_attributes: tuple[str, ...]
     expert_functions: tuple[str, ...]
     expert_constructors: tuple[str, ...]
     expert_exclude: tuple[str, ...]
     #: which element is the shared experts' output where the experts return a pair; None: they return no pair
     shared_element: int | None
+    shared: tuple[str, ...]
     barriers: tuple[str, ...]
     other_layers: tuple[str, ...]
     sizes: tuple[str, ...]
@@ -124,14 +128,15 @@ def _pattern(patterns: tuple[str, ...]) -> re.Pattern[str]:
 _SCHEMA: dict[str, dict[str, str]] = {
     "helper": {"name": "names", "axis_parameter": "str", "wrappers": "list"},
     "predicates": {"skip": "list"},
-    "context": {"publish": "list", "markers": "list", "ownership": "list"},
+    "context": {"publish": "list", "markers": "list", "ownership": "list", "reducing": "list"},
     "absorbers": {"constructors": "list", "who": "str", "scatters": "list", "combines": "list"},
-    "pipeline": {"last_stage": "list", "send": "list"},
+    "pipeline": {"last_stage": "list", "send": "list", "captures": "list", "option": "str"},
     "experts": {
         "attributes": "list",
         "functions": "list",
         "constructors": "list",
         "exclude": "list",
+        "shared": "list",
         "shared_element": "int",
         "barriers": "list",
         "other_layers": "list",
@@ -330,11 +335,15 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         absorber=table("absorbers").get("who", "whoever absorbs the reduction there"),
         last_stage=names("pipeline", "last_stage"),
         send=names("pipeline", "send"),
+        captures=names("pipeline", "captures"),
+        pipeline_option=table("pipeline").get("option", ""),
+        reducing=names("context", "reducing"),
         expert_attributes=names("experts", "attributes"),
         expert_functions=names("experts", "functions"),
         expert_constructors=names("experts", "constructors"),
         expert_exclude=names("experts", "exclude"),
         shared_element=table("experts").get("shared_element"),
+        shared=names("experts", "shared"),
         barriers=names("experts", "barriers"),
         other_layers=names("experts", "other_layers"),
         sizes=names("topology", "sizes"),

@@ -13,6 +13,7 @@ from moe_lint.expressions import dotted
 from moe_lint.facts import Call
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, TooManyAtoms, atom_set, conj, satisfiable, substitute
 from moe_lint.index import ProjectIndex, Ref
+from moe_lint.model import Span
 from moe_lint.policy import Policy
 from moe_lint.profile import matches
 from moe_lint.sites import Site, without_topology
@@ -275,6 +276,19 @@ class Callers(Constructions):
     def sums(self, edge: Edge) -> tuple[Sum, ...]:
         """The reductions that a call reaches, with when they run."""
         return tuple(self._sums(edge.target, (edge,), frozenset()))
+
+    @cached_property
+    def flags_at(self) -> dict[tuple[str, Span], frozenset[str]]:
+        """(file, place) of a reduction -> the flags that some layer decides it with; none for one out of reach."""
+        flags = {flag.name for flag in self.index.profile.flags}
+        found: dict[tuple[str, Span], frozenset[str]] = {}
+        for layer in self.layers:
+            for frame in layer.frames:
+                for edge in self.edges(frame):
+                    for one in self.sums(edge) if edge.built is not None else ():
+                        key = (one.site.path, one.site.raw.span)
+                        found[key] = found.get(key, frozenset()) | (atom_set(one.condition) & flags)
+        return found
 
     def _sums(self, frame: Frame, route: tuple[Edge, ...], seen: frozenset[Ref]) -> Iterator[Sum]:
         if frame.function in seen or len(route) > _DEPTH:

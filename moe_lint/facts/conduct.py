@@ -49,6 +49,8 @@ class Call:
     known: tuple[tuple[str, str], ...]
     #: the attribute that the call's result is stored in (`self.mlp = Block(…)`); ``return`` where it is returned
     stored: str | None = None
+    #: the innermost loop around it
+    loop: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,16 @@ class Mark:
 
     span: Span
     value: bool | None
+    condition: Formula
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A term added to a tensor: `x += y`, `x = x + y`, `x.add_(y)`."""
+
+    target: str
+    term: str
+    span: Span
     condition: Formula
 
 
@@ -70,6 +82,7 @@ class Conduct:
     variadic: tuple[str | None, str | None]
     calls: tuple[Call, ...]
     marks: tuple[Mark, ...]
+    additions: tuple[Addition, ...]
     #: the names that the body reads
     reads: frozenset[str]
     #: attribute -> the parameter or constant that `self.attribute` is set to
@@ -103,9 +116,11 @@ class ConductReader:
         self.state = _State()
         self.guard: list[Formula] = []
         self.published: list[Passed] = []
+        self.loops: list[Span] = []
         self.contexts: dict[str, tuple[Passed, ...]] = {}
         self.calls: list[Call] = []
         self.marks: list[Mark] = []
+        self.additions: list[Addition] = []
         self.kept: dict[str, str] = {}
         self.built: dict[str, list[Call]] = {}
         self.questions = {flag.predicate: flag.name for flag in self.profile.flags if flag.predicate}
@@ -127,6 +142,7 @@ class ConductReader:
             ),
             tuple(sorted(self.calls, key=lambda call: call.span)),
             tuple(self.marks),
+            tuple(self.additions),
             frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)),
             self.kept,
         )
@@ -163,18 +179,24 @@ class ConductReader:
                 self._assign([node.target], node.value)
         elif isinstance(node, ast.AugAssign):
             self.expression(node.value)
+            if isinstance(node.op, ast.Add):
+                self._addition(node.target, node.value, node)
             self._forget(node.target)
         elif isinstance(node, ast.Expr):
             self.expression(node.value)
+            call = node.value
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "add_":
+                if call.args:
+                    self._addition(call.func.value, call.args[0], node)
         elif isinstance(node, ast.With | ast.AsyncWith):
             return self._with(node)
         elif isinstance(node, ast.For | ast.AsyncFor):
             self.expression(node.iter)
             self._forget(node.target)
-            self._branch(node.body, node.orelse)
+            self._loop(node)
         elif isinstance(node, ast.While):
             self.expression(node.test)
-            self._branch(node.body, node.orelse)
+            self._loop(node)
         elif isinstance(node, ast.Try):
             left = self.block(node.body)
             for handler in node.handlers:
@@ -188,6 +210,12 @@ class ConductReader:
         elif isinstance(node, ast.Assert):
             self.expression(node.test)
         return False
+
+    def _loop(self, node: ast.For | ast.AsyncFor | ast.While) -> None:
+        self.loops.append(span_of(node, self.file.lines))
+        self._branch(node.body)
+        self.loops.pop()
+        self._branch(node.orelse)
 
     def _branch(self, *bodies: Iterable[ast.stmt]) -> None:
         """Blocks that may run or not."""
@@ -264,7 +292,17 @@ class ConductReader:
         stored = tuple(key[5:] for key in names if key.startswith("self.") and "." not in key[5:])
         self._value(value, stored)
         for target in targets:
+            if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+                for one, other in ((value.left, value.right), (value.right, value.left)):
+                    if dotted(target) is not None and dotted(one) == dotted(target):
+                        self._addition(target, other, value)
             self._bind(target, value)
+
+    def _addition(self, target: ast.expr, term: ast.expr, node: ast.expr | ast.stmt) -> None:
+        name = dotted(target)
+        if name is not None:
+            span = span_of(node, self.file.lines)
+            self.additions.append(Addition(name, ast.unparse(term), span, conj(self.guard)))
 
     def _value(self, value: ast.expr, stored: tuple[str, ...]) -> None:
         """Record the calls in a value; those that make it are stored in an attribute."""
@@ -408,6 +446,7 @@ class ConductReader:
                 conj(self.guard),
                 tuple(self.published),
                 tuple(sorted(self.state.known.items())),
+                loop=self.loops[-1] if self.loops else None,
             )
         )
 

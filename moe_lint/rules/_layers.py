@@ -60,6 +60,27 @@ def absorbs(callers: Callers, layer: Layer, edge: Edge, flag: Flag) -> bool:
     return any(callers.possible(conj((mark, edge.target.holds, Atom(flag.name)))) for mark in callers.marks(layer))
 
 
+def defers(callers: Callers, layer: Layer, flag: Flag) -> bool:
+    """Whether the layer marks what its block of experts (or, if it has none, any block) leaves as owing a sum."""
+    marked = [conj((mark, Atom(flag.name))) for mark in callers.marks(layer)]
+    blocks = [edge for frame in layer.frames for edge in callers.edges(frame) if edge.built is not None]
+    told = [edge for edge in blocks if callers.asked(edge.frame, edge.call, flag.name)]
+    sparse = [edge for edge in told if has_experts(callers, edge)]
+    return any(
+        callers.possible(conj((mark, edge.target.holds)), unknown=False) for edge in sparse or told for mark in marked
+    )
+
+
+def deferring(callers: Callers, layer: Layer) -> Iterator[Related]:
+    """The place where a layer marks a tensor."""
+    for frame in layer.frames:
+        conduct = callers.conduct(frame.function)
+        for mark in conduct.marks if conduct is not None else ():
+            if mark.value is not False:
+                yield Related(frame.path, mark.span.line, "the sum is deferred here")
+                return
+
+
 def edges(callers: Callers) -> Iterator[tuple[Layer, Frame, Edge]]:
     """Every call that some layer makes or brings about; each place once, for the first layer that it is found from."""
     seen: set[tuple[str, Span, str, str]] = set()
@@ -125,6 +146,8 @@ __all__ = [
     "block_sums",
     "call_finding",
     "callee_name",
+    "deferring",
+    "defers",
     "edges",
     "flag_of",
     "has_experts",

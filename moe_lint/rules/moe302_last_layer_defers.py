@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from moe_lint.callers import Built, Callers, Layer
 from moe_lint.formula import FALSE, Atom, TooManyAtoms, conj, satisfiable
 from moe_lint.index import Ref
-from moe_lint.model import Finding, Related, Route
+from moe_lint.model import Finding, Route
 from moe_lint.profile import Flag
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case
-from moe_lint.rules._layers import has_experts, launch
+from moe_lint.rules._layers import deferring, defers, launch
 from moe_lint.rules.base import Context, Rule
 
 _CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
@@ -91,7 +91,7 @@ class LastLayerDefers(Rule):
         told: set[tuple[str, int]] = set()
         for flag in context.index.profile.flags:
             for layer in callers.layers if flag.last else ():
-                if not _defers(callers, layer, flag) or _settled(context, layer):
+                if not defers(callers, layer, flag) or _settled(context, layer):
                     continue
                 for built in _untold(callers, layer, flag):
                     if (built.path, built.call.span.line) in told:
@@ -109,20 +109,9 @@ class LastLayerDefers(Rule):
                         f"own partial sum{launch(context, Atom(flag.name))}",
                         "__init__",
                         layer.owner.name if layer.owner.path == built.path else None,
-                        related=tuple(_deferring(callers, layer)),
+                        related=tuple(deferring(callers, layer)),
                         remedy=f"pass `{flag.last}=…` (the layer's index is that of the last one) to the constructor",
                     )
-
-
-def _defers(callers: Callers, layer: Layer, flag: Flag) -> bool:
-    """Whether the layer marks what its block of experts (or, if it has none, any block) leaves as owing a sum."""
-    marked = [conj((mark, Atom(flag.name))) for mark in callers.marks(layer)]
-    blocks = [edge for frame in layer.frames for edge in callers.edges(frame) if edge.built is not None]
-    told = [edge for edge in blocks if callers.asked(edge.frame, edge.call, flag.name)]
-    sparse = [edge for edge in told if has_experts(callers, edge)]
-    return any(
-        callers.possible(conj((mark, edge.target.holds)), unknown=False) for edge in sparse or told for mark in marked
-    )
 
 
 def _untold(callers: Callers, layer: Layer, flag: Flag) -> Iterator[Built]:
@@ -153,12 +142,3 @@ def _settled(context: Context, layer: Layer) -> bool:
             except TooManyAtoms:
                 return True
     return False
-
-
-def _deferring(callers: Callers, layer: Layer) -> Iterator[Related]:
-    for frame in layer.frames:
-        conduct = callers.conduct(frame.function)
-        for mark in conduct.marks if conduct is not None else ():
-            if mark.value is not False:
-                yield Related(frame.path, mark.span.line, "the sum is deferred here")
-                return

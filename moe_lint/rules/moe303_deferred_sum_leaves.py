@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from moe_lint.callers import Callers, Frame, Instance, Layer
+from moe_lint.facts import Call
+from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, atom_set, conj, negate, substitute
+from moe_lint.index import Ref
+from moe_lint.model import Confidence, Finding, Span
+from moe_lint.profile import Flag, Profile, matches
+from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case
+from moe_lint.rules._layers import call_finding, deferring, defers, launch
+from moe_lint.rules.base import Context, Rule
+from moe_lint.sites import Site
+
+_LAYER = ASK + "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)" + SETTLE
+_SETTLED = """
+if getattr(x, "_sglang_needs_allreduce_fusion", False):
+    x = tensor_model_parallel_all_reduce(x)
+"""
+_MODEL = """
+class Model:
+    def __init__(self, config):
+        self.layers = [DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
+
+    def forward(self, x, batch):
+        residual = None
+        captured = []
+        for layer in self.layers:
+            x, residual = layer(x, residual, batch)
+        if not self.pp_group.is_last_rank:
+{}
+            return PPProxyTensors({{"hidden_states": x, "residual": residual}}){}
+        return self.norm(x, residual)
+"""
+_CAPTURING = """
+class Model:
+    def __init__(self, config):
+        self.layers = [DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
+
+    def forward(self, x, batch):
+        residual = None
+        aux_hidden_states = []
+        for layer in self.layers:
+{}
+            aux_hidden_states.append(x + residual){}
+            x, residual = layer(x, residual, batch)
+        return self.norm(x, residual), aux_hidden_states
+"""
+
+
+def _indented(text: str, by: int) -> str:
+    return "\n".join(" " * by + line for line in text.strip().splitlines())
+
+
+#: `layer(…)`, `self.layers[i](…)`, `layer.forward(…)`
+_RUNS_LAYER = re.compile(r"(?:^|\.)(?:layer|layers|block|blocks)(?:\.forward)?$")
+_WORD = re.compile(r"\b[A-Za-z_]\w*\b")
+
+
+class DeferredSumLeaves(Rule):
+    """A model hands on hidden states between two layers although the first may still owe their sum.
+
+    Layers that defer their sum mark the tensor, and the next layer's communicator sums while it adds the residual.
+    Two readers come in between and sum nothing. What is sent to the next pipeline stage loses its mark: the stage
+    behind adds and norms a partial sum, and every token after it is wrong. What is captured for a draft model
+    (auxiliary hidden states) is partial on every rank: the text stays right, the drafts are rejected.
+
+    Instead of
+
+        if not self.pp_group.is_last_rank:
+            return PPProxyTensors({"hidden_states": hidden_states, "residual": residual})
+
+    settle the sum first:
+
+        if not self.pp_group.is_last_rank:
+            if getattr(hidden_states, "_sglang_needs_allreduce_fusion", False):
+                hidden_states = tensor_model_parallel_all_reduce(hidden_states)
+                hidden_states._sglang_needs_allreduce_fusion = False
+            return PPProxyTensors({"hidden_states": hidden_states, "residual": residual})
+
+    Not reported: a model that reduces marked tensors before it hands them on, one that calls a function which knows
+    the marker, and layers that capture for themselves after their communicator has summed. One finding for each
+    function and kind. There is no fix: which group sums is for the model to say.
+    """
+
+    code = "MOE303"
+    name = "deferred-sum-leaves"
+    confidence = Confidence.MEDIUM
+    VALID = (
+        layer_case(
+            "settled-before-it-is-sent",
+            block(experts(ROUTED)),
+            _MODEL.format(_indented(_SETTLED, 12), ""),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-before-it-is-captured",
+            block(experts(ROUTED)),
+            _CAPTURING.format(_indented(_SETTLED, 12), ""),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "never-deferred",
+            block(experts(ROUTED)),
+            _MODEL.format("            self.sent += 1", ""),
+            layer="""
+            use_reduce_scatter = self.layer_communicator.should_use_reduce_scatter(batch)
+            x = self.mlp(x, use_reduce_scatter=use_reduce_scatter)
+            x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
+            """,
+        ),
+    )
+    INVALID = (
+        layer_case(
+            "sent",
+            block(experts(ROUTED)),
+            _MODEL.format("            self.sent += 1", "  # <- MOE303"),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "captured",
+            block(experts(ROUTED)),
+            _CAPTURING.format("            self.seen += 1", "  # <- MOE303"),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-on-another-path",
+            block(experts(ROUTED)),
+            _MODEL.format(
+                _indented("if self.traces and x._sglang_needs_allreduce_fusion:\n    x = attn_tp_all_reduce(x)", 12),
+                "  # <- MOE303",
+            ),
+            layer=_LAYER,
+        ),
+    )
+
+    def check(self, context: Context) -> Iterable[Finding]:
+        callers = context.callers
+        told: set[tuple[str, int]] = set()
+        for flag in context.index.profile.flags:
+            for layer in callers.layers if flag.last else ():
+                if not defers(callers, layer, flag):
+                    continue
+                for frame in _runs(context, layer):
+                    for call, what in _leaks(context, frame):
+                        if (frame.path, call.span.line) in told:
+                            continue
+                        told.add((frame.path, call.span.line))
+                        yield self._found(context, layer, flag, frame, call, what)
+
+    def _found(self, context: Context, layer: Layer, flag: Flag, frame: Frame, call: Call, what: str) -> Finding:
+        profile = context.index.profile
+        marker = profile.markers[0]
+        if what == "sent":
+            stages = f" with `{profile.pipeline_option}`" if profile.pipeline_option else ""
+            consequence = (
+                "the mark stays behind, the next pipeline stage norms a partial sum, and every token is wrong"
+                f"{launch(context, Atom(flag.name))}{stages}"
+            )
+            pattern = "sends hidden states to the next pipeline stage"
+        else:
+            consequence = (
+                "what is captured is one rank's partial sum, and a draft model that reads it guesses wrong"
+                f"{launch(context, Atom(flag.name))}"
+            )
+            pattern = "captures hidden states between two layers"
+        return call_finding(
+            self,
+            frame,
+            call,
+            f"`{frame.function.name}` {pattern}, and `{layer.owner.name}` may have left their sum to the next layer: "
+            f"{consequence}",
+            remedy=f"where `{marker}` is set, reduce the tensor and clear the mark first",
+            related=tuple(deferring(context.callers, layer)),
+        )
+
+
+def _runs(context: Context, layer: Layer) -> Iterator[Frame]:
+    """The functions of the models that run the layers: their `forward` and what else names what leaves."""
+    index = context.index
+    around: dict[Ref, None] = {}
+    for user in sorted(index.users(layer.owner)):
+        around[user] = None
+        around.update(dict.fromkeys(index.subclasses(user)))
+    seen: set[Ref] = set()
+    for owner in around:
+        if index.constructs_absorber(owner):
+            continue  # a layer among the layers
+        function = index.method(owner, "forward")
+        if function is not None and function not in seen:
+            seen.add(function)
+            yield Frame(function, Instance(owner))
+
+
+def _leaks(context: Context, frame: Frame) -> Iterator[tuple[Call, str]]:
+    """The calls that hand on what a layer returned, unsettled: of each kind the one under the fewest conditions."""
+    conduct = context.callers.conduct(frame.function)
+    if conduct is None:
+        return
+    running = {call.loop for call in conduct.calls if call.loop is not None and _RUNS_LAYER.search(call.callee)}
+    found: dict[str, list[Call]] = {}
+    for call in conduct.calls if running else ():
+        what = _leaves(context, call, running)
+        if what is not None and not _is_settled(context, frame, call, conduct.calls):
+            found.setdefault(what, []).append(call)
+    for what, calls in found.items():
+        yield min(calls, key=lambda call: (_demands(call.condition), call.span)), what
+
+
+def _demands(condition: Formula) -> int:
+    """How many things must be switched on for a condition to hold."""
+    parts = condition.operands if isinstance(condition, And) else (condition,)
+    return sum(not isinstance(part, Not) for part in parts)
+
+
+def _leaves(context: Context, call: Call, running: set[Span]) -> str | None:
+    """How a call hands on hidden states: to the next stage, or, in the loop over the layers, to whoever captures."""
+    profile = context.index.profile
+    *owner, last = call.callee.split(".")
+    if last in profile.send:
+        middle = conj((call.condition, *(negate(Atom(name)) for name in profile.last_stage)))
+        return "sent" if context.callers.possible(middle) else None
+    captures = last in ("append", "extend") and bool(owner) and matches(owner[-1], profile.captures)
+    return "captured" if captures and call.loop in running else None
+
+
+def _is_settled(context: Context, frame: Frame, call: Call, calls: Iterable[Call]) -> bool:
+    callers, profile = context.callers, context.index.profile
+    names = {word for a in call.arguments for word in _WORD.findall(a.text)}
+    before = [other for other in calls if other.span < call.span]
+    return any(_settles_elsewhere(context, frame, other, names) for other in before) or any(
+        _settles(callers, site, call, profile) for site in _deferred_sites(context, frame, call)
+    )
+
+
+def _deferred_sites(context: Context, frame: Frame, call: Call) -> list[Site]:
+    return [
+        site
+        for site in context.sites
+        if site.path == frame.path and site.raw.function == frame.function.name and site.raw.span < call.span
+    ]
+
+
+def _settles(callers: Callers, site: Site, call: Call, profile: Profile) -> bool:
+    """Whether a reduction runs for every marked tensor that reaches the call."""
+    if not any(marker in name for name in atom_set(site.guard) for marker in profile.markers):
+        return False
+
+    def value(atom: str) -> Formula | None:
+        if any(marker in atom for marker in profile.markers):
+            return TRUE
+        return FALSE if atom.endswith(" is None") else None
+
+    runs = substitute(site.guard, value)
+    reached = substitute(call.condition, value)
+    return runs != FALSE and not callers.possible(conj((reached, negate(runs))))
+
+
+def _settles_elsewhere(context: Context, frame: Frame, call: Call, names: set[str]) -> bool:
+    """Whether a call before is given the tensor and knows the marker."""
+    given = {argument.text for argument in call.arguments}
+    if not given & names or context.index.profile.is_barrier(call.callee.rsplit(".", 1)[-1]):
+        return False
+    targets = context.index.targets(frame.path, frame.class_name, call.callee)
+    for target in targets:
+        facts = context.index.facts(target.function.path)
+        if facts is not None and any(
+            marker in facts.function_text(target.function.name) for marker in context.index.profile.markers
+        ):
+            return True
+    return False

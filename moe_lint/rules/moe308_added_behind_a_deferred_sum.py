@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from moe_lint.facts.conduct import Addition
+from moe_lint.formula import Atom, Formula, conj, negate
+from moe_lint.index import Ref
+from moe_lint.model import Confidence, Finding, Related
+from moe_lint.profile import Flag, matches
+from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, layer_case
+from moe_lint.rules._layers import launch
+from moe_lint.rules.base import Context, Rule, short_name
+from moe_lint.sites import Site, without_topology
+
+_LAYER = ASK + "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)" + SETTLE
+_WORD = re.compile(r"\b[A-Za-z_]\w*\b")
+
+
+def _forward(behind: str, before: str = "") -> str:
+    body = f"""
+shared = self.shared_experts(x)
+x = self.experts(x)
+{before}
+{ROUTED.strip()}
+{behind.strip()}
+return x
+"""
+    lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
+    return f"def forward(self, x, should_allreduce_fusion=False, use_reduce_scatter=False):\n{lines}\n"
+
+
+class AddedBehindADeferredSum(Rule):
+    """The shared experts' output is added behind a reduction that may be left to somebody downstream.
+
+    A shared expert that is replicated (`tp_size=1`) is whole on every rank, so it must be added once the routed experts
+    have been summed. Behind a guarded reduction that is so only when the reduction has run. Where it is left to the
+    next layer or to a reduce-scatter, the term joins a partial sum, and whoever sums later counts it once for every
+    rank.
+
+    Instead of
+
+        if self.tp_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=True):
+            final = tensor_model_parallel_all_reduce(final)
+        if self._shared_expert_tp1:
+            final = final + shared_out
+
+    do not let such a block defer its sum, or add the term only on the rank (or only in the state) in which it counts
+    once:
+
+        skip = should_skip_post_experts_all_reduce(is_tp_path=True) and not self._shared_expert_tp1
+
+    Reported at the addition. A term that is added before the reduction, or only where the reduction runs, is not
+    reported, nor is a block that no layer ever asks to leave its sum. There is no fix.
+    """
+
+    code = "MOE308"
+    name = "added-behind-a-deferred-sum"
+    confidence = Confidence.MEDIUM
+    VALID = (
+        layer_case("added-before", block(_forward("", "x = x + shared")), layer=_LAYER),
+        layer_case(
+            "added-where-it-ran",
+            block(
+                _forward(
+                    """
+if not should_allreduce_fusion and not use_reduce_scatter:
+    x = x + shared
+"""
+                )
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "never-deferred",
+            block(
+                """
+                def forward(self, x):
+                    shared = self.shared_experts(x)
+                    x = self.experts(x)
+                    if self.tp_size > 1:
+                        x = tensor_model_parallel_all_reduce(x)
+                    return x + shared
+                """
+            ),
+            layer="x = self.mlp(x)\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)",
+        ),
+    )
+    INVALID = (
+        layer_case("added-behind", block(_forward("x = x + shared  # <- MOE308")), layer=_LAYER),
+        layer_case(
+            "under-another-condition",
+            block(_forward("if self.shared_is_whole:\n    x += shared  # <- MOE308")),
+            layer=_LAYER,
+        ),
+    )
+
+    def check(self, context: Context) -> Iterable[Finding]:
+        told: set[tuple[str, int]] = set()
+        for site in context.sites:
+            if not site.post_experts or not site.absorber:
+                continue
+            for addition, flag in _late_terms(site, context):
+                if (site.path, addition.span.line) in told:
+                    continue
+                told.add((site.path, addition.span.line))
+                yield Finding(
+                    self.code,
+                    self.name,
+                    site.path,
+                    addition.span,
+                    self.severity,
+                    self.confidence,
+                    f"`{addition.term}` is added behind the reduction on line {site.raw.span.line}, which does not run "
+                    f"when `{flag.name}` is set: it joins a partial sum, and {flag.absorber} counts it once for every "
+                    f"rank{launch(context, Atom(flag.name))}",
+                    short_name(site),
+                    site.raw.class_name,
+                    related=(Related(site.path, site.raw.span.line, "this reduction may be left to somebody else"),),
+                    remedy=f"do not leave the sum to others where `{addition.term}` is whole on every rank, or add it "
+                    "only where the reduction runs",
+                )
+
+
+def _late_terms(site: Site, context: Context) -> Iterator[tuple[Addition, Flag]]:
+    """The shared experts' terms that join a site's tensor behind it, with a flag under which it was not reduced."""
+    callers, profile = context.callers, context.index.profile
+    conduct = callers.conduct(Ref(site.path, site.raw.function))
+    if conduct is None or site.raw.target is None:
+        return
+    for addition in conduct.additions:
+        shared = any(matches(word, profile.shared) for word in _WORD.findall(addition.term))
+        if addition.span < site.raw.span or addition.target != site.raw.target or not shared:
+            continue
+        if _summed_between(site, addition, context):
+            continue
+        added = without_topology(addition.condition, profile)
+        live = callers.flags_at.get((site.path, site.raw.span), frozenset())
+        for flag in profile.flags:
+            if flag.name in live and _leaves(site, flag, added, context):
+                yield addition, flag
+                break
+
+
+def _leaves(site: Site, flag: Flag, added: Formula, context: Context) -> bool:
+    """Whether there is a state in which the flag is set, the site does not run for it, and the term is added."""
+    callers = context.callers
+    runs = context.policy.expanded(context.policy.with_helper(site.guard))
+    set_ = Atom(flag.name)
+    if callers.possible(conj((runs, set_))):
+        return False  # it runs in spite of the flag: that is another rule's finding
+    # it must be the flag that keeps the reduction from running, on a path that otherwise comes to it
+    otherwise = conj((added, negate(_skips(site, context))))
+    return callers.possible(conj((added, set_)), unknown=False) and callers.possible(otherwise)
+
+
+def _skips(site: Site, context: Context) -> Formula:
+    return negate(context.policy.with_helper(site.guard))
+
+
+def _summed_between(site: Site, addition: Addition, context: Context) -> bool:
+    """Whether another reduction of the tensor follows the site and comes before the term, or behind it."""
+    for other in context.sites:
+        same = other.path == site.path and other.raw.function == site.raw.function
+        if same and other.raw.target == addition.target and other.raw.span > addition.span:
+            reached = conj((addition.condition, *(part.formula for part in other.raw.guard)))
+            if context.callers.possible(reached):
+                return True
+    return False
