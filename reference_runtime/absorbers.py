@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 REDUCE_SCATTERV = "should_use_dp_reduce_scatterv"
 
 
-class Infeasible(Exception):
-    """The engine cannot run this configuration. The argument says why."""
-
-
 def absorb(context: RankContext, case: Case, output: torch.Tensor) -> torch.Tensor:
     """From the block's output to this rank's own rows, summed by whoever sums them in this configuration.
 
@@ -49,8 +45,6 @@ def _to_own_rows(context: RankContext, case: Case, output: torch.Tensor) -> torc
     mine = context.topology.dp_rank(context.transport.rank)
     group = context.group("tp")
     if context.predicate(REDUCE_SCATTERV):
-        if len(rows) != group.world_size:
-            raise Infeasible(f"reduce_scatterv: {len(rows)} sizes for {group.world_size} ranks")
         return group.reduce_scatterv(output, sizes=rows)
     if case.reduce_scatter:
         own = output.new_empty((rows[mine], output.shape[-1]))

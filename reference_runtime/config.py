@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 #: Sizes divisible by 8 ranks in every way that a layer is sharded.
-HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, HEADS, LAYERS = 64, 32, 8, 2, 8, 4
+HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, HEADS, LAYERS = 64, 32, 8, 2, 8, 2
 
 _VALUES: dict[str, Any] = {
     # sizes
@@ -30,14 +31,47 @@ _VALUES: dict[str, Any] = {
     "moe_layer_freq": 1, "first_k_dense_replace": 0, "decoder_sparse_step": 1, "mlp_only_layers": [],
     "moe_router_activation_func": "sigmoid", "use_moe_router_bias": True, "need_fp32_gate": False, "swiglu_limit": 7.0,
     "swiglu_limits": [0.0] * LAYERS, "swiglu_limits_shared": [0.0] * LAYERS, "interleave_moe_layer_step": 1,
+    # which layers have experts or full attention: all that are built
+    "moe_layers_enum": "0,1", "is_moe_layer": [True] * LAYERS, "layer_types": ["full_attention"] * LAYERS,
+    "yarn_only_types": ["full_attention"], "hybrid_layer_pattern": [0] * LAYERS, "attention_type": 0,
+    "rounter_params_dtype": "float32", "router_dtype": "float32",
     # the rest of a layer
     "hidden_act": "silu", "rms_norm_eps": 1e-6, "layernorm_epsilon": 1e-6, "norm_eps": 1e-6, "layer_norm_epsilon": 1e-6,
     "rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
     "partial_rotary_factor": 1.0, "attention_bias": False, "use_bias": False, "use_qkv_bias": False, "qkv_bias": False,
-    "attention_dropout": 0.0, "use_qk_norm": False, "sliding_window": None, "use_rmsnorm": True,
+    "attention_dropout": 0.0, "use_qk_norm": False, "sliding_window": 128, "use_rmsnorm": True,
     "tie_word_embeddings": False,
     "quantization_config": None, "architectures": ["Model"], "model_type": "model", "torch_dtype": None,
 }  # fmt: skip
+
+
+#: What a name without a value most likely means, by the words in it; the first pattern that fits.
+_GUESSES: tuple[tuple[str, Any], ...] = (
+    (r"^(use|is|has|enable|norm|with|need|add|apply|skip|disable)_|_bias$|_renormalize$|_enabled$", False),
+    (r"(scal|factor|alpha|multiplier|softcap|logit_cap)", 1.0),
+    (r"zero_expert", 0),
+    (r"(top_?k|_k|per_tok|per_token)$", TOP_K),
+    (r"(num|n)_.*group", 1),
+    (r"(num|n)_.*shared.*expert|num_.*shared|shared_expert_num", 1),
+    (r"(num|n)_.*expert|expert.*(num|count)$", EXPERTS),
+    (r"(intermediate|ffn|moe|expert).*(size|dim)", INTERMEDIATE),
+    (r"latent_size|low_rank|lora_rank", None),
+    (r"(size|dim)$", HIDDEN),
+    (r"(num|n)_.*heads?$", HEADS),
+    (r"(num|n)_.*layers?$", LAYERS),
+    (r"(act|activation)(_fn|_func)?$", "silu"),
+    (r"eps(ilon)?$", 1e-6),
+    (r"(freq|interval|step|stride)$", 1),
+    (r"(pattern|layers|types|list|indices)$", []),
+)
+
+
+def guess(name: str) -> tuple[bool, Any]:
+    """(whether there is a guess, the value) for a configuration name that a constructor asked for."""
+    for pattern, value in _GUESSES:
+        if re.search(pattern, name):
+            return True, list(value) if isinstance(value, list) else value
+    return False, None
 
 
 class Config:

@@ -12,7 +12,9 @@ import torch
 from reference_runtime import run
 from reference_runtime.kernels.base import Kernels
 from reference_runtime.kernels.reference import ReferenceKernels
+from reference_runtime.layers import LayerSubject
 from reference_runtime.plan import Job
+from reference_runtime.ranks import Numerics
 from reference_runtime.space import compiled_files
 from reference_runtime.subjects import BlockSubject, Subject
 from reference_runtime.tree import find_tree
@@ -26,16 +28,16 @@ def kernels_of(name: str) -> Kernels:
     raise ValueError(f"unknown kernels {name!r}")
 
 
-def numerics_of(job: Job) -> run.Numerics:
+def numerics_of(job: Job) -> Numerics:
     """In which arithmetic the job runs."""
     s = job.settings
     dtype = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}[s.dtype]
-    return run.Numerics(dtype, torch.device(s.device), kernels_of(s.kernels))
+    return Numerics(dtype, torch.device(s.device), kernels_of(s.kernels))
 
 
 def subject_of(job: Job) -> Subject:
     """What is run at the job's level."""
-    return BlockSubject(job.block)
+    return LayerSubject(job.block) if job.level == "layer" else BlockSubject(job.block)
 
 
 def execute(job: Job, emit: Callable[[str], None]) -> None:
@@ -49,6 +51,6 @@ def execute(job: Job, emit: Callable[[str], None]) -> None:
 
     run.compare(
         find_tree(Path(job.before)), find_tree(Path(job.after)), lambda: subject_of(job), job.block.name, job.cases(),
-        numerics_of(job), on_outcome,
+        numerics_of(job), job.settings.backend, on_outcome,
     )  # fmt: skip
     tell(sources=compiled_files())

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 _FORBIDDEN = ("socket.getaddrinfo", "socket.gethostbyname", "subprocess.Popen", "os.system", "os.exec",
@@ -34,8 +35,22 @@ def confine(memory: int | None, network_namespace: bool) -> None:
     sys.addaudithook(_refuse)
 
 
+@contextlib.contextmanager
+def forking() -> Iterator[None]:
+    """Around the runtime's own forks, which the target may not do."""
+    global _forking
+    _forking = True
+    try:
+        yield
+    finally:
+        _forking = False
+
+
+_forking = False
+
+
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in _FORBIDDEN:
+    if event in _FORBIDDEN and not (_forking and event == "os.fork"):
         raise PermissionError(f"the target may not use {event}")
     if event in ("socket.connect", "socket.bind", "socket.sendto"):
         address = arguments[1]

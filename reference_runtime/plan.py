@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reference_runtime.discover import Block
-from reference_runtime.scenarios import Case, block_cases
+from reference_runtime.scenarios import Case, block_cases, layer_cases
 
 LEVELS = ("block", "layer")
 
@@ -55,6 +55,8 @@ class Job:
 
     def cases(self) -> list[Case]:
         """The cases of the job, in order."""
+        if self.level == "layer":
+            return list(layer_cases(self.settings.world_sizes, self.block.communicator))
         return list(block_cases(self.settings.world_sizes, self.block.communicator))
 
     def to_dict(self) -> dict[str, Any]:

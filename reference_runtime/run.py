@@ -5,26 +5,27 @@ from __future__ import annotations
 import gc
 import hashlib
 import itertools
+import os
+import re
+import signal
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from reference_runtime.absorbers import Infeasible
-from reference_runtime.comm.base import Abandoned, CollectiveMismatch, Deadlock
-from reference_runtime.comm.threads import ThreadTransport, run_ranks
-from reference_runtime.config import Config
-from reference_runtime.kernels.base import Kernels
-from reference_runtime.scenarios import Case, Launch
+from reference_runtime.comm.base import CollectiveMismatch, Deadlock, Infeasible
+from reference_runtime.config import guess
+from reference_runtime.limits import forking
+from reference_runtime.processes import ProcessRanks
+from reference_runtime.ranks import Members, Numerics, Ranks, ThreadRanks, first_error
+from reference_runtime.scenarios import TOKENS, Case, Launch
 from reference_runtime.specs import spec_of
 from reference_runtime.stubs import StubReached
 from reference_runtime.subjects import Subject, digest
 from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree
 from reference_runtime.verdicts import Outcome, Status
-from reference_runtime.world import RankContext
 
 #: Errors that say what kind of outcome it is; any other error of the target is a failure.
 _STATUS: tuple[tuple[type[Exception], Status], ...] = (
@@ -33,80 +34,6 @@ _STATUS: tuple[tuple[type[Exception], Status], ...] = (
     (StubReached, Status.UNMODELLED),
     (Infeasible, Status.INFEASIBLE),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Numerics:
-    """In which arithmetic the run computes, and how far right may be from the oracle."""
-
-    dtype: torch.dtype
-    device: torch.device
-    kernels: Kernels
-
-    @property
-    def tolerance(self) -> float:
-        """Relative error allowed, in the norm of a rank's output.
-
-        Routing and norms compute in float32 whatever the model's type, so float64 runs may differ by a few float32
-        roundings; narrower types by a few of their own, times the square root of the terms in a sum.
-        """
-        epsilon = max(torch.finfo(self.dtype).eps, torch.finfo(torch.float32).eps)
-        return 64 * epsilon
-
-
-class Ranks:
-    """All ranks of one launch of one tree, in threads; built once, run for many cases."""
-
-    def __init__(
-        self, tree: Tree, subject: Subject, launch: Launch, config: dict[str, Any], numerics: Numerics
-    ) -> None:
-        self.size = launch.topology.tp
-        self.subject = subject
-        self._contexts: list[RankContext] = []
-        self._models: list[Any] = []
-        self.failure: Exception | None = None
-
-        def build(transport: Any) -> tuple[RankContext, Any]:
-            context = RankContext(
-                tree, launch, transport, numerics.kernels, numerics.dtype, numerics.device,
-                Config(numerics.dtype, config),
-            )  # fmt: skip
-            context.start()
-            return context, subject.build(context)
-
-        built = run_ranks(self.size, build)
-        self.failure = first_error(built)
-        if self.failure is None:
-            self._contexts = [item[0] for item in built if not isinstance(item, Exception)]
-            self._models = [item[1] for item in built if not isinstance(item, Exception)]
-
-    def run(self, case: Case) -> list[tuple[torch.Tensor, list[str]] | Exception]:
-        """Each rank's (own rows, trace), or what ended it."""
-        if self.failure is not None:
-            return [self.failure] * self.size
-
-        def one(transport: Any) -> tuple[torch.Tensor, list[str]]:
-            context = self._contexts[transport.rank]
-            assert isinstance(context.transport, ThreadTransport)
-            context.transport.hub = transport.hub  # a new hub each time: a failed run leaves nothing behind
-            with torch.no_grad():
-                output = self.subject.run(context, self._models[transport.rank], case)
-            return output, [str(event) for event in context.trace.events]
-
-        return run_ranks(self.size, one)
-
-    def close(self) -> None:
-        """Forget the modules."""
-        for context in self._contexts:
-            context.close()
-        self._contexts, self._models = [], []
-
-
-def first_error(results: Sequence[Any]) -> Exception | None:
-    """The error that came first in rank order and was not merely caused by another rank's."""
-    errors = [item for item in results if isinstance(item, Exception)]
-    causes = [error for error in errors if not isinstance(error, Abandoned)]
-    return next(iter(causes or errors), None)
 
 
 def failed(error: Exception) -> Outcome:
@@ -124,21 +51,23 @@ class Oracle:
     """What each attention-DP rank's tokens become on one rank, where nothing is sharded and nothing is reduced."""
 
     def __init__(self, tree: Tree, subject: Subject, config: dict[str, Any], numerics: Numerics) -> None:
-        self._ranks = Ranks(tree, subject, Launch(Topology(1)), config, numerics)
-        self._rows: dict[int, torch.Tensor] = {}
-        self.numerics = numerics
+        members = Members(tree, subject, 1, config, numerics)
+        self._ranks = ThreadRanks(members, Launch(Topology(1)))
+        self.failure = self._ranks.failure
+        self._rows: list[torch.Tensor] = []
+        self.tolerance = numerics.tolerance
 
-    @property
-    def failure(self) -> Exception | None:
-        return self._ranks.failure
-
-    def rows(self, dp_rank: int) -> torch.Tensor:
-        """The rows of that attention-DP rank, [rows, hidden]. Raises what the model raises."""
-        if dp_rank not in self._rows:
+    def prepare(self) -> None:
+        """Compute all rows, or find out why it cannot be done."""
+        for dp_rank in range(len(TOKENS)):
             (result,) = self._ranks.run(Case(Launch(Topology(1)), first=dp_rank))
             if isinstance(result, Exception):
-                raise result
-            self._rows[dp_rank] = result[0]
+                self.failure = result
+                return
+            self._rows.append(result[0])
+
+    def rows(self, dp_rank: int) -> torch.Tensor:
+        """The rows of that attention-DP rank, [rows, hidden]."""
         return self._rows[dp_rank]
 
 
@@ -164,7 +93,7 @@ def judge_case(ranks: Ranks, case: Case, oracle: Oracle) -> Outcome:
         relative = float((got - expected).norm() / norm)
         if not relative <= worst:  # also for NaN
             worst, scale = relative, float((got * expected).sum() / norm.square())
-    right = worst <= oracle.numerics.tolerance
+    right = worst <= oracle.tolerance
     return Outcome(
         Status.RIGHT if right else Status.WRONG,
         error=worst,
@@ -182,6 +111,7 @@ def compare(
     block: str,
     cases: Sequence[Case],
     numerics: Numerics,
+    backend: str,
     on_outcome: Callable[[str, int, Outcome], None],
 ) -> None:
     """Run both variants in every case; tell ("before" or "after", number of the case, outcome) as they come.
@@ -191,26 +121,84 @@ def compare(
     torch.set_default_dtype(numerics.dtype)
     gc.freeze()  # what is there stays; each launch's modules are one big cycle, collected when it is done
     gc.disable()
-    config = dict(spec_of(block).config)
     sides = {"before": (before, subject()), "after": (after, subject())}
+    config = settled(before, subject, dict(spec_of(block).config), numerics)
     oracles = {side: Oracle(tree, s, config, numerics) for side, (tree, s) in sides.items()}
     oracle = oracles["before"]
+    oracle.prepare()
     numbered = list(enumerate(cases))
-    for launch, group in itertools.groupby(numbered, key=lambda item: item[1].launch):
-        ranks = {side: Ranks(tree, s, launch, config, numerics) for side, (tree, s) in sides.items()}
-        for number, case in group:
+    if oracle.failure is not None:
+        for number, _ in numbered:
             for side in sides:
-                on_outcome(side, number, _outcome(ranks[side], case, oracle))
-        for variant in ranks.values():
+                on_outcome(side, number, failed(oracle.failure))
+        return
+    for size, of_size in itertools.groupby(numbered, key=lambda item: item[1].topology.tp):
+        members = {side: Members(tree, s, size, config, numerics) for side, (tree, s) in sides.items()}
+        for launch, group in itertools.groupby(of_size, key=lambda item: item[1].launch):
+            of_launch = list(group)
+
+            def work(
+                launch: Launch = launch,
+                of_launch: list[tuple[int, Case]] = of_launch,
+                members: dict[str, Members] = members,
+            ) -> None:
+                make: Callable[[Members, Launch], Ranks] = ProcessRanks if backend == "gloo" else ThreadRanks
+                ranks = {side: make(m, launch) for side, m in members.items()}
+                for number, case in of_launch:
+                    for side, variant in ranks.items():
+                        on_outcome(side, number, judge_case(variant, case, oracle))
+                for variant in ranks.values():
+                    variant.close()
+
+            if backend == "threads" and numerics.device.type == "cpu":
+                in_fork(work)  # the next launch finds the modules as they were imported
+            else:
+                work()
+        for variant in members.values():
             variant.close()
-        ranks.clear()
         gc.collect()
 
 
-def _outcome(ranks: Ranks, case: Case, oracle: Oracle) -> Outcome:
-    if oracle.failure is not None:
-        return failed(oracle.failure)
-    try:
-        return judge_case(ranks, case, oracle)
-    except Exception as error:  # the oracle itself: on one rank the model does not run
-        return failed(error)
+def in_fork(work: Callable[[], None]) -> None:
+    """Do the work in a copy of this process, which ends with it. If the copy dies, so does this process, likewise."""
+    reader, writer = os.pipe()
+    with forking():
+        pid = os.fork()
+    if pid == 0:
+        try:
+            torch.set_num_threads(1)  # makes the copy's thread pool anew while there is one thread
+            work()
+            os.write(writer, b"done")
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(70)  # not read if it is done
+    os.close(writer)
+    _, status = os.waitpid(pid, 0)
+    done = os.read(reader, 8)
+    os.close(reader)
+    if os.WIFSIGNALED(status):
+        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    if done != b"done":
+        os._exit(os.WEXITSTATUS(status))
+
+
+def settled(tree: Tree, subject: Callable[[], Subject], config: dict[str, Any], numerics: Numerics) -> dict[str, Any]:
+    """The configuration with a guess for every name that the model needs and nobody gave a value.
+
+    Any value will do that the model can be built with: the variants and the oracle all get the same.
+    """
+    config = dict(config)
+    for _ in range(_MOST_GUESSES):
+        failure = Oracle(tree, subject(), config, numerics).failure
+        missing = _MISSING.search(str(failure)) if isinstance(failure, AttributeError) else None
+        known, value = guess(missing.group(1)) if missing else (False, None)
+        if missing is None or not known:
+            return config
+        config[missing.group(1)] = value
+    return config
+
+
+_MISSING = re.compile(r"'Config' object has no attribute '(\w+)'")
+_MOST_GUESSES = 24

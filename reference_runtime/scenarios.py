@@ -94,3 +94,19 @@ def block_cases(world_sizes: tuple[int, ...], communicator: bool) -> Iterator[Ca
             yield Case(launch, "sum")
             if topology.ep == topology.dp == topology.tp:  # one sequence of sizes: one rank per attention-DP rank
                 yield Case(Launch(topology, fp4=True), "sum")
+
+
+def layer_cases(world_sizes: tuple[int, ...], communicator: bool) -> Iterator[Case]:
+    """Every feasible configuration at layer level: the tree's own communicator decides about flags and absorbers."""
+    for size in world_sizes:
+        for topology in topologies(size):
+            launch = Launch(topology)
+            if topology.dp == 1:
+                yield Case(launch)
+                if communicator and (topology.ep == 1 or topology.moe_tp == 1):
+                    yield Case(Launch(topology, fusion=True), fusion=True)
+            elif communicator:
+                yield Case(launch, "max")
+                yield Case(launch, "sum")
+                if topology.ep == topology.dp == topology.tp:
+                    yield Case(Launch(topology, fp4=True), "sum")

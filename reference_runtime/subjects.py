@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from reference_runtime.absorbers import Infeasible, absorb
+from reference_runtime.absorbers import absorb
 from reference_runtime.calling import call, takes
+from reference_runtime.comm.base import Infeasible
 from reference_runtime.discover import Block
 from reference_runtime.scenarios import Case
 from reference_runtime.stubs import StubReached, building, running
@@ -25,6 +26,10 @@ _REDUCE_SCATTER = ("use_reduce_scatter", "mlp_reduce_scatter")
 
 class Subject(Protocol):
     """A level at which a model is run."""
+
+    @property
+    def module(self) -> str:
+        """The model's module, relative to the engine's `models`."""
 
     def build(self, context: RankContext) -> Any:
         """The model on one rank, with its weights."""
@@ -60,6 +65,10 @@ class BlockSubject:
     block: Block
     #: shapes of the weights that the model shards or not by itself, as built on one rank
     unsharded: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        return self.block.module
 
     def build(self, context: RankContext) -> Any:
         module = context.module(f"models.{self.block.module}")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from reference_runtime.reference.moe import ReferenceExperts
+
 
 @functools.lru_cache(maxsize=4096)
 def named_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -38,11 +40,9 @@ def fill(model: nn.Module, seed: str) -> dict[str, tuple[int, ...]]:
     """
     own: dict[str, tuple[int, ...]] = {}
     for path, module in model.named_modules():
-        own_fill = getattr(module, "fill", None)
-        if callable(own_fill):  # a reference layer
-            parameter = next(module.parameters())
-            kind = parameter.dtype, parameter.device
-            own_fill(lambda name, shape, path=path, kind=kind: named_tensor(f"{seed}.{path}.{name}", shape, *kind))
+        if isinstance(module, ReferenceExperts):
+            w = module.w13_weight
+            module.fill(functools.partial(_expert_tensor, f"{seed}.{path}", w.dtype, w.device))
             continue
         for name, parameter in module.named_parameters(recurse=False):
             key = f"{seed}.{path}.{name}"
@@ -57,6 +57,12 @@ def fill(model: nn.Module, seed: str) -> dict[str, tuple[int, ...]]:
                 full = named_tensor(f"{key}.{shard}", shape, parameter.dtype, parameter.device)
                 loader(parameter, full, *(() if shard is None else (shard,)))
     return own
+
+
+def _expert_tensor(
+    prefix: str, dtype: torch.dtype, device: torch.device, name: str, shape: tuple[int, ...]
+) -> torch.Tensor:
+    return named_tensor(f"{prefix}.{name}", shape, dtype, device)
 
 
 def _shards(module: Any, name: str) -> list[tuple[Any, tuple[int, ...]]] | None:

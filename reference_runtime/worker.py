@@ -80,6 +80,7 @@ def _child(job: Job, writer: int, output: IO[bytes]) -> None:
     code = 70
     try:
         os.setpgid(0, 0)
+        torch.set_num_threads(1)  # makes the copy's thread pool anew while there is one thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

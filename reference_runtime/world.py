@@ -42,6 +42,8 @@ class RankContext:
     #: rows of every attention-DP rank in the current batch
     global_num_tokens: list[int] = field(default_factory=list)
     capture_mode: bool = False
+    #: the stand-ins for attentions, in the order of construction
+    attentions: list[Any] = field(default_factory=list)
     space: ModuleSpace = field(init=False)
     server_arguments: ServerArguments = field(init=False)
     _shared: dict[str, Any] = field(default_factory=dict)
@@ -57,9 +59,11 @@ class RankContext:
             complete,
         )
         self.space.context = self
-        self.server_arguments = ServerArguments(
-            declared_defaults(self.space.path(f"{engine}.server_args")[0]), self._arguments()
-        )
+        self._set_arguments()
+
+    def _set_arguments(self) -> None:
+        file = self.space.path(f"{self.tree.engine}.server_args")[0]
+        self.server_arguments = ServerArguments(declared_defaults(file), self._arguments())
 
     @property
     def topology(self) -> Topology:
@@ -166,8 +170,17 @@ class RankContext:
 
     # --- set-up
 
-    def start(self) -> None:
+    def preload(self, model: str) -> None:
+        """Import what every launch needs, and the model."""
+        with setting_up():
+            for name in ("distributed.parallel_state", "layers.dp_attention", "layers.moe.utils",
+                         "model_executor.forward_batch_info", f"models.{model}"):  # fmt: skip
+                self.module(name)
+
+    def enter(self, launch: Launch, transport: Transport) -> None:
         """Lay out the groups and initialise the engine's process-wide state, as its server does."""
+        self.launch, self.transport = launch, transport
+        self._set_arguments()
         with setting_up():
             distributed.lay_out(self.space, self.module("distributed.parallel_state"))
             call(self.module("layers.dp_attention").initialize_dp_attention, self._dp_arguments())

@@ -30,7 +30,13 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.argument("before", metavar="BEFORE")
 @click.argument("after", metavar="AFTER")
 @click.option("--models", multiple=True, callback=_split, metavar="GLOB", help="Modules, classes or files to run.")
-@click.option("--level", type=click.Choice(["block"]), default="block", help="The MoE block alone.")
+@click.option(
+    "--level",
+    type=click.Choice(["block", "layer", "both"]),
+    default="both",
+    show_default=True,
+    help="The MoE block alone, or decoder layers with the tree's own communicator.",
+)
 @click.option("--world-size", "sizes", multiple=True, callback=_sizes, metavar="N", help="Ranks; default 2,4.")
 @click.option("--timeout", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds per block.")
 @click.option("--jobs", type=click.IntRange(min=1), default=None, help="Blocks at a time; default: the cores.")
@@ -58,7 +64,12 @@ def command(
     from reference_runtime.plan import Settings
 
     shown, files = chosen(outputs, to_stdout)
-    settings = Settings((level,), sizes, timeout=timeout, parallel=jobs or os.cpu_count() or 1)
+    settings = Settings(
+        ("block", "layer") if level == "both" else (level,),
+        sizes,
+        timeout=timeout,
+        parallel=jobs or os.cpu_count() or 1,
+    )
     try:
         report = runtime.run(before, after, models, settings)
     except VerifyError as error:

@@ -18,6 +18,10 @@ class Deadlock(Exception):
     """Every rank that still runs waits for a rank that will not come."""
 
 
+class Infeasible(Exception):
+    """The engine cannot run this configuration: its own code asks for something that cannot be. Says what."""
+
+
 class Abandoned(Exception):
     """Another rank failed while this one waited. Not a cause of its own."""
 

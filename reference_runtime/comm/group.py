@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from reference_runtime.comm.base import Trace, Transport
+from reference_runtime.comm.base import Infeasible, Trace, Transport
 from reference_runtime.stubs import Stub, StubReached
 
 
@@ -86,7 +86,9 @@ class Group:
         tensors: list[torch.Tensor] = [input_] if isinstance(input_, torch.Tensor) else input_
         results = []
         for tensor in tensors:
-            if sizes is not None and (len(sizes) != self.world_size or sizes[self.rank_in_group] != tensor.shape[0]):
+            if sizes is not None and len(sizes) != self.world_size:
+                raise Infeasible(f"all_gatherv: {len(sizes)} sizes for {self.world_size} ranks")
+            if sizes is not None and sizes[self.rank_in_group] != tensor.shape[0]:
                 raise ValueError(f"all_gatherv: {tensor.shape[0]} rows on rank {self.rank_in_group} of {list(sizes)}")
             if self.world_size == 1:
                 results.append(tensor)
@@ -109,8 +111,10 @@ class Group:
     ) -> torch.Tensor:
         if sizes is None:
             sizes = [input_.shape[0] // self.world_size] * self.world_size
-        if len(sizes) != self.world_size or sum(sizes) != input_.shape[0]:
-            raise ValueError(f"reduce_scatterv: {input_.shape[0]} rows into {list(sizes)} over {self.world_size} ranks")
+        if len(sizes) != self.world_size:
+            raise Infeasible(f"reduce_scatterv: {len(sizes)} sizes for {self.world_size} ranks")
+        if sum(sizes) != input_.shape[0]:
+            raise ValueError(f"reduce_scatterv: {input_.shape[0]} rows into {list(sizes)}")
         if output is None:
             output = input_.new_empty((sizes[self.rank_in_group], *input_.shape[1:]))
         return self._scatter("reduce_scatterv", output, input_, sizes)

@@ -82,6 +82,8 @@ class ThreadHub:
 
     def _settle(self) -> None:
         """Serve every group that is complete; find out that nobody can go on."""
+        if self._failure is not None:
+            return
         for rank, call in list(self._waiting.items()):
             if rank not in self._waiting or any(other not in self._waiting for other in call.ranks):
                 continue
@@ -144,13 +146,19 @@ def _sum(tensors: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def run_ranks(world_size: int, work: Callable[[Transport], T]) -> list[T | Exception]:
+#: torch sets a thread pool up when a thread first asks for it, and that is not safe between threads.
+_first_use = threading.Lock()
+
+
+def run_ranks(world_size: int, work: Callable[[ThreadTransport], T]) -> list[T | Exception]:
     """Run ``work`` once per rank; each rank's result or the exception that ended it."""
     hub = ThreadHub(world_size)
     outcomes: list[T | Exception] = [Abandoned()] * world_size
 
     def one(rank: int) -> None:
         try:
+            with _first_use:
+                torch.get_num_threads()
             outcomes[rank] = work(ThreadTransport(hub, rank))
         except (Exception, SystemExit) as error:
             outcomes[rank] = error if isinstance(error, Exception) else RuntimeError("the target called sys.exit()")

@@ -84,3 +84,21 @@ def lay_out(space: ModuleSpace, module: types.ModuleType) -> None:
     if missing:
         raise ValueError(f"initialize_model_parallel of this tree has no {', '.join(missing)}")
     initialise(**{name: value for name, value in wanted.items() if name in known})
+
+
+def patch_dp_attention(space: ModuleSpace, module: types.ModuleType) -> None:
+    """The tree's copy of rows is a GPU kernel: copy with torch."""
+    if "memcpy_triton" in module.__dict__:
+        module.__dict__["memcpy_triton"] = _copy_rows
+
+
+def _copy_rows(dst: torch.Tensor, src: torch.Tensor, dim: int, offset: Any, sz: Any, offset_src: bool) -> None:
+    """`sz` rows from (``offset_src``) or to row `offset`."""
+    if dim != 0:
+        raise ValueError("rows only")
+    start, rows = int(offset), int(sz)
+    rows = min(rows, src.shape[0], dst.shape[0])
+    if offset_src:
+        dst[:rows] = src[start : start + rows]
+    else:
+        dst[start : start + rows] = src[:rows]

@@ -61,11 +61,10 @@ def _defaults(file: Path) -> dict[str, Any]:
 def install_server_args(space: ModuleSpace, module: types.ModuleType) -> None:
     """The module that holds the server arguments."""
     context = space.context
-    arguments = context.server_arguments
     module.__dict__.update(
         ServerArgs=ServerArguments,
-        get_global_server_args=lambda: arguments,
-        get_server_args=lambda: arguments,
+        get_global_server_args=lambda: context.server_arguments,
+        get_server_args=lambda: context.server_arguments,
         set_global_server_args_for_scheduler=lambda *_: None,
     )
 

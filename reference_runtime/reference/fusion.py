@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from reference_runtime.world import RankContext
 
 
+def allow(space: ModuleSpace, module: types.ModuleType) -> None:
+    """Let the tree's communicator fuse where its own conditions allow it, as on a GPU that has the kernel."""
+    for name in ("_is_sm90_supported", "_is_sm100_supported", "_is_flashinfer_available"):
+        if name in module.__dict__:
+            module.__dict__[name] = True
+
+
 def install(space: ModuleSpace, module: types.ModuleType) -> None:
     """Fill the module that wraps the fused kernel."""
     context: RankContext = space.context

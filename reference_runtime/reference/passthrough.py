@@ -109,6 +109,29 @@ def single_batch_overlap(space: ModuleSpace, module: types.ModuleType) -> None:
     module.__dict__["SboFlags"] = _NoOverlap()
 
 
+def context_parallel(space: ModuleSpace, module: types.ModuleType) -> None:
+    """Context parallelism of sparse attention is off."""
+    for name in ("is_nsa_enable_prefill_cp", "nsa_use_prefill_cp", "is_nsa_prefill_cp_round_robin_split",
+                 "is_nsa_prefill_cp_in_seq_split", "is_dsa_enable_prefill_cp", "dsa_use_prefill_cp"):  # fmt: skip
+        module.__dict__[name] = _no
+
+
+def _no(*_: Any, **__: Any) -> bool:
+    return False
+
+
+def model_config(space: ModuleSpace, module: types.ModuleType) -> None:
+    """The models here have dense attention."""
+    for name in ("is_deepseek_nsa", "is_deepseek_dsa", "is_deepseek_v4"):
+        module.__dict__[name] = _no
+
+
+def piecewise_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
+    """No piecewise graph is being captured or replayed."""
+    for name in ("is_in_piecewise_cuda_graph", "is_in_tc_piecewise_cuda_graph"):
+        module.__dict__[name] = lambda: False
+
+
 def cuda_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
     """No graph is being captured."""
     module.__dict__["get_is_capture_mode"] = lambda: space.context.capture_mode

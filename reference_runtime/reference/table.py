@@ -28,7 +28,7 @@ REAL = (
     "layers.linear", "layers.parameter", "layers.layernorm", "layers.activation", "layers.utils", "layers.utils.*",
     "distributed", "distributed.parallel_state", "distributed.communication_op", "distributed.utils",
     "utils", "utils.common", "utils.*",
-    "environ", "runtime_context", "model_executor.forward_context",
+    "environ", "runtime_context", "speculative.spec_info", "model_executor.forward_context",
     "model_executor.forward_batch_info", "model_executor.forward_batch_deepseek_mha_mixin",
 )  # fmt: skip
 
@@ -52,6 +52,11 @@ REFERENCE: dict[str, Installer] = {
     "platforms": passthrough.platforms,
     "batch_overlap.single_batch_overlap": passthrough.single_batch_overlap,
     "single_batch_overlap": passthrough.single_batch_overlap,
+    "configs.model_config": passthrough.model_config,
+    "layers.attention.nsa.utils": passthrough.context_parallel,
+    "layers.attention.dsa.utils": passthrough.context_parallel,
+    "compilation.piecewise_context_manager": passthrough.piecewise_graphs,
+    "model_executor.runner_backend_utils.tc_piecewise_cuda_graph": passthrough.piecewise_graphs,
     "model_executor.cuda_graph_runner": passthrough.cuda_graphs,
 }
 
@@ -60,6 +65,8 @@ AFTER: dict[str, Installer] = {
     "utils": environment.patch_platform,
     "utils.common": environment.patch_platform,
     "distributed.parallel_state": distributed.patch_parallel_state,
+    "layers.dp_attention": distributed.patch_dp_attention,
+    "layers.communicator": fusion.allow,
 }
 
 

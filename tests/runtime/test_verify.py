@@ -207,7 +207,7 @@ def test_the_command_tells_text_and_json_and_exits_1_when_something_is_broken(tm
     before = engine(tmp_path / "before", {"pair": PAIR})
     after = engine(tmp_path / "after", {"pair": MODELS["flag_dropped"][1]})
     output = tmp_path / "report.json"
-    done = command(str(before), str(after), "--world-size", "2", "--output", f"json:{output}")
+    done = command(str(before), str(after), "--world-size", "2", "--level", "block", "--output", f"json:{output}")
     assert done.returncode == 1, done.stderr
     document = json.loads(output.read_text())
     assert document["version"] == 1
@@ -216,7 +216,8 @@ def test_the_command_tells_text_and_json_and_exits_1_when_something_is_broken(tm
     done = command(str(before), str(before), "--world-size", "2")
     assert done.returncode == 0, done.stderr
     assert "pair.PairMoE block: 11 EQUIVALENT" in done.stdout
-    assert done.stdout.endswith("Nothing broken: 11 cases of 1 block, 0 broken, 0 corrected, 0 unmodelled.\n")
+    assert "pair.PairMoE layer: " in done.stdout
+    assert done.stdout.endswith("Nothing broken: 20 cases of 1 block, 0 broken, 0 corrected, 0 unmodelled.\n")
 
 
 def test_a_folder_without_an_engine_is_one_line_and_exit_2(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""Layer level: two decoder layers of the model with the tree's own communicator around the MoE block.
+
+Real: the decoder layer, its communicator, DP attention, norms, the MoE block. Ours: the attention, which is replaced
+by a token-wise one that is sharded in the same way; the input; the last sum of output and residual.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reference_runtime.calling import call
+from reference_runtime.discover import Block
+from reference_runtime.scenarios import Case
+from reference_runtime.space import LOCK, Tier
+from reference_runtime.stubs import Stub, StubReached, building, running
+from reference_runtime.subjects import constructor_values, forward_values, own_tokens
+from reference_runtime.weights import fill, named_tensor
+from reference_runtime.world import RankContext
+
+LAYERS = 2
+
+
+class ReferenceAttention(nn.Module):
+    """A token-wise stand-in, [rows, hidden] -> [rows, hidden]: column-parallel, then row-parallel over attention TP.
+
+    The result is a partial sum, or the sum where the tree's own attention sums (`reduces`).
+    """
+
+    context: RankContext
+    reduces: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self._number = len(self.context.attentions)
+        self.context.attentions.append(self)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__"):
+                raise
+            return Stub(f"attention.{name}")
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        x = kwargs.get("hidden_states")
+        if x is None:
+            x = next((a for a in args if isinstance(a, torch.Tensor) and a.dim() == 2 and a.is_floating_point()), None)
+        if x is None:
+            raise StubReached("an attention that is called without hidden_states")
+        group = self.context.group("attn_tp")
+        hidden = x.shape[-1]
+        part = hidden // group.world_size
+        mine = slice(group.rank_in_group * part, (group.rank_in_group + 1) * part)
+        name = f"attention.{self._number}"
+        column = named_tensor(f"{name}.in", (hidden, hidden), x.dtype, x.device)[mine]
+        row = named_tensor(f"{name}.out", (hidden, hidden), x.dtype, x.device)[:, mine]
+        output = (x @ column.T) @ row.T
+        return group.all_reduce(output) if self.reduces else output
+
+
+@dataclass
+class LayerSubject:
+    """Two layers of the block's decoder."""
+
+    block: Block
+    unsharded: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        return self.block.module
+
+    def build(self, context: RankContext) -> Any:
+        block = self.block
+        if block.decoder is None:
+            raise StubReached(f"no decoder layer found around {block.name}")
+        module = context.module(f"models.{block.module}")
+        made = getattr(module, block.decoder, None)
+        if made is None:
+            raise StubReached(f"{block.module} defines no {block.decoder}")
+        file = context.space.path(f"{context.tree.engine}.models.{block.module}")[0]
+        assert file is not None
+        context.attentions = []
+        self._replace_attentions(context, module, file, block.decoder)
+        layers = []
+        for number in range(LAYERS):
+            values = constructor_values(context, f"layers.{number}")
+            values.update(dict.fromkeys(("layer_id", "layer_idx", "layer_index", "layer_number"), number))
+            with building():
+                layers.append(call(made, values))
+        for layer in layers:
+            if not any(type(part).__name__ == block.name for part in layer.modules()):
+                raise StubReached(f"{block.decoder} built no {block.name}")
+        model = nn.ModuleList(layers)
+        shapes = fill(model, "model")
+        if context.transport.world_size == 1:
+            self.unsharded = shapes
+        for name, shape in shapes.items():
+            if self.unsharded.get(name, shape) != shape:
+                raise StubReached(f"{block.decoder}: the weight {name} is sharded by the model itself")
+        return model
+
+    def _replace_attentions(self, context: RankContext, module: Any, file: Path, decoder: str) -> None:
+        for name in _attention_classes(file, decoder):
+            real = getattr(module, name, None)
+            if real is None:
+                continue
+            reduces = _sums_itself(context, real, name, file)
+            if reduces is None:
+                reduces = not self.block.communicator
+            attention = type(name, (ReferenceAttention,), {"context": context, "reduces": reduces})
+            setattr(module, name, attention)
+
+    def run(self, context: RankContext, model: Any, case: Case) -> torch.Tensor:
+        dp_rank = context.topology.dp_rank(context.transport.rank)
+        count = case.tokens[dp_rank]
+        hidden = own_tokens(context, case.first + dp_rank, count)
+        if case.padding == "max" and count < max(case.tokens):
+            shape = (max(case.tokens) - count, hidden.shape[1])
+            hidden = torch.cat([hidden, named_tensor(f"padding.{dp_rank}", shape, hidden.dtype, hidden.device)])
+        context.set_batch(case.tokens, max_padding=case.padding == "max")
+        context.trace.events.clear()
+        values = forward_values(context, case, hidden)
+        values.update(positions=torch.arange(hidden.shape[0], device=hidden.device), residual=None)
+        with running():
+            residual = None
+            for layer in model:
+                values.update(hidden_states=hidden, residual=residual)
+                result = call(layer.forward, values)
+                hidden, residual = result[:2] if isinstance(result, tuple) else (result, None)
+            total = hidden if residual is None else hidden + residual
+        return total[:count]
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(file: Path) -> ast.Module:
+    with LOCK:
+        return ast.parse(file.read_bytes())
+
+
+def _attention_classes(file: Path, decoder: str) -> list[str]:
+    """Names of the classes that a decoder's `__init__` puts into an attribute for its attention."""
+    found = []
+    for node in _parsed(file).body:
+        if not isinstance(node, ast.ClassDef) or node.name != decoder:
+            continue
+        for statement in ast.walk(node):
+            if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Attribute):
+                continue
+            if _is_attention(statement.targets[0].attr):
+                calls = [n.func for n in ast.walk(statement.value) if isinstance(n, ast.Call)]
+                found += [f.id for f in calls if isinstance(f, ast.Name) and f.id[0].isupper()]
+    return found
+
+
+def _is_attention(attribute: str) -> bool:
+    return ("attn" in attribute or "attention" in attribute) and "norm" not in attribute and "type" not in attribute
+
+
+def _sums_itself(context: RankContext, real: Any, name: str, file: Path) -> bool | None:
+    """Whether the output projection of an attention class reduces its result; None: it does not say."""
+    module = getattr(real, "__module__", "") if not isinstance(real, Stub) else ""
+    for known, loaded in context.space.modules.items():
+        if loaded.__name__ == module and context.space.tiers[known] is Tier.REAL:
+            file = context.space.path(known)[0] or file
+    for node in _parsed(file).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Call) and getattr(inner.func, "id", "") == "RowParallelLinear":
+                    given = {k.arg: k.value for k in inner.keywords}.get("reduce_results")
+                    return given.value is not False if isinstance(given, ast.Constant) else given is None
+    return None

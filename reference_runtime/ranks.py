@@ -1,0 +1,134 @@
+"""The ranks of one variant: modules loaded once per rank, then set up and built anew for every launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from reference_runtime.comm.base import Abandoned, Transport
+from reference_runtime.comm.threads import ThreadHub, ThreadTransport, run_ranks
+from reference_runtime.config import Config
+from reference_runtime.kernels.base import Kernels
+from reference_runtime.scenarios import Case, Launch
+from reference_runtime.subjects import Subject
+from reference_runtime.topology import Topology
+from reference_runtime.tree import Tree
+from reference_runtime.world import RankContext
+
+#: A rank's own rows and its trace, or what ended it.
+Result = tuple[torch.Tensor, list[str]] | Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """In which arithmetic the run computes, and how far right may be from the oracle."""
+
+    dtype: torch.dtype
+    device: torch.device
+    kernels: Kernels
+
+    @property
+    def tolerance(self) -> float:
+        """Relative error allowed, in the norm of a rank's output.
+
+        Routing and norms compute in float32 whatever the model's type, so float64 runs may differ by a few float32
+        roundings; narrower types by a few of their own, times the square root of the terms in a sum.
+        """
+        epsilon = max(torch.finfo(self.dtype).eps, torch.finfo(torch.float32).eps)
+        return 64 * epsilon
+
+
+class Members:
+    """The ranks' module spaces, with everything imported and nothing set up. Imports do not depend on the launch."""
+
+    def __init__(self, tree: Tree, subject: Subject, size: int, config: dict[str, Any], numerics: Numerics) -> None:
+        self.size, self.subject = size, subject
+        self.contexts: list[RankContext] = []
+        self.failure: Exception | None = None
+        hub = ThreadHub(size)
+        for rank in range(size):
+            context = RankContext(
+                tree,
+                Launch(Topology(size)),
+                ThreadTransport(hub, rank),
+                numerics.kernels,
+                numerics.dtype,
+                numerics.device,
+                Config(numerics.dtype, config),
+            )
+            self.contexts.append(context)
+            try:
+                context.preload(subject.module)
+            except Exception as error:
+                self.failure = error
+                return
+
+    def enter(self, launch: Launch, transport: Transport) -> Any:
+        """Set a rank up for a launch and build its model."""
+        context = self.contexts[transport.rank]
+        context.enter(launch, transport)
+        return self.subject.build(context)
+
+    def step(self, transport: Transport, model: Any, case: Case) -> tuple[torch.Tensor, list[str]]:
+        """Run one case on one rank."""
+        context = self.contexts[transport.rank]
+        with torch.no_grad():
+            output = self.subject.run(context, model, case)
+        return output, [str(event) for event in context.trace.events]
+
+    def close(self) -> None:
+        """Forget the modules."""
+        for context in self.contexts:
+            context.close()
+        self.contexts = []
+
+
+class Ranks(Protocol):
+    """All ranks of one launch of one variant."""
+
+    def run(self, case: Case) -> Sequence[Result]:
+        """Each rank's result, in rank order."""
+
+    def close(self) -> None:
+        """End the ranks."""
+
+
+class ThreadRanks:
+    """Ranks as threads of this process."""
+
+    def __init__(self, members: Members, launch: Launch) -> None:
+        self._members = members
+        self._transports: dict[int, ThreadTransport] = {}
+        self._models: dict[int, Any] = {}
+        self.failure = members.failure
+        if self.failure is None:
+
+            def build(transport: ThreadTransport) -> None:
+                self._transports[transport.rank] = transport
+                self._models[transport.rank] = members.enter(launch, transport)
+
+            self.failure = first_error(run_ranks(members.size, build))
+
+    def run(self, case: Case) -> Sequence[Result]:
+        if self.failure is not None:
+            return [self.failure] * self._members.size
+
+        def one(transport: ThreadTransport) -> tuple[torch.Tensor, list[str]]:
+            own = self._transports[transport.rank]
+            own.hub = transport.hub  # a new hub each time: a failed run leaves nothing behind
+            return self._members.step(own, self._models[transport.rank], case)
+
+        return run_ranks(self._members.size, one)
+
+    def close(self) -> None:
+        self._models.clear()
+
+
+def first_error(results: Sequence[Any]) -> Exception | None:
+    """The error that came first in rank order and was not merely caused by another rank's."""
+    errors = [item for item in results if isinstance(item, Exception)]
+    causes = [error for error in errors if not isinstance(error, Abandoned)]
+    return next(iter(causes or errors), None)
