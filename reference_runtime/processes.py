@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import select
+import shutil
 import signal
 import struct
 import tempfile
@@ -35,6 +36,7 @@ class ProcessRanks:
     def __init__(self, members: Members, launch: Launch) -> None:
         self._members, self._launch = members, launch
         self._children: list[_Rank] = []
+        self._folder = ""
 
     def run(self, case: Case) -> Sequence[Result]:
         if self._members.failure is not None:
@@ -53,11 +55,12 @@ class ProcessRanks:
         for child in self._children:
             child.end()
         self._children = []
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
-        folder = tempfile.mkdtemp(prefix="reference-runtime-")
+        self._folder = tempfile.mkdtemp(prefix="reference-runtime-")  # where the ranks find each other
         for rank in range(self._members.size):
-            self._children.append(_Rank(self._members, self._launch, rank, os.path.join(folder, "store")))
+            self._children.append(_Rank(self._members, self._launch, rank, os.path.join(self._folder, "store")))
 
 
 class _Rank:

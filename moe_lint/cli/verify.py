@@ -38,6 +38,13 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
     help="The MoE block alone, or decoder layers with the tree's own communicator.",
 )
 @click.option("--world-size", "sizes", multiple=True, callback=_sizes, metavar="N", help="Ranks; default 2,4.")
+@click.option(
+    "--backend",
+    type=click.Choice(["threads", "gloo"]),
+    default="threads",
+    show_default=True,
+    help="Ranks as threads of one process, or as processes.",
+)
 @click.option("--timeout", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds per block.")
 @click.option("--jobs", type=click.IntRange(min=1), default=None, help="Blocks at a time; default: the cores.")
 @click.option("--all", "every", is_flag=True, help="In text, also the cases in which nothing changed.")
@@ -48,6 +55,7 @@ def command(
     models: tuple[str, ...],
     level: str,
     sizes: tuple[int, ...],
+    backend: str,
     timeout: float,
     jobs: int | None,
     every: bool,

@@ -14,7 +14,7 @@ MODELS = {
     "never_asks": (PAIR, changed("= self.layer_communicator.should_use_reduce_scatter(forward_batch)", "= False")),
     "claims_a_fusion": (
         PAIR,
-        changed("self.mlp(hidden_states, forward_batch, should", "self.mlp(hidden_states, forward_batch, True or should"),
+        changed("mlp(hidden_states, forward_batch, should", "mlp(hidden_states, forward_batch, True or should"),
     ),
     "forgets_the_mark": (PAIR, changed("hidden_states._needs_all_reduce = True", "pass")),
     "swaps_the_flags": (
