@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, TypeGuard
 
 from moe_lint.ignored import DEFAULT_EXCLUDE
@@ -250,6 +249,8 @@ def _items(text: str) -> list[str]:
 def _typed(file: str, key: str, value: object) -> Value:
     """The value of a key, checked. Raises ``UsageError`` for an unknown key or a wrong type."""
     if key not in KEYS:
+        from difflib import get_close_matches
+
         close = get_close_matches(key.replace("_", "-").lower(), KEYS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(KEYS)}"
         raise UsageError(f"{file}: unknown key {key!r}{hint}")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from moe_lint.atomic import replace_file
 from moe_lint.engine import Options, run
@@ -47,11 +48,16 @@ ALLOWED: Mapping[str, frozenset[Safety]] = {
 
 
 def fix(
-    options: Options, report: Report, allowed: frozenset[Safety], wanted: Callable[[FixPlan], bool] = lambda _: True
+    options: Options,
+    report: Report,
+    allowed: frozenset[Safety],
+    wanted: Callable[[FixPlan], bool] = lambda _: True,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> FixResult:
     """Carry out the allowed plans of a report that are ``wanted``, keep those that can be proved, judge the result.
 
-    A comment that silenced what a rewrite repairs goes with it.
+    A comment that silenced what a rewrite repairs goes with it. ``texts`` (by absolute path) stand for files that an
+    editor holds.
     """
     by_file: dict[str, dict[FixPlan, None]] = {}
     held_back = 0
@@ -66,13 +72,13 @@ def fix(
     not_proven: list[tuple[str, int, str]] = []
     fixes: dict[str, FileFix] = {}
     for path, plans in by_file.items():
-        done = rewrite(path, list(plans), not_proven)
+        done = rewrite(path, list(plans), not_proven, texts)
         if done is not None:
             fixes[path] = done
     after = report
     rounds = 2  # the second is for a comment that became useless with another
     while fixes:
-        after = run(options, {str(Path(f.path).resolve()): f.after for f in fixes.values()})
+        after = run(options, {**texts, **{str(Path(f.path).resolve()): f.after for f in fixes.values()}})
         useless = _useless_comments(after, fixes, declined) if rounds else {}
         if useless:
             fixes.update(useless)
@@ -111,11 +117,11 @@ def patches(options: Options, report: Report, allowed: frozenset[Safety]) -> tup
                 continue
             alone = rewrite(fixed.path, [plan], [])
             if alone is not None:
-                found.append(Patch(plan, _replacements(alone.before, alone.after)))
+                found.append(Patch(plan, replacements(alone.before, alone.after)))
     return tuple(found)
 
 
-def _replacements(before: str, after: str) -> tuple[Replacement, ...]:
+def replacements(before: str, after: str) -> tuple[Replacement, ...]:
     old, new = _lines(before), _lines(after)
     return tuple(
         Replacement(_extent(old, i1, i2), "".join(new[j1:j2]))
@@ -169,12 +175,18 @@ def _has_stuck_twin(finding: Finding, report: Report, allowed: frozenset[Safety]
     )
 
 
-def rewrite(path: str, plans: list[FixPlan], not_proven: list[tuple[str, int, str]]) -> FileFix | None:
+def rewrite(
+    path: str,
+    plans: list[FixPlan],
+    not_proven: list[tuple[str, int, str]],
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> FileFix | None:
     """The file with its plans carried out; a plan that cannot be is left out."""
     from codemods.edits import CannotRewrite  # libcst is loaded only when there is something to rewrite
     from codemods.guards import guard_edits
 
-    before = decode(Path(path).read_bytes())
+    held = texts.get(str(Path(path).resolve()))
+    before = decode(Path(path).read_bytes()) if held is None else held
     carried: list[FixPlan] = []
     for plan in plans:
         try:

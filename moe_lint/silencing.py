@@ -46,7 +46,7 @@ def add_ignores(options: Options, report: Report, reason: str) -> Silenced:
     files = []
     for path, findings in by_path.items():
         before = decode(Path(path).read_bytes())
-        after = _commented(before, findings, reason)
+        after = commented(before, findings, reason)
         if after != before and _same_code(before, after):
             files.append(FileFix(path, before, after, ()))
     texts = {str(Path(one.path).resolve()): one.after for one in files}
@@ -55,7 +55,7 @@ def add_ignores(options: Options, report: Report, reason: str) -> Silenced:
     return Silenced(tuple(files), after_report, left, sum(map(len, by_path.values())) - len(left))
 
 
-def _commented(text: str, findings: Sequence[Finding], reason: str) -> str:
+def commented(text: str, findings: Sequence[Finding], reason: str) -> str:
     """The text with a directive for each finding: in one that speaks for its place already, else above or behind it."""
     directives = [directive for directive in read_directives(text) if directive.valid]
     extended: dict[Directive, dict[str, None]] = {}

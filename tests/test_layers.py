@@ -48,6 +48,9 @@ ORDER = (
     "silencing",
     "initialise",
     "api",
+    "hover",
+    "editor",
+    "language_server",
     "cli",
 )
 #: Modules outside the chain, and what they may know of it.

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from moe_lint.cli.shared import EPILOG, fail
 from moe_lint.model import UsageError
@@ -26,6 +27,8 @@ COMMANDS = {
     "verify": "verify",
     "clean": "clean",
     "config": "config",
+    "lsp": "lsp",
+    "completion": "completion",
 }
 
 
@@ -41,6 +44,16 @@ class _Commands(click.Group):
         command = import_module(f"{__name__}.{COMMANDS[cmd_name]}").command
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands, and what `check` takes: it needs no name."""
+        check = self.get_command(ctx, "check")
+        assert check is not None
+        inside = check.make_context("check", [], parent=ctx, resilient_parsing=True)
+        found = super().shell_complete(ctx, incomplete) + check.shell_complete(inside, incomplete)
+        if not incomplete.startswith("-"):
+            found.append(CompletionItem(incomplete, type="file"))
+        return list({item.value: item for item in found}.values())
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from moe_lint.api import path_of
-from moe_lint.atomic import replace_file
-from moe_lint.baseline import render_baseline
 from moe_lint.cli.shared import fail, tell_failures, to_stderr
-from moe_lint.config import Settings
-from moe_lint.engine import Options
-from moe_lint.model import Report
+
+if TYPE_CHECKING:
+    from moe_lint.config import Settings
+    from moe_lint.engine import Options
+    from moe_lint.model import Report
 
 
 def write_baseline(report: Report, settings: Settings) -> NoReturn:
     """Write down what is found, and exit."""
+    from moe_lint.api import path_of
+    from moe_lint.atomic import replace_file
+    from moe_lint.baseline import render_baseline
+
     if report.exit_code == 2:
         tell_failures(report)
         fail("no baseline was written: something could not be judged")

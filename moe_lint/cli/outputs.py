@@ -30,6 +30,9 @@ def output_options(formats: Iterable[str]) -> Callable[[Callable[..., None]], Ca
     def parse_one(_: click.Context, __: click.Parameter, value: str | None) -> Output | None:
         return None if value is None else Output(_known(value, names))
 
+    def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
     listed = ", ".join(names)
     several = click.option(
         "--output",
@@ -37,11 +40,17 @@ def output_options(formats: Iterable[str]) -> Callable[[Callable[..., None]], Ca
         "outputs",
         multiple=True,
         callback=parse,
+        shell_complete=complete,
         metavar="FORMAT[:FILE]",
         help=f"A report, to a file or to standard output; repeatable. Formats: {listed}.",
     )
     one = click.option(
-        "--format", "to_stdout", callback=parse_one, metavar="FORMAT", help="The format of standard output."
+        "--format",
+        "to_stdout",
+        callback=parse_one,
+        shell_complete=complete,
+        metavar="FORMAT",
+        help="The format of standard output.",
     )
     return lambda command: several(one(command))
 

@@ -8,13 +8,14 @@ from difflib import get_close_matches
 
 import click
 
+from moe_lint.cli.settings import complete_rules
 from moe_lint.cli.shared import fail
 from moe_lint.rules import Rule, all_rules
 from moe_lint.rules.pages import book, page
 
 
 @click.command("rule")
-@click.argument("code", required=False, metavar="[CODE|NAME]")
+@click.argument("code", required=False, shell_complete=complete_rules, metavar="[CODE|NAME]")
 @click.option("--all", "every", is_flag=True, help="The documentation of every rule.")
 @click.option("--format", "output", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 def command(code: str | None, every: bool, output: str) -> None:

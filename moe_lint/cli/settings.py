@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from moe_lint.model import UsageError
 
@@ -42,6 +43,22 @@ def _keep_table(context: click.Context, parameter: click.Parameter, value: tuple
     _keep(context, parameter, tuple(table.items()))
 
 
+def complete_rules(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Rule codes, the last of those that commas join."""
+    from moe_lint.rules import all_rules
+
+    head, comma, last = incomplete.rpartition(",")
+    codes = [(rule.code, rule.name) for rule in all_rules() if rule.code.startswith(last.upper())]
+    return [CompletionItem(f"{head}{comma}{code}", help=name) for code, name in codes]
+
+
+def _complete_profiles(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from moe_lint.profile import bundled_profiles
+
+    found = [CompletionItem(name) for name in bundled_profiles() if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
 def _option(name: str, **arguments: Any) -> Callable[[_Function], _Function]:
     return click.option(name, expose_value=False, **{"callback": _keep, **arguments})
 
@@ -50,11 +67,37 @@ def _switch(key: str, help_: str) -> Callable[[_Function], _Function]:
     return _option(f"--{key}/--no-{key}", default=None, help=help_)
 
 
-_profile = _option("--profile", metavar="NAME|FILE", help="The engine's vocabulary.  [default: sglang]")
+_profile = _option(
+    "--profile",
+    shell_complete=_complete_profiles,
+    metavar="NAME|FILE",
+    help="The engine's vocabulary.  [default: sglang]",
+)
 _rules = (
-    _option("--select", multiple=True, callback=_keep_list, metavar="CODE", help="Only these rules (code or name)."),
-    _option("--extend-select", multiple=True, callback=_keep_list, metavar="CODE", help="These rules too."),
-    _option("--ignore", multiple=True, callback=_keep_list, metavar="CODE", help="Not these rules."),
+    _option(
+        "--select",
+        multiple=True,
+        callback=_keep_list,
+        shell_complete=complete_rules,
+        metavar="CODE",
+        help="Only these rules (code or name).",
+    ),
+    _option(
+        "--extend-select",
+        multiple=True,
+        callback=_keep_list,
+        shell_complete=complete_rules,
+        metavar="CODE",
+        help="These rules too.",
+    ),
+    _option(
+        "--ignore",
+        multiple=True,
+        callback=_keep_list,
+        shell_complete=complete_rules,
+        metavar="CODE",
+        help="Not these rules.",
+    ),
     _option(
         "--per-path-ignores",
         multiple=True,
@@ -80,10 +123,10 @@ _fixes = (
 )
 _adoption = (
     _switch("force-exclude", "Leave excluded files out even when they are named one by one, as pre-commit does."),
-    _option("--baseline", metavar="FILE", help="Report only findings that this file does not list."),
+    _option("--baseline", type=click.Path(), metavar="FILE", help="Report only findings that this file does not list."),
 )
 _source = (
-    _option("--config", metavar="FILE", help="Read this configuration file, and no other."),
+    _option("--config", type=click.Path(), metavar="FILE", help="Read this configuration file, and no other."),
     _option("--isolated", is_flag=True, default=None, help="Read no configuration file."),
 )
 

@@ -1,0 +1,81 @@
+"""Shell completion: what is offered, and that a real bash offers it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from moe_lint.cli import main
+
+
+def offered(*words: str) -> list[str]:
+    """The completions of the last word."""
+    environment = {
+        **os.environ,
+        "_MOE_LINT_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(("moe-lint", *words)),
+        "COMP_CWORD": str(len(words)),
+    }
+    command = [sys.executable, "-c", "from moe_lint.cli import main; main(prog_name='moe-lint')"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ma"], {"matrix"}),
+        (["--fi"], {"--fix"}),
+        (["check", "--write-b"], {"--write-baseline"}),
+        (["--fix", "--saf"], {"--safe-only"}),
+        (["--select", "MOE00"], {"MOE001", "MOE002"}),
+        (["--select", "MOE001,MOE10"], {"MOE001,MOE101", "MOE001,MOE103"}),
+        (["rule", "MOE90"], {"MOE901", "MOE903"}),
+        (["--profile", "sg"], {"sglang"}),
+        (["--format", "sa"], {"sarif"}),
+        (["matrix", "--format", "js"], {"json"}),
+        (["completion", "f"], {"fish"}),
+    ],
+)
+def test_commands_options_rules_profiles_and_formats_are_offered(words: list[str], expected: set[str]) -> None:
+    assert expected <= set(offered(*words))
+    assert all(item.startswith(words[-1]) for item in offered(*words))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_its_script(shell: str) -> None:
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0
+    assert f"_MOE_LINT_COMPLETE={shell}_complete" in result.stdout
+    if shutil.which(shell):
+        checked = subprocess.run([shell, "-n"], input=result.stdout, capture_output=True, text=True, check=False)
+        assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_another_shell_is_one_line_and_exit_two() -> None:
+    result = CliRunner().invoke(main, ["completion", "csh"])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+
+
+def test_bash_completes_the_command(tmp_path: Path) -> None:
+    if not shutil.which("bash"):
+        pytest.skip("there is no bash here")
+    script = CliRunner().invoke(main, ["completion", "bash"]).stdout
+    function = script.partition("() {")[0].strip()
+    asks = f'COMP_WORDS=(moe-lint --add); COMP_CWORD=1; {function} moe-lint --add moe-lint; echo "${{COMPREPLY[@]}}"'
+    (tmp_path / "moe-lint").write_text(
+        f"#!{sys.executable}\nfrom moe_lint.cli import main\nmain(prog_name='moe-lint')\n"
+    )
+    (tmp_path / "moe-lint").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n{asks}"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["--add-ignores"]
