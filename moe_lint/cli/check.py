@@ -24,7 +24,7 @@ from moe_lint.reporters.summary import not_compared, statistics, summary
 
 
 @click.command("check", epilog=EPILOG)
-@click.argument("paths", nargs=-1, type=click.Path(), metavar="PATH…")
+@click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="PATH…")
 @click.option("--fix", "do_fix", is_flag=True, help="Apply safe and corrective fixes.")
 @click.option("--diff", "do_diff", is_flag=True, help="Show what --fix would change, and change nothing.")
 @click.option("--interactive", is_flag=True, help="Ask fix by fix, with the diff. Implies --fix.")

@@ -11,7 +11,7 @@ from moe_lint.config import Setting, Settings
 
 
 @click.command("config")
-@click.argument("paths", nargs=-1, type=click.Path(), metavar="[PATH…]")
+@click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH…]")
 @click.option("--format", "output", type=click.Choice(["text", "json"]), default="text")
 @check_options
 @click.pass_context

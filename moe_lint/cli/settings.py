@@ -123,10 +123,17 @@ _fixes = (
 )
 _adoption = (
     _switch("force-exclude", "Leave excluded files out even when they are named one by one, as pre-commit does."),
-    _option("--baseline", type=click.Path(), metavar="FILE", help="Report only findings that this file does not list."),
+    _option(
+        "--baseline",
+        type=click.Path(readable=False),
+        metavar="FILE",
+        help="Report only findings that this file does not list.",
+    ),
 )
 _source = (
-    _option("--config", type=click.Path(), metavar="FILE", help="Read this configuration file, and no other."),
+    _option(
+        "--config", type=click.Path(readable=False), metavar="FILE", help="Read this configuration file, and no other."
+    ),
     _option("--isolated", is_flag=True, default=None, help="Read no configuration file."),
 )
 
