@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from moe_lint.expressions import Resolver, dotted, inline, is_condition
 from moe_lint.facts.reader import FileContext
-from moe_lint.facts.syntax import span_of
+from moe_lint.facts.syntax import defaults_of, span_of
 from moe_lint.formula import Formula, atom_set, conj, negate
 from moe_lint.model import Span
 from moe_lint.profile import Profile
@@ -85,13 +85,15 @@ class Conduct:
     additions: tuple[Addition, ...]
     #: the names that the body reads
     reads: frozenset[str]
+    #: parameters that are truth values by their annotation or default
+    truths: frozenset[str]
     #: attribute -> the parameter or constant that `self.attribute` is set to
     kept: Mapping[str, str]
 
     @classmethod
     def unread(cls) -> Conduct:
         """That of a function which could not be read (the reason is reported)."""
-        return cls((), frozenset(), (None, None), (), (), frozenset(), {})
+        return cls((), frozenset(), (None, None), (), (), (), frozenset(), frozenset(), {})
 
 
 @dataclass(slots=True)
@@ -144,6 +146,8 @@ class ConductReader:
             tuple(self.marks),
             tuple(self.additions),
             frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)),
+            frozenset(p.arg for p in params if p.annotation is not None and "bool" in ast.unparse(p.annotation))
+            | {name for name, default in defaults_of(arguments) if default is not None},
             self.kept,
         )
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from moe_lint.rules._layers import call_finding, callee_name, edges, flag_of, la
 from moe_lint.rules._plumbing import parameter_for, plan_keywords
 from moe_lint.rules.base import Context, Rule
 
+_TRUTH = re.compile(r"(?:is|has|should|use|skip|enable|allow|fuse|defer|needs?|do|with|no|can|will)_")
 _REVERSED = "x, use_reduce_scatter=False, should_allreduce_fusion=False"
 _DENSE = block(
     method(
@@ -65,6 +67,15 @@ class PositionalFlag(Rule):
             "order-of-the-callee",
             block(experts(ROUTED, parameters=_REVERSED)),
             layer=ASK + "x = self.mlp(x, use_reduce_scatter, should_allreduce_fusion)" + SETTLE,
+        ),
+        layer_case(
+            "another-name-for-the-flag",
+            block(experts(ROUTED, parameters="x, should_allreduce_fusion=False, use_reduce_scatter=False")),
+            layer="""
+            skip_reduce = batch.defers and not self.last
+            x = self.mlp(x, skip_reduce)
+            x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
+            """,
         ),
         layer_case(
             "each-its-own-call",
@@ -123,7 +134,7 @@ x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
         told: set[tuple[str, int, int]] = set()
         for _, _, edge in edges(context.callers):
             key = (edge.frame.path, edge.call.span.line, edge.call.span.column)
-            slips = _slips(edge, index)
+            slips = _slips(edge, context)
             if not slips or key in told:
                 continue
             told.add(key)
@@ -140,8 +151,9 @@ x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
             )
 
 
-def _slips(edge: Edge, index: ProjectIndex) -> list[_Slip]:
+def _slips(edge: Edge, context: Context) -> list[_Slip]:
     """The positional arguments of a call that land wrong."""
+    index = context.index
     spellings = index.profile.flag_names
     found: list[_Slip] = []
     for bound in edge.bound:
@@ -151,7 +163,7 @@ def _slips(edge: Edge, index: ProjectIndex) -> list[_Slip]:
         wanted = spellings.get(bound.parameter)
         carried = next(iter(passed.flags)) if len(passed.flags) == 1 else None
         if wanted is not None and passed.literal is None and wanted not in passed.flags:
-            if carried is not None or _is_no_flag(passed.text, edge):
+            if carried is not None or _is_no_flag(passed.text, edge, context):
                 belongs = parameter_for(edge, carried, index) if carried is not None else None
                 found.append(_Slip(bound, bound.parameter, belongs, carried))
         elif wanted is None and carried is not None and passed.text == dict(edge.call.known).get(carried):
@@ -161,9 +173,11 @@ def _slips(edge: Edge, index: ProjectIndex) -> list[_Slip]:
     return found
 
 
-def _is_no_flag(text: str, edge: Edge) -> bool:
-    """Whether an argument is plainly no truth value: a parameter of the caller that is passed on under its own name."""
-    return text.isidentifier() and text not in dict(edge.call.known).values()
+def _is_no_flag(text: str, edge: Edge, context: Context) -> bool:
+    """Whether a name stands for an object, not for a truth value, as far as its name and declaration say."""
+    conduct = context.callers.conduct(edge.frame.function)
+    truths = conduct.truths if conduct is not None else frozenset()
+    return text.isidentifier() and text not in truths and not _TRUTH.match(text)
 
 
 def _may_take_flags(parameter: str, edge: Edge, index: ProjectIndex) -> bool:
