@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moe_lint.cli import main
 from moe_lint.engine import Options, run
 from moe_lint.model import Finding, Verdict
 from moe_lint.profile import load_profile
@@ -246,3 +249,37 @@ def test_the_verdict_is_that_of_a_count_over_every_configuration(
     found = verdict_on(tmp_path_factory.mktemp("tree"), f"if {guard}:\n    {SUM}\n")
     assert found.verdict == by_hand(guard)
     assert (found.configuration is not None) is (found.verdict in ("doubled", "lost"))
+
+
+# --- as the matrix shows it
+
+
+def shown(tree: Path, *arguments: str) -> str:
+    return CliRunner().invoke(main, ["matrix", *arguments, str(tree)], catch_exceptions=False).stdout
+
+
+def test_the_matrix_has_the_verdict_in_its_table_and_the_configuration_below(tmp_path: Path) -> None:
+    text = shown(write_tree(tmp_path, COMPLETE.replace("    and not use_reduce_scatter\n", "")))
+    assert " sums" in text.splitlines()[4]
+    below = [line for line in text.splitlines() if "x.py" in line][-1]
+    assert below.endswith(
+        "doubled with `--tp 2 --dp 2 --enable-dp-attention` in a batch padded to the longest rank: "
+        "the block sums, and so does whoever acts on `use_reduce_scatter`"
+    )
+
+
+def test_the_matrix_counts_what_is_undecided_by_its_reason(tmp_path: Path) -> None:
+    text = shown(write_tree(tmp_path, ROUTED, absorber=False))
+    assert "undecided (1): the block leaves sums out, and no absorber was found around it" in text.splitlines()
+
+
+def test_the_json_matrix_has_the_verdict_of_each_reduction_after_the_experts(tmp_path: Path) -> None:
+    rows = json.loads(shown(write_tree(tmp_path, ROUTED), "--format", "json"))["sites"]
+    assert [row["law"] for row in rows if row["post_experts"]] == [
+        {
+            "verdict": "once",
+            "configuration": None,
+            "reason": "block and absorber take turns in every configuration",
+        }
+    ]
+    assert {str(row["law"]) for row in rows if not row["post_experts"]} <= {"None"}
