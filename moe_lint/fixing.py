@@ -305,12 +305,12 @@ def _encode(text: str, original: bytes) -> bytes:
 
 def behaviour(fixes: Sequence[FileFix], before: Report) -> list[str]:
     """What changed in behaviour, in lines for people: every rewrite, the state in which it matters, and a sum."""
-    witness = {finding.fix: finding.witness for finding in before.findings if finding.witness}
+    witness = {finding.fix: finding.witness for finding in before.findings if finding.fix and finding.witness}
     lines: list[str] = []
     plans = [(one.path, plan) for one in fixes for plan in one.plans]
     for path, plan in sorted(plans, key=lambda item: (item[0], item[1].statement)):
         lines.append(f"fixed {path}:{plan.statement.line} ({plan.safety.value}): {plan.reason}")
-        if plan.safety is not Safety.SAFE and plan in witness:
+        if plan.safety is not Safety.SAFE and _tells_of(witness.get(plan, ""), plan):
             lines.append(f"    before: {witness[plan]}")
     changed = sum(plan.safety is not Safety.SAFE for _, plan in plans)
     if plans:
@@ -320,3 +320,9 @@ def behaviour(fixes: Sequence[FileFix], before: Report) -> list[str]:
             f"{len(plans) - changed} as before in every state, {changed} with the change told above"
         )
     return lines
+
+
+def _tells_of(witness: str, plan: FixPlan) -> bool:
+    """Whether a finding's witness is a state that its fix changes: a fix need not repair all that is wrong."""
+    condition = re.search(r"`([^`=]+)", witness)
+    return condition is not None and (plan.safety is Safety.UNSAFE or condition[1] in plan.reason.partition(";")[0])

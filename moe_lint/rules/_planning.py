@@ -178,8 +178,12 @@ def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
         unknown = tuple(
             flag.name for flag in policy.profile.flags if flag.name in site.missing and flag.name not in gained
         )
-        told_not = f"; {named(unknown)} is not in scope here: hand it down" if unknown and site.absorber else ""
+        told_not = f"; {named(unknown)} {_not_in_scope(unknown)}" if unknown and site.absorber else ""
         return Safety.CORRECTIVE, f"stops reducing for {named(gained) if gained else 'what the helper skips'}{told_not}"
     if site.relation is Relation.WEAKER:
         return Safety.UNSAFE, "no absorber was found around this block: the sum could be lost"
     return Safety.UNSAFE, under_witness(site, policy) or over_witness(site, policy) or "the decision changes"
+
+
+def _not_in_scope(flags: tuple[str, ...]) -> str:
+    return "is not in scope here: hand it down" if len(flags) == 1 else "are not in scope here: hand them down"
