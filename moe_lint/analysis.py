@@ -28,7 +28,15 @@ class Tree:
     policy: Policy
     dataflow: Dataflow
     sites: tuple[Site, ...]
-    problems: tuple[Problem, ...]
+    #: what could not be judged
+    open: tuple[Problem, ...]
+    #: path -> why it could not be read; grows while rules lead to further files
+    unread: Mapping[str, Problem]
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything that went wrong so far."""
+        return (*self.unread.values(), *self.open)
 
 
 def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[str, str] | None = None) -> Tree:
@@ -61,7 +69,8 @@ def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[
         policy,
         dataflow,
         sites,
-        (*reader.problems.values(), *helper_problems, *_no_helper(root, policy, sites), *_site_problems(sites)),
+        (*helper_problems, *_no_helper(root, policy, sites), *_site_problems(sites)),
+        reader.problems,
     )
 
 

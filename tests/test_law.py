@@ -283,3 +283,14 @@ def test_the_json_matrix_has_the_verdict_of_each_reduction_after_the_experts(tmp
         }
     ]
     assert {str(row["law"]) for row in rows if not row["post_experts"]} <= {"None"}
+
+
+def test_a_dispatcher_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, ROUTED)
+    broken = tree / "layers" / "moe" / "dispatcher.py"
+    broken.write_text("class Dispatcher:\n    def combine(self, x):\n        get_tp_group().reduce_scatterv(\n")
+    report = run(Options((str(tree),), load_profile("sglang")))
+    assert [(Path(problem.path).name, problem.reason.value) for problem in report.problems] == [
+        ("dispatcher.py", "syntax-error")
+    ]
+    assert report.exit_code == 2
