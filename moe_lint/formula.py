@@ -31,25 +31,48 @@ class Atom:
         return self.name
 
 
+class _Hashed:
+    """Keeps its hash: formulas are keys all the time, and the hash of a tree is the work of a walk."""
+
+    __slots__ = ("_hash",)
+    _hash: int
+
+    def _kept(self, content: object) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            object.__setattr__(self, "_hash", hash((type(self).__name__, content)))
+            return self._hash
+
+
 @dataclass(frozen=True, slots=True)
-class Not:
+class Not(_Hashed):
     operand: Formula
+
+    def __hash__(self) -> int:
+        return self._kept(self.operand)
 
     def __str__(self) -> str:
         return f"not {_wrap(self.operand)}"
 
 
 @dataclass(frozen=True, slots=True)
-class And:
+class And(_Hashed):
     operands: tuple[Formula, ...]
+
+    def __hash__(self) -> int:
+        return self._kept(self.operands)
 
     def __str__(self) -> str:
         return " and ".join(_wrap(o) for o in self.operands) if self.operands else "True"
 
 
 @dataclass(frozen=True, slots=True)
-class Or:
+class Or(_Hashed):
     operands: tuple[Formula, ...]
+
+    def __hash__(self) -> int:
+        return self._kept(self.operands)
 
     def __str__(self) -> str:
         return " or ".join(_wrap(o) for o in self.operands) if self.operands else "False"

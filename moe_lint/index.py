@@ -231,6 +231,12 @@ class ProjectIndex:
             position = text.find(word, end)
         return found
 
+    def line(self, path: str, number: int) -> str:
+        """One line of a file at hand."""
+        starts = self._starts(path)
+        end = starts[number] if number < len(starts) else None
+        return self.texts[path][starts[number - 1] : end]
+
     def _starts(self, path: str) -> list[int]:
         if path not in self._line_starts:
             self._line_starts[path] = [0, *(match.end() for match in _NEWLINE.finditer(self.texts[path]))]
@@ -439,10 +445,8 @@ class ProjectIndex:
 
     def absorber_lines(self, path: str) -> list[int]:
         """The lines of a file at hand on which an absorber is built, as far as its text tells."""
-        text = self.texts[path]
-        if not any(stem in text for stem in self._absorber_stems):
-            return []
-        return [text.count("\n", 0, found.start()) + 1 for found in self._absorber_pattern.finditer(text)]
+        lines = {line for stem in self._absorber_stems for line in self.lines_of(path, stem)}
+        return [line for line in sorted(lines) if self._absorber_pattern.search(self.line(path, line))]
 
     def constructs_absorber(self, ref: Ref) -> bool:
         """Whether the class or one of its bases builds an absorber."""

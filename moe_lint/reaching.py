@@ -46,7 +46,7 @@ def _mentions(index: ProjectIndex, owner: Ref, name: str) -> int | None:
             return None  # named in a way that is not understood
         count += calls
     foreign = re.compile(rf"([\w\])]+)\.{re.escape(name)}(?!\w)")
-    for path, _ in dict.fromkeys((path, 0) for path, _ in index.mentions(name)):
-        if any(receiver not in ("self", ")") for receiver in foreign.findall(index.texts[path])):
+    for path, line in dict.fromkeys(index.mentions(name)):
+        if any(receiver not in ("self", ")") for receiver in foreign.findall(index.line(path, line))):
             return None
     return count

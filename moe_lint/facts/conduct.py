@@ -83,7 +83,7 @@ class Conduct:
     calls: tuple[Call, ...]
     marks: tuple[Mark, ...]
     additions: tuple[Addition, ...]
-    #: the names that the body reads
+    #: the layer-context flags among the parameters that the body reads
     reads: frozenset[str]
     #: parameters that are truth values by their annotation or default
     truths: frozenset[str]
@@ -106,6 +106,21 @@ class _State:
 
     def copy(self) -> _State:
         return _State(dict(self.env), dict(self.known), dict(self.classes))
+
+
+#: Expressions without another inside.
+_LEAVES = (ast.Name, ast.Constant)
+
+
+class _Answers(ast.NodeTransformer):
+    """Replaces calls that ask for a flag by the flag."""
+
+    def __init__(self, questions: Mapping[str, str]) -> None:
+        self._questions = questions
+
+    def visit_Call(self, call: ast.Call) -> ast.expr:
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        return ast.Name(self._questions[name], ast.Load()) if name in self._questions else call
 
 
 class ConductReader:
@@ -145,11 +160,17 @@ class ConductReader:
             tuple(sorted(self.calls, key=lambda call: call.span)),
             tuple(self.marks),
             tuple(self.additions),
-            frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)),
+            self._reads(node, {p.arg for p in params}),
             frozenset(p.arg for p in params if p.annotation is not None and "bool" in ast.unparse(p.annotation))
             | {name for name, default in defaults_of(arguments) if default is not None},
             self.kept,
         )
+
+    def _reads(self, node: ast.AST, params: set[str]) -> frozenset[str]:
+        """The flags among the parameters that the body reads."""
+        flags = params & self.profile.flag_names.keys()
+        names = (n for n in ast.walk(node) if isinstance(n, ast.Name)) if flags else ()
+        return frozenset(n.id for n in names if n.id in flags and isinstance(n.ctx, ast.Load))
 
     # --- statements
 
@@ -378,15 +399,11 @@ class ConductReader:
     def _answered(self, node: ast.expr) -> ast.expr:
         """The expression with each question for a flag replaced by the flag."""
         questions = self.questions
-
-        class Answers(ast.NodeTransformer):
-            def visit_Call(self, call: ast.Call) -> ast.expr:
-                name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-                return ast.Name(questions[name], ast.Load()) if name in questions else call
-
-        if not any(isinstance(n, ast.Attribute | ast.Name) and _last_word(n) in questions for n in ast.walk(node)):
+        if isinstance(node, _LEAVES) or not any(
+            isinstance(n, ast.Attribute | ast.Name) and _last_word(n) in questions for n in ast.walk(node)
+        ):
             return node
-        answered: ast.expr = Answers().visit(ast.parse(ast.unparse(node), mode="eval").body)
+        answered: ast.expr = _Answers(questions).visit(ast.parse(ast.unparse(node), mode="eval").body)
         return answered
 
     # --- expressions
@@ -397,6 +414,11 @@ class ConductReader:
         return self.file.builder.build(resolver.resolve(self._answered(inline(node, self.state.env))))
 
     def expression(self, node: ast.expr) -> None:
+        if isinstance(node, _LEAVES):
+            return
+        if isinstance(node, ast.Attribute):
+            self.expression(node.value)
+            return
         if isinstance(node, ast.IfExp):
             self.expression(node.test)
             for branch, holds in ((node.body, self.formula(node.test)), (node.orelse, None)):

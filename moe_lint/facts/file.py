@@ -24,6 +24,7 @@ from moe_lint.source import SourceError, parse, parse_part
 
 #: `self.x = …`, `self.x: X = …`, `for self.x in …`
 _ASSIGNED_ATTRIBUTE = re.compile(r"\bself\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")
+_CLASS_HEADER = re.compile(r"\bclass\s+\w+\s*\(([^:]*)")
 _Value = TypeVar("_Value")
 
 
@@ -235,14 +236,24 @@ class FileFacts:
 
     def classes_deriving(self, base: str) -> list[str]:
         """The classes with a base of this name, whatever it is an attribute of."""
-        pattern = re.compile(rf"\bclass\s+\w+\s*\([^:]*\b{re.escape(base)}\b")
-        self._load_at(self._source.count("\n", 0, match.start()) + 1 for match in pattern.finditer(self._source))
+        self._load_at(line for line, bases in self._class_headers if base in bases)
         return [n for n, c in self._classes.items() if any(b.rpartition(".")[2] == base for b in c.bases)]
+
+    @cached_property
+    def _class_headers(self) -> list[tuple[int, str]]:
+        """(line, text in parentheses) of every class that has such a text."""
+        found, line, position = [], 1, 0
+        for match in _CLASS_HEADER.finditer(self._source):
+            line += self._source.count("\n", position, match.start())
+            position = match.start()
+            found.append((line, match.group(1)))
+        return found
 
     def nested(self, name: str) -> list[str]:
         """The qualified names of classes and functions of this name that are not at the top level."""
-        pattern = re.compile(rf"[ \t](?:def|class)[ \t]+{re.escape(name)}\b")
-        self._load_at(self._source.count("\n", 0, match.start()) + 1 for match in pattern.finditer(self._source))
+        if any(f"{keyword} {name}" in self._source for keyword in ("def", "class")):
+            lines = enumerate(self.lines, 1)
+            self._load_at(number for number, line in lines if f"def {name}" in line or f"class {name}" in line)
         return [q for q in (*self._classes, *self._definitions) if q.endswith(f".{name}")]
 
     def _load_at(self, lines: Iterable[int]) -> None:
