@@ -106,7 +106,20 @@ class Space:
         for _, group in self.groups:
             if group not in {size.name for size in self.sizes}:
                 raise ExpressionError(f"the group {group!r} is no size")
-        _ = self._derived, self._constraints
+        for size in self.sizes:
+            if any(value < 1 for value in size.values):
+                raise ExpressionError(f"the size {size.name!r} has a value below 1")
+        self._check_expressions()
+
+    def _check_expressions(self) -> None:
+        """Evaluate everything once, under the defaults: what cannot be compared or is named too early shows there."""
+        try:
+            for assignment in self._assignments({}):
+                self._is_feasible(assignment)
+        except KeyError as error:
+            raise ExpressionError(f"{error.args[0]!r} is used in a value before it has one itself") from None
+        except TypeError:
+            raise ExpressionError("an expression compares or computes with names that are no numbers") from None
 
     @property
     def _items(self) -> tuple[Size | Switch | Choice, ...]:
@@ -194,9 +207,15 @@ class Space:
                 count *= len(values)
             if count > _MAX_COMBINATIONS:
                 raise TooManyAtoms(f"{count} launch configurations, at most {_MAX_COMBINATIONS} are tried")
-            found = [a for a in self._assignments(domains) if all(test(a) for test, _ in self._constraints)]
+            found = [a for a in self._assignments(domains) if self._is_feasible(a)]
             self._combinations[key] = sorted(found, key=self._cost)
         return self._combinations[key]
+
+    def _is_feasible(self, assignment: Assignment) -> bool:
+        try:
+            return all(test(assignment) for test, _ in self._constraints)
+        except ZeroDivisionError:
+            return False
 
     def _closure(self, names: Iterable[str]) -> frozenset[str]:
         """The names, and all that a derivation or a constraint ties them to."""
@@ -228,8 +247,11 @@ class Space:
     def _assignments(self, domains: Mapping[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:
         for values in product(*domains.values()):
             assignment = {**self._defaults, **dict(zip(domains, values, strict=True))}
-            for name, (test, _) in self._derived.items():
-                assignment[name] = test(assignment)
+            try:
+                for name, (test, _) in self._derived.items():
+                    assignment[name] = test(assignment)
+            except ZeroDivisionError:
+                continue  # a group without ranks: no such configuration
             yield assignment
 
     def _cost(self, assignment: Assignment) -> tuple[int, int]:

@@ -117,6 +117,34 @@ def test_a_name_may_be_declared_once() -> None:
         Space(sizes=(Size("tp", ()),), switches=(Switch("tp", ()),))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "constraints", "message"),
+    [
+        ((Size("tp", (), (0, 1)),), (), "the size 'tp' has a value below 1"),
+        ((Size("a", (), value="b"), Size("b", (), value="1")), (), "'b' is used in a value before it has one itself"),
+        ((Size("tp", ()),), ("tp > 'deepep'",), "an expression compares or computes with names that are no numbers"),
+    ],
+)
+def test_what_no_configuration_could_satisfy_is_refused(
+    sizes: tuple[Size, ...], constraints: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ExpressionError) as caught:
+        Space(sizes=sizes, constraints=constraints)
+    assert str(caught.value) == message
+
+
+def test_a_group_without_ranks_is_no_configuration() -> None:
+    space = Space(
+        sizes=(
+            Size("tp", ("tp_size",), option="--tp {}"),
+            Size("ep", ("ep_size",), option="--ep {}"),
+            Size("rest", ("rest",), value="tp // ep"),
+            Size("per", ("per",), value="tp // rest"),
+        )
+    )
+    assert str(space.find(Atom("per > 1"))) == "`--tp 2 --ep 2`"
+
+
 # --- the enumeration, against one written out by hand
 
 ATOMS = (
