@@ -25,7 +25,9 @@ def kernels_of(name: str) -> Kernels:
     """The kernels of that name."""
     if name == "reference":
         return ReferenceKernels()
-    raise ValueError(f"unknown kernels {name!r}")
+    from reference_runtime.kernels.flashinfer import FlashinferKernels
+
+    return FlashinferKernels(moe="cutlass" if name == "flashinfer-cutlass" else "grouped-gemm")
 
 
 def numerics_of(job: Job) -> Numerics:

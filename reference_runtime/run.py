@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import itertools
 import os
+import pickle
 import re
 import signal
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +29,8 @@ from reference_runtime.subjects import Subject, digest
 from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree
 from reference_runtime.verdicts import Outcome, Status
+
+T = TypeVar("T")
 
 #: Errors that say what kind of outcome it is; any other error of the target is a failure.
 _STATUS: tuple[tuple[type[Exception], Status], ...] = (
@@ -47,31 +52,47 @@ def failed(error: Exception) -> Outcome:
     return Outcome(Status.FAILED, detail=f"{where}{type(error).__name__}: {text[0] if text else ''}"[:300])
 
 
+@dataclass(frozen=True, slots=True)
 class Oracle:
-    """What each attention-DP rank's tokens become on one rank, where nothing is sharded and nothing is reduced."""
+    """What each attention-DP rank's tokens become on one rank, where nothing is sharded and nothing is reduced.
 
-    def __init__(self, tree: Tree, subject: Subject, config: dict[str, Any], numerics: Numerics) -> None:
-        members = Members(tree, subject, 1, config, numerics)
-        self._ranks = ThreadRanks(members, Launch(Topology(1)))
-        self.failure = self._ranks.failure
-        self._rows: list[torch.Tensor] = []
-        self.tolerance = numerics.tolerance
+    Attributes:
+        config: the values that the model was built with; all ranks of both variants get the same.
+        rows: [rows, hidden] of each attention-DP rank, on the CPU.
+        shapes: variant -> shapes of the weights without a loader, as built on one rank.
+        failure: why there are no rows.
+    """
 
-    def prepare(self) -> None:
-        """Compute all rows, or find out why it cannot be done."""
-        for dp_rank in range(len(TOKENS)):
-            (result,) = self._ranks.run(Case(Launch(Topology(1)), first=dp_rank))
-            if isinstance(result, Exception):
-                self.failure = result
-                return
-            self._rows.append(result[0])
-
-    def rows(self, dp_rank: int) -> torch.Tensor:
-        """The rows of that attention-DP rank, [rows, hidden]."""
-        return self._rows[dp_rank]
+    config: dict[str, Any]
+    rows: tuple[torch.Tensor, ...]
+    shapes: dict[str, dict[str, tuple[int, ...]]]
+    failure: Outcome | None
 
 
-def judge_case(ranks: Ranks, case: Case, oracle: Oracle) -> Outcome:
+def consult(sides: dict[str, tuple[Tree, Subject]], config: dict[str, Any], numerics: Numerics) -> Oracle:
+    """Run both variants on one rank; the first one's rows are the oracle's."""
+    config = settled(*sides["before"], config, numerics)
+    rows: list[torch.Tensor] = []
+    failure: Exception | None = None
+    for side, (tree, subject) in sides.items():
+        ranks = _alone(tree, subject, config, numerics)
+        if side == "before":
+            failure = ranks.failure
+            for dp_rank in range(len(TOKENS) if failure is None else 0):
+                (result,) = ranks.run(Case(Launch(Topology(1)), first=dp_rank))
+                if isinstance(result, Exception):
+                    failure = result
+                    break
+                rows.append(result[0].cpu())
+    shapes = {side: dict(subject.unsharded) for side, (_, subject) in sides.items()}
+    return Oracle(config, tuple(rows), shapes, failed(failure) if failure is not None else None)
+
+
+def _alone(tree: Tree, subject: Subject, config: dict[str, Any], numerics: Numerics) -> ThreadRanks:
+    return ThreadRanks(Members(tree, subject, 1, config, numerics), Launch(Topology(1)))
+
+
+def judge_case(ranks: Ranks, case: Case, oracle: Oracle, tolerance: float) -> Outcome:
     """Run one case and compare every rank with the oracle."""
     results = ranks.run(case)
     error = first_error(results)
@@ -85,15 +106,15 @@ def judge_case(ranks: Ranks, case: Case, oracle: Oracle) -> Outcome:
     worst, scale = 0.0, 1.0
     for rank, output in enumerate(outputs):
         dp_rank = case.topology.dp_rank(rank)
-        expected = oracle.rows(dp_rank).double()
-        got = output.double()
+        expected = oracle.rows[dp_rank].double()
+        got = output.double().cpu()
         if got.shape != expected.shape:
             return Outcome(Status.WRONG, detail=f"rank {rank}: shape {tuple(got.shape)}, not {tuple(expected.shape)}")
         norm = expected.norm().clamp_min(1e-30)
         relative = float((got - expected).norm() / norm)
         if not relative <= worst:  # also for NaN
             worst, scale = relative, float((got * expected).sum() / norm.square())
-    right = worst <= oracle.tolerance
+    right = worst <= tolerance
     return Outcome(
         Status.RIGHT if right else Status.WRONG,
         error=worst,
@@ -122,18 +143,20 @@ def compare(
     gc.freeze()  # what is there stays; each launch's modules are one big cycle, collected when it is done
     gc.disable()
     sides = {"before": (before, subject()), "after": (after, subject())}
-    config = settled(before, subject, dict(spec_of(block).config), numerics)
-    oracles = {side: Oracle(tree, s, config, numerics) for side, (tree, s) in sides.items()}
-    oracle = oracles["before"]
-    oracle.prepare()
+    # a process that has used the GPU cannot fork ranks that use it
+    forked = backend == "gloo" and numerics.device.type != "cpu"
+    asked = functools.partial(consult, sides, dict(spec_of(block).config), numerics)
+    oracle = answer_of_fork(asked) if forked else asked()
+    for side, shapes in oracle.shapes.items():
+        sides[side][1].unsharded = shapes
     numbered = list(enumerate(cases))
     if oracle.failure is not None:
         for number, _ in numbered:
             for side in sides:
-                on_outcome(side, number, failed(oracle.failure))
+                on_outcome(side, number, oracle.failure)
         return
     for size, of_size in itertools.groupby(numbered, key=lambda item: item[1].topology.tp):
-        members = {side: Members(tree, s, size, config, numerics) for side, (tree, s) in sides.items()}
+        members = {side: Members(tree, s, size, oracle.config, numerics) for side, (tree, s) in sides.items()}
         for launch, group in itertools.groupby(of_size, key=lambda item: item[1].launch):
             of_launch = list(group)
 
@@ -146,7 +169,7 @@ def compare(
                 ranks = {side: make(m, launch) for side, m in members.items()}
                 for number, case in of_launch:
                     for side, variant in ranks.items():
-                        on_outcome(side, number, judge_case(variant, case, oracle))
+                        on_outcome(side, number, judge_case(variant, case, oracle, numerics.tolerance))
                 for variant in ranks.values():
                     variant.close()
 
@@ -184,14 +207,40 @@ def in_fork(work: Callable[[], None]) -> None:
         os._exit(os.WEXITSTATUS(status))
 
 
-def settled(tree: Tree, subject: Callable[[], Subject], config: dict[str, Any], numerics: Numerics) -> dict[str, Any]:
+def answer_of_fork(work: Callable[[], T]) -> T:
+    """What ``work`` returns in a copy of this process. If the copy dies, so does this process."""
+    reader, writer = os.pipe()
+    with forking():
+        pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            os.close(reader)
+            with os.fdopen(writer, "wb") as stream:
+                pickle.dump(work(), stream)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        data = stream.read()
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) != 0:
+        os._exit(70)
+    answer: T = pickle.loads(data)
+    return answer
+
+
+def settled(tree: Tree, subject: Subject, config: dict[str, Any], numerics: Numerics) -> dict[str, Any]:
     """The configuration with a guess for every name that the model needs and nobody gave a value.
 
     Any value will do that the model can be built with: the variants and the oracle all get the same.
     """
     config = dict(config)
     for _ in range(_MOST_GUESSES):
-        failure = Oracle(tree, subject(), config, numerics).failure
+        failure = _alone(tree, subject, config, numerics).failure
         missing = _MISSING.search(str(failure)) if isinstance(failure, AttributeError) else None
         known, value = guess(missing.group(1)) if missing else (False, None)
         if missing is None or not known:

@@ -27,6 +27,9 @@ _REDUCE_SCATTER = ("use_reduce_scatter", "mlp_reduce_scatter")
 class Subject(Protocol):
     """A level at which a model is run."""
 
+    #: shapes of the weights without a loader, as built on one rank: a rank of many must find the same
+    unsharded: dict[str, tuple[int, ...]]
+
     @property
     def module(self) -> str:
         """The model's module, relative to the engine's `models`."""

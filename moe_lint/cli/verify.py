@@ -45,6 +45,22 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
     show_default=True,
     help="Ranks as threads of one process, or as processes.",
 )
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+)
+@click.option(
+    "--kernels",
+    type=click.Choice(["reference", "flashinfer", "flashinfer-cutlass"]),
+    default="reference",
+    show_default=True,
+    help="Plain torch, or flashinfer's kernels on a GPU (in bfloat16).",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float64", "float32", "bfloat16"]),
+    default=None,
+    help="Default: what suits the kernels.",
+)
 @click.option("--timeout", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds per block.")
 @click.option("--jobs", type=click.IntRange(min=1), default=None, help="Blocks at a time; default: the cores.")
 @click.option("--all", "every", is_flag=True, help="In text, also the cases in which nothing changed.")
@@ -56,6 +72,9 @@ def command(
     level: str,
     sizes: tuple[int, ...],
     backend: str,
+    device: str,
+    kernels: str,
+    dtype: str | None,
     timeout: float,
     jobs: int | None,
     every: bool,
@@ -72,9 +91,16 @@ def command(
     from reference_runtime.plan import Settings
 
     shown, files = chosen(outputs, to_stdout)
+    half = kernels != "reference"
+    if half and (device != "cuda" or dtype not in (None, "bfloat16")):
+        fail(f"--kernels {kernels} computes in bfloat16 on a GPU: give --device cuda, and no other --dtype")
     settings = Settings(
         ("block", "layer") if level == "both" else (level,),
         sizes,
+        backend,
+        device,
+        dtype or ("bfloat16" if half else "float64"),
+        kernels,
         timeout=timeout,
         parallel=jobs or os.cpu_count() or 1,
     )

@@ -68,16 +68,23 @@ class DistTransport(Transport):
     def all_gather(self, tensor: torch.Tensor, ranks: Sequence[int], sizes: Sequence[int] | None) -> list[torch.Tensor]:
         group = self._meet("all_gather", tensor, ranks, sizes or ())
         if sizes is None:
-            parts = [torch.empty_like(tensor) for _ in ranks]
-            dist.all_gather(parts, tensor, group=group)
-            return parts
+            return self._gathered(tensor, group, len(ranks))
         # gloo and NCCL gather equal parts: pad to the longest
         longest = max(sizes)
         padded = tensor.new_zeros((longest, *tensor.shape[1:]))
         padded[: tensor.shape[0]] = tensor
-        parts = [torch.empty_like(padded) for _ in ranks]
-        dist.all_gather(parts, padded, group=group)
+        parts = self._gathered(padded, group, len(ranks))
         return [part[:rows] for part, rows in zip(parts, sizes, strict=True)]
+
+    @staticmethod
+    def _gathered(tensor: torch.Tensor, group: Any, count: int) -> list[torch.Tensor]:
+        """Everybody's tensor, all of one shape."""
+        together = tensor.new_empty((count * tensor.shape[0], *tensor.shape[1:]))
+        dist.all_gather_into_tensor(together, tensor, group=group)
+        return list(together.chunk(count)) if tensor.shape[0] else [tensor] * count
+
+    def process_group(self, ranks: Sequence[int]) -> Any:
+        return self._group(ranks)[0]
 
     def reduce_scatter(self, tensor: torch.Tensor, ranks: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
         group = self._meet("reduce_scatter", tensor, ranks, sizes)

@@ -8,6 +8,7 @@ Signatures and behaviour as in flashinfer-python 0.6.9.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -31,15 +32,19 @@ class FlashinferKernels:
     """
 
     def __init__(self, moe: str = "grouped-gemm") -> None:
+        self.name = "flashinfer" if moe == "grouped-gemm" else f"flashinfer-{moe}"
+        self._moe = moe
+        self._gemm: Any = None
+        self._absorbers: dict[tuple[tuple[int, ...], int], Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    @functools.cached_property
+    def _flashinfer(self) -> Any:
+        """Imported by the rank that uses it: the import looks at the GPU, and such a process cannot fork another."""
         import flashinfer
         import flashinfer.activation
         import flashinfer.norm
 
-        self.name = "flashinfer" if moe == "grouped-gemm" else f"flashinfer-{moe}"
-        self._moe = moe
-        self._flashinfer = flashinfer
-        self._gemm: Any = None
-        self._absorbers: dict[tuple[tuple[int, ...], int], Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {}
+        return flashinfer
 
     def experts(self, call: ExpertsCall) -> torch.Tensor:
         if self._moe == "cutlass" and call.activation == "silu" and call.b13 is None and call.combine:
