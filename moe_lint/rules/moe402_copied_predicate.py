@@ -16,6 +16,7 @@ from moe_lint.formula import (
     TooManyAtoms,
     atom_set,
     compare,
+    conj,
     negate,
     substitute,
 )
@@ -28,7 +29,7 @@ from moe_lint.rules.base import Context, Rule
 from moe_lint.sites import is_skip_atom
 
 #: `self._scatter_fn is Steps._scatter`, where each communicator has steps of its own
-_CHOSEN = re.compile(r"^.+ (?:is|==) [\w.]+\.(\w+)$")
+_CHOSEN = re.compile(r"^.+ (?:is|==) ([\w.]+\.(\w+))$")
 
 _BASE = (
     COMMUNICATOR
@@ -81,8 +82,9 @@ class CopiedPredicate(Rule):
     Call `super().should_use_reduce_scatter(batch)` and add to it, or import the original. A definition that answers
     False throughout opts out and is not reported, nor is one that asks the original and adds conditions of its own.
     Reported by default where the lost condition is a reason to skip (a skip predicate, a layer-context flag, an a2a
-    backend). Any other lost condition may be meant; such a finding has low confidence and is shown only when the rule
-    is selected. No fix: what the copy was made for is not in the tree.
+    backend), in a copy also where a launch option decides it (a group's size). Any other lost condition may be meant,
+    and so may an override whose communicator has steps of its own; such a finding has low confidence and is shown only
+    when the rule is selected. No fix: what the copy was made for is not in the tree.
     """
 
     code = "MOE402"
@@ -132,8 +134,10 @@ class CopiedPredicate(Rule):
                 continue
             if found is None:
                 continue
-            lost, difference = found
-            central = tuple(name for name in lost if _is_reason(name, context))
+            lost, difference, broken = found
+            central = tuple(name for name in lost if _is_reason(name, pair, context))
+            if _has_steps_of_its_own(pair, context):
+                central = ()  # what it promises is compared with what it does by MOE401
             line, _ = line_of(pair.original, context)
             name = pair.original.name.rsplit(".", 1)[-1]
             yield at_definition(
@@ -143,7 +147,7 @@ class CopiedPredicate(Rule):
                 context,
                 severity=None if central else Severity.WARNING,
                 confidence=None if central else Confidence.LOW,
-                witness=_consequence(pair, difference, context),
+                witness=_consequence(pair, difference, broken, context),
                 remedy=pair.remedy,
                 related=(Related(pair.original.path, line, f"the other definition of `{name}`"),),
             )
@@ -202,8 +206,8 @@ def _defined(name: str, context: Context) -> Iterator[Ref]:
                 yield Ref(path, qualname)
 
 
-def _compared(pair: _Pair, context: Context) -> tuple[tuple[str, ...], Comparison] | None:
-    """What the copy has lost, and how it differs; None where it lost nothing or answers alike."""
+def _compared(pair: _Pair, context: Context) -> tuple[tuple[str, ...], Comparison, Formula] | None:
+    """What the copy has lost, how it differs, and when; None where it lost nothing or answers alike."""
     index, policy = context.index, context.policy
     facts, original = index.facts(pair.copy.path), index.facts(pair.original.path)
     if facts is None or original is None:
@@ -223,7 +227,8 @@ def _compared(pair: _Pair, context: Context) -> tuple[tuple[str, ...], Compariso
     told = tuple(
         name for name in sorted(atom_set(first) - atom_set(copied)) if atom_set(policy.opened(Atom(name))) & lost
     )
-    return told or tuple(sorted(lost)), difference
+    broken = conj((whole, negate(opened)) if difference.under is not None else (opened, negate(whole)))
+    return told or tuple(sorted(lost)), difference, broken
 
 
 def _asks(copied: Formula, original: Ref) -> bool:
@@ -237,18 +242,35 @@ def _aligned(formula: Formula) -> Formula:
 
     def step(atom: str) -> Formula | None:
         match = _CHOSEN.match(atom)
-        return Atom(f"{match[1]} is chosen") if match is not None else None
+        return Atom(f"{match[2]} is chosen") if match is not None else None
 
     return substitute(formula, step)
 
 
-def _is_reason(name: str, context: Context) -> bool:
+def _is_reason(name: str, pair: _Pair, context: Context) -> bool:
+    """Whether a lost condition decides who sums: a reason to skip, or in a copy whatever a launch option decides."""
     profile = context.policy.profile
     getter = profile.backend_getter
-    return is_skip_atom(name, profile) or bool(getter and name.startswith(f"{getter}."))
+    if is_skip_atom(name, profile) or (getter and name.startswith(f"{getter}.")):
+        return True
+    return pair.kind == "copy" and profile.launch.meaning(name) is not None
 
 
-def _consequence(pair: _Pair, difference: Comparison, context: Context) -> str | None:
+def _has_steps_of_its_own(pair: _Pair, context: Context) -> bool:
+    """Whether an override is about other steps than the original: `self.step is OwnSteps.scatter`."""
+    return bool(_steps(pair.copy, context) - _steps(pair.original, context))
+
+
+def _steps(ref: Ref, context: Context) -> set[str]:
+    facts = context.index.facts(ref.path)
+    try:
+        names = atom_set(facts.condition(ref.name)) if facts is not None else frozenset()
+    except NotBoolean:
+        return set()
+    return {match[1] for name in names if (match := _CHOSEN.match(name)) is not None}
+
+
+def _consequence(pair: _Pair, difference: Comparison, broken: Formula, context: Context) -> str | None:
     """A state in which the two answer differently, and what follows."""
     # `over`: the copy says yes where the original says no; `under`: the other way round
     state = difference.under or difference.over
@@ -256,4 +278,6 @@ def _consequence(pair: _Pair, difference: Comparison, context: Context) -> str |
         return None
     answer = "no, the other yes: the sum runs twice" if difference.under else "yes, the other no: nobody sums"
     when = f"with {named(state.true())} true" if state.true() else "with no condition true"
-    return f"{when} this {pair.kind} answers {answer}"
+    found = context.policy.configuration(broken, "TP")
+    example = f" (for example {found})" if found is not None else ""
+    return f"{when}{example} this {pair.kind} answers {answer}"
