@@ -22,7 +22,9 @@ def named_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: 
     seed = int.from_bytes(hashlib.sha256(f"{name}{shape}".encode()).digest()[:8], "little") >> 1
     generator = torch.Generator(device="cpu").manual_seed(seed)
     fan_in = shape[-1] if len(shape) > 1 else 4
-    values: torch.Tensor = torch.randn(shape, generator=generator, dtype=torch.float64) / float(fan_in) ** 0.5
+    values: torch.Tensor = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") / float(fan_in) ** 0.5
+    )
     if name.endswith(("norm.weight", "layernorm.weight")):
         values = 1 + values / 4
     return values.to(device=device, dtype=dtype)
