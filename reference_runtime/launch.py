@@ -143,6 +143,8 @@ def _drive(jobs: list[Job], progress: Progress | None) -> list[_State]:
     }  # fmt: skip
     if jobs[0].settings.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        environment.update(_without_using_the_gpu())
     command = [sys.executable, "-m", "reference_runtime.worker"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
@@ -162,6 +164,19 @@ def _drive(jobs: list[Job], progress: Progress | None) -> list[_State]:
     if worker.returncode != 0:
         raise VerifyError(f"the worker process failed: {failure[-1] if failure else worker.returncode}")
     return states
+
+
+def _without_using_the_gpu() -> dict[str, str]:
+    """What torch and flashinfer would ask the GPU on import. A process that has used it cannot fork ranks that do."""
+    told = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        raise VerifyError("--device cuda: `nvidia-smi` finds no GPU") from None
+    # from Hopper on, the kernels use instructions of that architecture alone
+    capabilities = sorted({f"{one}a" if float(one) >= 9 else one for one in answer})
+    return {**told, "FLASHINFER_CUDA_ARCH_LIST": os.environ.get("FLASHINFER_CUDA_ARCH_LIST", " ".join(capabilities))}
 
 
 def _take(states: list[_State], line: dict[str, object], progress: Progress | None) -> None:

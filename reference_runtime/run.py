@@ -143,8 +143,7 @@ def compare(
     gc.freeze()  # what is there stays; each launch's modules are one big cycle, collected when it is done
     gc.disable()
     sides = {"before": (before, subject()), "after": (after, subject())}
-    # a process that has used the GPU cannot fork ranks that use it
-    forked = backend == "gloo" and numerics.device.type != "cpu"
+    forked = numerics.device.type != "cpu"  # a process that has used a GPU cannot fork another that uses it
     asked = functools.partial(consult, sides, dict(spec_of(block).config), numerics)
     oracle = answer_of_fork(asked) if forked else asked()
     for side, shapes in oracle.shapes.items():
@@ -173,7 +172,7 @@ def compare(
                 for variant in ranks.values():
                     variant.close()
 
-            if backend == "threads" and numerics.device.type == "cpu":
+            if backend == "threads":
                 in_fork(work)  # the next launch finds the modules as they were imported
             else:
                 work()

@@ -44,6 +44,10 @@ def main() -> None:
     plan = json.load(sys.stdin)
     jobs = [Job.from_dict(data) for data in plan["jobs"]]
     torch.set_num_threads(1)
+    if jobs and jobs[0].settings.kernels != "reference":
+        from reference_runtime.kernels.flashinfer import prepare
+
+        prepare()  # compiling starts programs, which a job may not
     parallel = max(1, jobs[0].settings.parallel) if jobs else 1
     selector = selectors.DefaultSelector()
     running: dict[int, _Child] = {}

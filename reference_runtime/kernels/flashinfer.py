@@ -169,22 +169,26 @@ def _ipc_absorber(
 
 
 def prepare() -> dict[str, float]:
-    """Compile what the kernels need, side by side. Returns the seconds that each took."""
+    """Compile and load what the kernels need, side by side: processes forked later have it.
+
+    Uses no GPU, if `FLASHINFER_CUDA_ARCH_LIST` says for which to compile. Returns the seconds that each took.
+    """
     import time
 
-    from flashinfer.jit import comm, gemm, norm
-    from flashinfer.jit.activation import gen_act_and_mul_module
+    from flashinfer import activation, norm
+    from flashinfer.comm import trtllm_ar
+    from flashinfer.gemm import gemm_base
 
-    wanted = {
-        "silu_and_mul": lambda: gen_act_and_mul_module("silu"),
-        "norm": norm.gen_norm_module,
-        "grouped gemm": gemm.gen_gemm_sm90_module,
-        "all-reduce fusion": comm.gen_trtllm_comm_module,
+    wanted: dict[str, Callable[[], Any]] = {
+        "silu_and_mul": lambda: activation.get_act_and_mul_module("silu"),
+        "norm": getattr(norm, "get_norm_module", lambda: None),  # absent where it is not compiled by nvcc
+        "grouped gemm": gemm_base.get_gemm_sm90_module,
+        "all-reduce fusion": trtllm_ar.get_trtllm_comm_module,
     }
 
     def build(item: tuple[str, Callable[[], Any]]) -> tuple[str, float]:
         started = time.monotonic()
-        item[1]().build_and_load()
+        item[1]()
         return item[0], time.monotonic() - started
 
     with ThreadPoolExecutor(len(wanted)) as pool:
