@@ -6,9 +6,8 @@ import ast
 import textwrap
 
 from codemods.edits import CannotRewrite, Edit, Source
+from codemods.listing import append, find_listing
 from moe_lint.model import FixPlan
-
-LINE_LENGTH = 88
 
 
 def keyword_edits(plan: FixPlan, source: Source) -> list[Edit]:
@@ -26,43 +25,4 @@ def keyword_edits(plan: FixPlan, source: Source) -> list[Edit]:
             raise CannotRewrite(f"the argument for `{name}` has changed")
         edits.append(Edit(at, at, f"{name}="))
     added = [f"{name}={value}" for name, value in plan.arguments[len(plan.replace) :]]
-    return edits + ([_append(written, start, added, source, call)] if added else [])
-
-
-def _append(written: str, start: int, added: list[str], source: Source, call: ast.Call) -> Edit:
-    """New keywords behind the last argument; on a line of its own where the arguments stand one per line."""
-    closing = written.rindex(")")
-    inside = written[:closing].rstrip()
-    if "#" in inside[inside.rfind("\n") + 1 :]:
-        raise CannotRewrite("a comment stands behind the last argument")
-    trailing = inside.endswith(",")
-    empty = not call.args and not call.keywords
-    body = inside.removesuffix(",")
-    at = start + len(body)
-    newline = source.newline
-    if empty:
-        return Edit(at, start + closing, ", ".join(added))
-    if trailing and "\n" in written:
-        indent = source.indent_at(start + len(body) - 1)
-        lines = "".join(f",{newline}{indent}{one}" for one in added)
-        return Edit(at, at, lines)
-    joined = ", " + ", ".join(added)
-    line_start, line_end = source.line_of(at)
-    if "\n" in written or line_end - line_start + len(joined) <= LINE_LENGTH:
-        return Edit(at, at, joined)
-    opening = written.index("(", _function_end(call))
-    indent = source.indent_at(start)
-    arguments = [written[opening + 1 : len(body)].strip(), *added]
-    step = "\t" if indent.startswith("\t") else "    "
-    inner = f"{newline}{indent}{step}{', '.join(arguments)}"
-    if len(indent) + len(step) + len(", ".join(arguments)) > LINE_LENGTH:
-        parts = [ast.unparse(a) for a in call.args] + [ast.unparse(k) for k in call.keywords] + added
-        inner = "".join(f"{newline}{indent}{step}{part}," for part in parts)
-    return Edit(start + opening + 1, start + closing, f"{inner}{newline}{indent}")
-
-
-def _function_end(call: ast.Call) -> int:
-    """Where the called expression ends; a single-line one, as it was parsed behind one parenthesis."""
-    if call.func.end_lineno != 1 or call.func.end_col_offset is None:
-        raise CannotRewrite("the called expression spans several lines")
-    return call.func.end_col_offset - 1
+    return edits + ([append(source, find_listing(source, start, end), added)] if added else [])

@@ -161,8 +161,8 @@ def _report(
     note = judgement.note if any(row.post_experts for row in rows) else None
     return Report(
         tuple(_relative(f) for f in findings),
-        tuple(replace(row, path=_display(row.path)) for row in rows),
-        tuple(replace(p, path=_display(p.path)) for p in (*problems, *more)),
+        tuple(replace(row, path=display_path(row.path)) for row in rows),
+        tuple(replace(p, path=display_path(p.path)) for p in (*problems, *more)),
         tuple(Suppressed(_relative(s.finding), s.reason) for s in judgement.suppressed if s.finding.path in targets),
         (note,) if note is not None else (),
         judgement.atoms,
@@ -218,6 +218,12 @@ class _Walk:
         return self._found[folder]
 
 
+def judged_paths(options: Options) -> frozenset[str]:
+    """The files that a run reports on."""
+    groups = _groups(options.paths, options.files, _Walk(options.files))
+    return frozenset(file for targets, _ in groups.values() for file in targets)
+
+
 def _groups(paths: Iterable[str], filter_: FileFilter, walk: _Walk) -> dict[Path, tuple[set[str], set[str]]]:
     """Tree -> (files to report on, those named one by one). Raises ``UsageError``."""
     groups: dict[Path, tuple[set[str], set[str]]] = {}
@@ -250,11 +256,11 @@ def _of_the_tree(problem: Problem, shown: Iterable[MatrixRow]) -> bool:
 
 
 def _relative(finding: Finding) -> Finding:
-    related = tuple(replace(r, path=_display(r.path)) for r in finding.related)
-    return replace(finding, path=_display(finding.path), related=related)
+    related = tuple(replace(r, path=display_path(r.path)) for r in finding.related)
+    return replace(finding, path=display_path(finding.path), related=related)
 
 
-def _display(path: str) -> str:
+def display_path(path: str) -> str:
     """The path as a user would type it: relative to the working directory when it is below it."""
     try:
         relative = os.path.relpath(path)

@@ -6,12 +6,12 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from moe_lint.atomic import replace_file
-from moe_lint.engine import Options, run
+from moe_lint.engine import Options, display_path, judged_paths, run
 from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span, UsageError
 from moe_lint.source import SourceError, decode, parse
 
@@ -60,6 +60,7 @@ def fix(
     editor holds.
     """
     by_file: dict[str, dict[FixPlan, None]] = {}
+    plans: dict[FixPlan, str] = {}
     held_back = 0
     for finding in report.findings:
         if finding.fix is None:
@@ -67,12 +68,20 @@ def fix(
         if finding.fix.safety not in allowed or _has_stuck_twin(finding, report, allowed):
             held_back += 1
         elif wanted(finding.fix):
-            by_file.setdefault(finding.path, {})[finding.fix] = None
-    declined = Counter(_key(f) for f in report.findings if f.fix is not None and not wanted(f.fix))
+            plans[finding.fix] = finding.path
     not_proven: list[tuple[str, int, str]] = []
+    for plan, path in plans.items():
+        why = _out_of_reach(plan, options, texts)
+        if why is not None:
+            not_proven.append((path, plan.statement.line, why))
+            continue
+        by_file.setdefault(path, {})[plan] = None
+        for part in _elsewhere(plan):
+            by_file.setdefault(display_path(part.path), {})[part] = None
+    declined = Counter(_key(f) for f in report.findings if f.fix is not None and not wanted(f.fix))
     fixes: dict[str, FileFix] = {}
-    for path, plans in by_file.items():
-        done = rewrite(path, list(plans), not_proven, texts)
+    for path, here in by_file.items():
+        done = rewrite(path, list(here), not_proven, texts)
         if done is not None:
             fixes[path] = done
     after = report
@@ -88,9 +97,47 @@ def fix(
         if not unproved:
             break
         for path, why in unproved.items():
-            not_proven += [(path, plan.statement.line, why) for plan in fixes.pop(path).plans]
+            for linked in _linked(path, fixes):
+                not_proven += [(linked, plan.statement.line, why) for plan in fixes.pop(linked).plans]
             after = report
     return FixResult(tuple(fixes.values()), after, tuple(sorted(set(not_proven))), held_back)
+
+
+def _elsewhere(plan: FixPlan) -> list[FixPlan]:
+    """The parts of a plan in other files."""
+    return [part for part in plan.parts if part.path != plan.path]
+
+
+def _out_of_reach(plan: FixPlan, options: Options, texts: Mapping[str, str]) -> str | None:
+    """Why a plan cannot be carried out as a whole; half of one would be worse than none."""
+    from codemods.edits import CannotRewrite
+    from codemods.guards import guard_edits
+
+    if not plan.parts:
+        return None
+    judged = judged_paths(options)
+    for part in (plan, *plan.parts):
+        if part.path not in judged:
+            return f"it also needs a change in {display_path(part.path)}, which is not among the files to check"
+        try:
+            guard_edits(part, _text(part.path, texts))
+        except CannotRewrite as error:
+            return str(error)
+    return None
+
+
+def _linked(path: str, fixes: Mapping[str, FileFix]) -> list[str]:
+    """A rewritten file and those that share a plan with it, directly or not."""
+    found, stack = dict[str, None](), [path]
+    while stack:
+        one = stack.pop()
+        if one in found or one not in fixes:
+            continue
+        found[one] = None
+        plans = set(fixes[one].plans)
+        stack += [display_path(part.path) for plan in plans for part in _elsewhere(plan)]
+        stack += [other for other, fixed in fixes.items() if any(plans & {*_elsewhere(p)} for p in fixed.plans)]
+    return list(found)
 
 
 def _useless_comments(after: Report, fixes: Mapping[str, FileFix], declined: Counter[_Key]) -> dict[str, FileFix]:
@@ -113,8 +160,8 @@ def patches(options: Options, report: Report, allowed: frozenset[Safety]) -> tup
     planned = {finding.fix for finding in report.findings}
     for fixed in fix(options, report, allowed).fixed:
         for plan in fixed.plans:
-            if plan not in planned:
-                continue
+            if plan not in planned or _elsewhere(plan):
+                continue  # a part of another plan, or half of one
             alone = rewrite(fixed.path, [plan], [])
             if alone is not None:
                 found.append(Patch(plan, replacements(alone.before, alone.after)))
@@ -185,8 +232,7 @@ def rewrite(
     from codemods.edits import CannotRewrite  # libcst is loaded only when there is something to rewrite
     from codemods.guards import guard_edits
 
-    held = texts.get(str(Path(path).resolve()))
-    before = decode(Path(path).read_bytes()) if held is None else held
+    before = _text(path, texts)
     carried: list[FixPlan] = []
     for plan in plans:
         try:
@@ -203,18 +249,46 @@ def rewrite(
         return None
 
 
+def _text(path: str, texts: Mapping[str, str]) -> str:
+    held = texts.get(str(Path(path).resolve()))
+    return decode(Path(path).read_bytes()) if held is None else held
+
+
 def _edited(before: str, plans: Iterable[FixPlan]) -> str:
     """The text with plans carried out. Raises ``CannotRewrite`` and ``SyntaxError``."""
     from codemods.edits import apply_edits
     from codemods.guards import guard_edits
     from codemods.imports import import_edits
 
-    after = apply_edits(before, [edit for plan in plans for edit in guard_edits(plan, before)])
-    for plan in plans:
+    steps = _steps(plans)
+    after = apply_edits(before, [edit for step in steps for edit in guard_edits(step, before)])
+    for plan in steps:
         if plan.kind != "comment":
             name = plan.helper if plan.import_from and plan.kind != "call" else ""  # a method is not imported
             after = apply_edits(after, import_edits(before, after, plan.import_from, name))
     return after
+
+
+def _steps(plans: Iterable[FixPlan]) -> list[FixPlan]:
+    """The plans with their parts in the same file, each once; what is added at one place is added together."""
+    found: dict[tuple[object, ...], FixPlan] = {}
+    for plan in plans:
+        for step in (plan, *(part for part in plan.parts if part.path == plan.path)):
+            adds = step.kind in ("parameters", "keywords")
+            key = (step.kind, step.statement) if adds else (replace(step, parts=()),)
+            known = found.get(key)
+            if known is None:
+                found[key] = step
+            elif adds and len(known.replace) < len(step.replace):
+                found[key] = replace(step, arguments=_union(step.arguments, known.arguments))
+            elif adds:
+                found[key] = replace(known, arguments=_union(known.arguments, step.arguments))
+    return list(found.values())
+
+
+def _union(first: tuple[tuple[str, str], ...], more: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    names = {name for name, _ in first}
+    return (*first, *((name, value) for name, value in more if name not in names))
 
 
 def _unproved(

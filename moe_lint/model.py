@@ -95,11 +95,14 @@ class FixPlan:
     ``guard`` is the condition to rewrite (None: the statement has none and gets one). In it every operand of the
     top-level ``and`` (``or``, if ``polarity`` is false) whose normalised text is in ``drop`` is replaced by one call
     of ``helper`` with ``arguments``. ``statement`` is the reduction's own statement; for ``kind="comment"`` it is the
-    comment, and ``helper`` the text to put in its place, if any.
+    comment, and ``helper`` the text to put in its place, if any; for ``kind="parameters"`` it is the first line of the
+    function that gets the ``arguments`` (name, default) as further parameters.
+
+    ``parts`` are further rewrites, in this file or in others, without which this one must not be made.
     """
 
     path: str
-    kind: Literal["guard", "wrap", "call", "wrapper", "keywords", "comment"]
+    kind: Literal["guard", "wrap", "call", "wrapper", "keywords", "parameters", "comment"]
     statement: Span
     guard: Span | None
     polarity: bool
@@ -115,6 +118,7 @@ class FixPlan:
     #: for ``kind="wrapper"``: the statements (guards included) that the wrapper's call replaces; for
     #: ``kind="keywords"``: where the first ``arguments`` stand now, positionally; the others are new
     replace: tuple[Span, ...] = ()
+    parts: tuple[FixPlan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

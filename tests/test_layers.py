@@ -103,7 +103,18 @@ def test_a_module_knows_only_those_to_its_left(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CODEMODS, ids=lambda path: path.name)
 def test_codemods_know_the_model_and_libcst_only(path: Path) -> None:
-    standard = {"__future__", "ast", "collections", "dataclasses", "itertools", "textwrap", "re", "typing"}
+    standard = {
+        "__future__",
+        "ast",
+        "collections",
+        "dataclasses",
+        "io",
+        "itertools",
+        "textwrap",
+        "tokenize",
+        "re",
+        "typing",
+    }
     for module, _ in imports(path):
         assert module == "moe_lint.model" or module.split(".")[0] in {"codemods", "libcst", *standard}
 

@@ -319,6 +319,46 @@ class Callers(Constructions):
                     depth.update(dict.fromkeys(inner, level + 1))
                     stack += reversed(inner)
 
+    @cached_property
+    def _routes(self) -> dict[tuple[str, Span], list[tuple[Layer, tuple[Edge, ...]]]]:
+        found: dict[tuple[str, Span], list[tuple[Layer, tuple[Edge, ...]]]] = {}
+        for layer in self.layers:
+            for frame in layer.frames:
+                for edge in self.edges(frame):
+                    if edge.target.instance == frame.instance:
+                        continue  # the layer's own functions are starts themselves
+                    for one in self.sums(edge):
+                        place = (one.site.path, one.site.raw.span)
+                        found.setdefault(place, []).append((layer, one.route))
+        return found
+
+    def routes_to(self, site: Site) -> list[tuple[Layer, tuple[Edge, ...]]]:
+        """The calls from each layer down to a reduction."""
+        return self._routes.get((site.path, site.raw.span), [])
+
+    @cached_property
+    def _reached(self) -> dict[tuple[str, Span], dict[Ref, None]]:
+        found: dict[tuple[str, Span], dict[Ref, None]] = {}
+        for layer in self.layers:
+            for _, edge in self.paths(layer):
+                found.setdefault((edge.frame.path, edge.call.span), {})[edge.target.function] = None
+        return found
+
+    def reached(self, edge: Edge) -> tuple[Ref, ...]:
+        """Every function that the call of an edge may run, whichever layer it runs in."""
+        return tuple({edge.target.function: None, **self._reached.get((edge.frame.path, edge.call.span), {})})
+
+    def all_known(self, edge: Edge) -> bool:
+        """Whether everything that the callee's attribute is ever set to is a class that was looked at."""
+        if edge.built is None or edge.frame.instance is None:
+            return edge.built is None
+        owner, name = edge.frame.instance.owner, edge.built.attribute
+        classes = {built.owner for built in self.built(owner).get(name, ())}
+        return all(
+            any(self.index.resolve(path, callee) in classes for callee in fact.callees)
+            for path, fact in self.index.attributes(owner, name)
+        )
+
     def asked(self, frame: Frame, call: Call, flag: str) -> bool:
         """Whether a flag is worth anything at a call: the layer asked for it, or a caller handed it down."""
         if flag in self._params(frame):

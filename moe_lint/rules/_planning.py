@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moe_lint.formula import TRUE, Formula, Relation, atom_set
 from moe_lint.model import FixPlan, Route, Safety, Span
 from moe_lint.policy import Policy
+from moe_lint.rules._handing import HandedDown, hand_down
 from moe_lint.rules._wording import helper_arguments, helper_name, named, over_witness, under_witness
 from moe_lint.rules.base import Context
 from moe_lint.sites import Site, owner_of, without_topology
@@ -27,7 +30,20 @@ def plan_guard(site: Site, context: Context) -> FixPlan | None:
         module = policy.import_module(site.path)
     if module is None:
         return None
-    return _wrapper_plan(site, context, module) or _guard_plan(site, policy, module) or _wrap_plan(site, policy, module)
+    handed = hand_down(site, context) if site.relation is Relation.WEAKER else None
+    if isinstance(handed, HandedDown):
+        knowing = replace(site, flags=tuple(sorted((*site.flags, *handed.flags))))
+        found = _guard_plan(knowing, policy, module) or _wrap_plan(knowing, policy, module)
+        if found is not None and found.safety is Safety.CORRECTIVE:
+            default = {flag for flag, _ in handed.flags} - {*handed.asked}
+            reason = _gain(knowing, policy, default)
+            return replace(found, reason=f"{reason}; {handed.note}", parts=handed.parts)
+    found = (
+        _wrapper_plan(site, context, module) or _guard_plan(site, policy, module) or _wrap_plan(site, policy, module)
+    )
+    if isinstance(handed, str) and found is not None and found.safety is Safety.CORRECTIVE:
+        return replace(found, reason=f"{found.reason} (not done here: {handed})")
+    return found
 
 
 def plan_call(site: Site, context: Context) -> FixPlan | None:
@@ -173,13 +189,10 @@ def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
         return Safety.SAFE, "the same decision in every state"
     told = site.absorber or site.route in (Route.INLINE, Route.HELPER)
     if site.relation is Relation.WEAKER and told:
-        reachable = {reason.text for reason in policy.reasons(site.axis, site.known_flags)}
-        gained = tuple(reason for reason in site.missing if reason in reachable)
-        unknown = tuple(
-            flag.name for flag in policy.profile.flags if flag.name in site.missing and flag.name not in gained
-        )
+        lacking = {*site.missing} - {*site.known_flags}
+        unknown = tuple(flag.name for flag in policy.profile.flags if flag.name in lacking)
         told_not = f"; {named(unknown)} {_not_in_scope(unknown)}" if unknown and site.absorber else ""
-        return Safety.CORRECTIVE, f"stops reducing for {named(gained) if gained else 'what the helper skips'}{told_not}"
+        return Safety.CORRECTIVE, f"{_gain(site, policy, set())}{told_not}"
     if site.relation is Relation.WEAKER:
         return Safety.UNSAFE, "no absorber was found around this block: the sum could be lost"
     return Safety.UNSAFE, under_witness(site, policy) or over_witness(site, policy) or "the decision changes"
@@ -187,3 +200,10 @@ def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
 
 def _not_in_scope(flags: tuple[str, ...]) -> str:
     return "is not in scope here: hand it down" if len(flags) == 1 else "are not in scope here: hand them down"
+
+
+def _gain(site: Site, policy: Policy, default: set[str]) -> str:
+    """For what a site stops reducing behind the helper; the flags in ``default`` stay False there."""
+    reachable = {reason.text for reason in policy.reasons(site.axis, site.known_flags)} - default
+    gained = tuple(reason for reason in site.missing if reason in reachable)
+    return f"stops reducing for {named(gained) if gained else 'what the helper skips'}"

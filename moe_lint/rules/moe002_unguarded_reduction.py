@@ -28,7 +28,8 @@ class UnguardedReduction(Rule):
             x = tensor_model_parallel_all_reduce(x)
 
     The fix is corrective: it stops the reduction in the states in which somebody else sums. It passes the
-    layer-context flags that are in scope; a flag that the decoder does not hand down must be added by hand. Blocks
+    layer-context flags, and hands down those that are not in scope: the functions on the way get the parameter, False
+    by default, and the layer asks its communicator. Where that cannot be done surely the fix says why. Blocks
     without an absorber are right as they are and are not reported (see MOE003).
     """
 
