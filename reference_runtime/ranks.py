@@ -50,7 +50,11 @@ class Numerics:
 
 
 class Members:
-    """The ranks' module spaces, with everything imported and nothing set up. Imports do not depend on the launch."""
+    """The ranks' module spaces, with everything imported and nothing set up. Imports do not depend on the launch.
+
+    With a GPU, imports wait until the rank is set up: some look at the GPU, and a process that has done so cannot fork
+    ranks that use it.
+    """
 
     def __init__(self, tree: Tree, subject: Subject, size: int, config: dict[str, Any], numerics: Numerics) -> None:
         self.size, self.subject = size, subject
@@ -68,6 +72,8 @@ class Members:
                 Config(numerics.dtype, config),
             )
             self.contexts.append(context)
+            if numerics.device.type != "cpu":
+                continue
             try:
                 context.preload(subject.module)
             except Exception as error:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from reference_runtime.limits import compiling
+
 if TYPE_CHECKING:
     from reference_runtime.comm.group import Group
     from reference_runtime.kernels.base import ExpertsCall
@@ -46,6 +48,7 @@ class FlashinferKernels:
 
         return flashinfer
 
+    @compiling()
     def experts(self, call: ExpertsCall) -> torch.Tensor:
         if self._moe == "cutlass" and call.activation == "silu" and call.b13 is None and call.combine:
             return self._fused_experts(call)
@@ -101,10 +104,12 @@ class FlashinferKernels:
         )[0]
         return result
 
+    @compiling()
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self._flashinfer.activation.silu_and_mul(x.contiguous())
         return result
 
+    @compiling()
     def fused_add_rmsnorm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,6 +117,7 @@ class FlashinferKernels:
         self._flashinfer.norm.fused_add_rmsnorm(normed, total, weight, eps)
         return normed, total
 
+    @compiling()
     def allreduce_add_rmsnorm(
         self, group: Group, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
