@@ -14,16 +14,17 @@ def replace_file(path: str | Path, data: bytes) -> None:
     Raises ``OSError`` when it cannot; the file is then as it was. What is no regular file (a pipe, `/dev/null`) cannot
     be replaced and is written to.
     """
-    target = Path(path).resolve()
     try:
-        mode = target.stat().st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         umask = os.umask(0)
         os.umask(umask)
         mode = stat.S_IFREG | (0o666 & ~umask)
-    if not stat.S_ISREG(mode):
-        target.write_bytes(data)
+    if not stat.S_ISREG(mode) or str(path).startswith("/dev/"):  # `/dev/stdout` may be a file, and has to stay that one
+        with open(path, "wb") as stream:
+            stream.write(data)
         return
+    target = Path(path).resolve()
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as stream:

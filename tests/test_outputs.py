@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import junitparser
@@ -92,6 +94,34 @@ def test_a_report_that_cannot_be_written_is_one_line_and_the_old_one_stays(
     assert result.stderr == "moe-lint: error: --output: out.json: cannot be written: No space left on device\n"
     assert sorted(p.name for p in tree.iterdir()) == ["engine", "out.json"]
     assert Path("out.json").read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_standard_output_that_is_full_is_one_line_and_exit_two(tree: Path, output: str) -> None:
+    command = [sys.executable, "-m", "moe_lint", "--format", output, "engine"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "moe-lint: error: standard output: No space left on device\n")
+
+
+def test_a_report_goes_to_a_pipe_that_has_a_name(tree: Path) -> None:
+    command = [sys.executable, "-m", "moe_lint", "--quiet", "-o", "json:/dev/stderr", "engine/models/right.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert json.loads(done.stderr)["summary"]["findings"] == 0
+
+
+def test_a_defect_is_exit_two_not_a_finding(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("seven")
+
+    monkeypatch.setattr("moe_lint.cli.check.run", broken)
+    result = moe_lint("engine")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        "moe-lint: error: internal error: ZeroDivisionError: seven; please report it with the lines above"
+    )
 
 
 # --- how much is told

@@ -70,6 +70,17 @@ class _Commands(click.Group):
             fail(error.format_message())
         except UsageError as error:
             fail(str(error))
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own ways to end
+        except OSError as error:
+            fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        except Exception as error:  # 1 would mean findings
+            import traceback
+
+            traceback.print_exc()
+            fail(f"internal error: {type(error).__name__}: {error}; please report it with the lines above")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
