@@ -64,18 +64,25 @@ def test_another_shell_is_one_line_and_exit_two() -> None:
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
 
 
-def test_bash_completes_the_command(tmp_path: Path) -> None:
-    if not shutil.which("bash"):
-        pytest.skip("there is no bash here")
-    script = CliRunner().invoke(main, ["completion", "bash"]).stdout
-    function = script.partition("() {")[0].strip()
-    asks = f'COMP_WORDS=(moe-lint --add); COMP_CWORD=1; {function} moe-lint --add moe-lint; echo "${{COMPREPLY[@]}}"'
-    (tmp_path / "moe-lint").write_text(
-        f"#!{sys.executable}\nfrom moe_lint.cli import main\nmain(prog_name='moe-lint')\n"
-    )
-    (tmp_path / "moe-lint").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-c", f"{script}\n{asks}"], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["--add-ignores"]
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_fills_in_the_word(tmp_path: Path) -> None:
+    asked = {
+        "ma": "matrix",
+        "--sta": "--statistics",
+        "check --exit": "--exit-zero",
+        "matrix -o h": "html",
+        "--select MOE001,MOE10": "MOE001,MOE101 MOE001,MOE102 MOE001,MOE103",
+        "rule MOE90": "MOE901 MOE902 MOE903",
+        "--add": "--add-ignores",
+        "--format nonsense --sta": "--statistics",
+    }
+    lines = [f'ask moe-lint {words}; echo "${{COMPREPLY[*]}}"' for words in asked]
+    script = f"""
+        {CliRunner().invoke(main, ["completion", "bash"]).stdout}
+        ask() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _moe_lint_completion moe-lint; }}
+        {chr(10).join(lines)}
+    """
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    assert done.stderr == ""
+    assert dict(zip(asked, done.stdout.splitlines(), strict=True)) == asked

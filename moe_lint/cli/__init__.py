@@ -51,9 +51,9 @@ class _Commands(click.Group):
         assert check is not None
         inside = check.make_context("check", [], parent=ctx, resilient_parsing=True)
         found = super().shell_complete(ctx, incomplete) + check.shell_complete(inside, incomplete)
-        if not incomplete.startswith("-"):
-            found.append(CompletionItem(incomplete, type="file"))
-        return list({item.value: item for item in found}.values())
+        words = {item.value: item for item in found if item.type == "plain"}
+        # files only where no word fits: beside an item for files, click's script for bash drops the words
+        return list(words.values()) or [CompletionItem(incomplete, type="file")]
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

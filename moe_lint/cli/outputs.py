@@ -24,11 +24,13 @@ def output_options(formats: Iterable[str]) -> Callable[[Callable[..., None]], Ca
     """The options `--output` and `--format` of a command that knows these formats."""
     names = tuple(formats)
 
-    def parse(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Output, ...]:
+    def parse(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> tuple[Output, ...]:
+        if context.resilient_parsing:  # a shell completes: nothing may be printed
+            return ()
         return tuple(_parsed(value, names) for value in values)
 
-    def parse_one(_: click.Context, __: click.Parameter, value: str | None) -> Output | None:
-        return None if value is None else Output(_known(value, names))
+    def parse_one(context: click.Context, _: click.Parameter, value: str | None) -> Output | None:
+        return None if value is None or context.resilient_parsing else Output(_known(value, names))
 
     def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
         return [name for name in names if name.startswith(incomplete)]
