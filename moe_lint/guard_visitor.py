@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import libcst as cst
 from libcst.metadata import MetadataWrapper, PositionProvider
@@ -66,18 +66,31 @@ class GuardVisitor(cst.CSTVisitor):
                 found += self._early_exits(node.body, inner)
         return found
 
-    def _early_exits(self, body: Sequence[cst.CSTNode], until: cst.CSTNode) -> Conditions:
-        """`if c: return …` before the statement: c does not hold after it."""
+    def _early_exits(self, body: Sequence[cst.CSTNode], until: cst.CSTNode | None) -> Conditions:
+        """`if c: return …` before the statement: c does not hold after it. Blocks that always run count as well."""
         found: Conditions = []
         for statement in body:
             if statement is until:
                 break
             if isinstance(statement, cst.If) and statement.orelse is None and _leaves(statement.body):
                 found.append((self._text(statement.test), False))
+            for block in _always_run(statement):
+                found += self._early_exits(block.body, None)
         return found
 
     def _text(self, node: cst.BaseExpression) -> str:
         return normal(self._module.code_for_node(node))
+
+
+def _always_run(statement: cst.CSTNode) -> Iterator[cst.IndentedBlock]:
+    """The blocks of a statement that run whenever it does: that of a `with`, all of a `try` but its handlers."""
+    parts: list[cst.CSTNode | None] = []
+    if isinstance(statement, cst.With):
+        parts = [statement.body]
+    elif isinstance(statement, cst.Try | cst.TryStar):
+        orelse, final = statement.orelse, statement.finalbody
+        parts = [statement.body, orelse and orelse.body, final and final.body]
+    yield from (part for part in parts if isinstance(part, cst.IndentedBlock))
 
 
 def _leaves(body: cst.BaseSuite) -> bool:

@@ -17,19 +17,28 @@ def reaching(index: ProjectIndex, function: Ref, class_name: str | None, depth: 
     ``if not skip(): x = self._reduce(x)`` guards the reduction in `_reduce` as well as if it stood there.
     """
     short = function.name.rsplit(".", 1)[-1]
-    if class_name is None or depth >= _DEPTH or short in ("forward", "__call__"):
+    if depth >= _DEPTH or short in ("forward", "__call__"):
         return TRUE
     calls = {(path, call.span): call for path, call in index.calls_of(function)}
-    if not calls or len(calls) != _mentions(index, Ref(function.path, class_name), short):
+    if not calls or len(calls) != _count(index, function, class_name):
         return TRUE
     conditions = []
     for (path, span), call in calls.items():
         facts = index.facts(path)
-        if facts is None or call.class_name is None or call.function not in facts.functions:
+        if facts is None or call.function not in facts.functions:
             return TRUE
         above = reaching(index, Ref(path, call.function), call.class_name, depth + 1)
         conditions.append(conj((facts.call_condition(call.function, span), above)))
     return disj(conditions)
+
+
+def _count(index: ProjectIndex, function: Ref, class_name: str | None) -> int | None:
+    """How often a function is named, its definition aside; None when it can be named where it is not looked for."""
+    outer, _, short = function.name.rpartition(".")
+    facts = index.facts(function.path)
+    if facts is not None and outer in facts.functions:  # a function inside a function is known there only
+        return len(re.findall(rf"(?<![\w.]){re.escape(short)}(?!\w)", facts.function_text(outer))) - 1
+    return _mentions(index, Ref(function.path, class_name), short) if class_name is not None else None
 
 
 def _mentions(index: ProjectIndex, owner: Ref, name: str) -> int | None:

@@ -66,6 +66,8 @@ class Operands:
             return node.func.attr if isinstance(node.func, ast.Attribute) else None
         head, _, rest = text.partition(".")
         value = self.flow.env.get(head)
+        if isinstance(value, ast.Call) and (dotted(value.func) or "").endswith("partial") and value.args:
+            value = value.args[0]  # `reduce = functools.partial(all_reduce, group=g)`
         known = dotted(value) if value is not None else None
         if known is not None:
             return f"{known}.{rest}" if rest else known

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from moe_lint.expressions import FormulaBuilder, Resolver, dotted, is_condition, unparse
@@ -111,6 +112,13 @@ class _Condition:
             self._plain,
         )
 
+    def elsewhere(self) -> _Condition:
+        """The same for code that stands outside the statement."""
+        other = copy(self)
+        other.__dict__.pop("part", None)
+        other._plain = False
+        return other
+
     def _built(self, node: ast.expr, polarity: bool) -> Formula:
         formula = self._reader.formula(node, self._env)
         return formula if polarity else negate(formula)
@@ -147,6 +155,8 @@ class FunctionReader(Operands):
         self.statement: ast.stmt | None = None
         self.node: ast.AST | None = None
         self.consumers = 0
+        #: local -> the lambda that it holds, and the guard under which it was made
+        self.lambdas: dict[str, tuple[ast.Lambda, tuple[_Condition | GuardPart, ...]]] = {}
         #: a call whose conditions are wanted, and what must hold for it to be reached
         self.watch: Span | None = None
         self.watched: Formula | None = None
@@ -221,7 +231,7 @@ class FunctionReader(Operands):
             key = dotted(statement.target)
             if key is not None:
                 self.flow.taint[key] = self.origins(statement.target) | self.origins(statement.value)
-                self.flow.env.pop(key, None)
+                self._bind_again(key, statement)
         elif isinstance(statement, ast.Expr):
             self.expression(statement.value)
         elif isinstance(statement, ast.For | ast.AsyncFor | ast.While):
@@ -356,9 +366,7 @@ class FunctionReader(Operands):
             self.flow = before.copy()
             pattern = case.pattern
             wildcard = isinstance(pattern, ast.MatchAs) and pattern.pattern is None
-            value = pattern.value if isinstance(pattern, ast.MatchValue) else ast.Name(ast.unparse(pattern), ast.Load())
-            test: ast.expr = ast.Compare(statement.subject, [ast.Eq()], [value])
-            matched = TRUE if wildcard else self.formula(test)
+            matched = TRUE if wildcard else self.formula(_case_test(statement.subject, pattern))
             if case.guard is not None:
                 self.expression(case.guard)
                 matched = conj((matched, self.formula(case.guard)))
@@ -432,6 +440,9 @@ class FunctionReader(Operands):
             self._note_attribute(key[5:], value)
         self._bind(key, value)
         self.flow.taint[key] = taint
+        self.lambdas.pop(key, None)
+        if isinstance(value, ast.Lambda):
+            self.lambdas[key] = (value, tuple(self.guard))
 
     def _bind(self, key: str, value: ast.expr) -> None:
         # what `self.x` stands for is the class's business: other methods see it too
@@ -444,6 +455,17 @@ class FunctionReader(Operands):
         if (resolved is value or is_condition(resolved)) and not _names(resolved, key):
             self.flow.env[key] = resolved
             self.flow.carriers[key] = value
+
+    def _bind_again(self, key: str, statement: ast.AugAssign) -> None:
+        """`skip |= asked()`: a condition joined to the one before; anything else is unknown."""
+        join = {ast.BitOr: ast.Or, ast.BitAnd: ast.And}.get(type(statement.op))
+        old = self.flow.env.pop(key, None)
+        self.flow.carriers.pop(key, None)
+        if join is not None and old is not None:
+            value = self.resolve(statement.value)
+            both = ast.BoolOp(join(), [old, value])
+            if is_condition(old) and is_condition(value) and is_condition(both):
+                self.flow.env[key] = both
 
     def _note_attribute(self, name: str, value: ast.expr) -> None:
         calls = () if isinstance(value, (*_LEAVES, ast.Attribute)) else ast.walk(value)
@@ -507,11 +529,27 @@ class FunctionReader(Operands):
             self.expression(node.value)
             self._assign(node.target, node.value)
             return
+        if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):
+            self._comprehension(node)
+            return
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
                 self.expression(child)
-            elif isinstance(child, ast.comprehension):
-                self.expression(child.iter)
+
+    def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) -> None:
+        """What is computed for each element, under the `if`s of the loops."""
+        saved, self.flow = self.flow, self.flow.copy()
+        depth = len(self.guard)
+        for loop in node.generators:
+            self.expression(loop.iter)
+            self._assign_elements(loop.target, loop.iter)
+            for test in loop.ifs:
+                self.expression(test)
+                self.guard.append(_Condition(self, test, True, "if", plain=False))
+        for part in (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,):
+            self.expression(part)
+        del self.guard[depth:]
+        self.flow = saved
 
     def _lambda(self, node: ast.Lambda) -> None:
         saved, self.flow = self.flow, self.flow.copy()
@@ -522,10 +560,30 @@ class FunctionReader(Operands):
         self.expression(node.body)
         self.flow, self.qualname = saved, name
 
+    def _call_lambda(self, name: str, node: ast.Call) -> None:
+        """What a local lambda does with what it is given here: its reductions stand under the guard of the call."""
+        held = self.lambdas.pop(name)  # while it runs: it may call itself
+        body, made = held
+        guard = self.guard
+        self.guard = [*made, *(_elsewhere(part) for part in guard if part not in made)]
+        saved, self.flow = self.flow, self.flow.copy()
+        qualname, self.qualname = self.qualname, f"{self.qualname}.<lambda>"
+        given = dict(zip((a.arg for a in body.args.args), node.args, strict=False))
+        given.update({k.arg: k.value for k in node.keywords if k.arg is not None})
+        taints = {argument: self.origins(value) for argument, value in given.items()}
+        for argument, taint in taints.items():
+            self.flow.env.pop(argument, None)
+            self.flow.taint[argument] = taint
+        self.expression(body.body)
+        self.flow, self.qualname, self.guard = saved, qualname, guard
+        self.lambdas[name] = held
+
     def _call(self, node: ast.Call) -> None:
         self.expression(node.func) if not isinstance(node.func, ast.Name | ast.Attribute) else None
         if isinstance(node.func, ast.Attribute):
             self.expression(node.func.value)
+        if isinstance(node.func, ast.Name) and node.func.id in self.lambdas:
+            self._call_lambda(node.func.id, node)
         callee = self.callee(node)
         # what a norm consumes must be whole: nobody further down can sum it
         consumed = callee is not None and self.profile.is_barrier(callee.rsplit(".", 1)[-1])
@@ -629,6 +687,23 @@ def _attention_group(node: ast.Call) -> bool:
 
 def _names(node: ast.expr, name: str) -> bool:
     return any(isinstance(inner, ast.Name) and inner.id == name for inner in ast.walk(node))
+
+
+def _elsewhere(part: _Condition | GuardPart) -> _Condition | GuardPart:
+    """A condition that holds, but does not stand around the code that it guards."""
+    if isinstance(part, GuardPart):
+        return replace(part, plain=False)
+    return part.elsewhere()
+
+
+def _case_test(subject: ast.expr, pattern: ast.pattern) -> ast.expr:
+    """The condition under which a pattern without captures matches; for any other, a name for "it matches"."""
+    if isinstance(pattern, ast.MatchSingleton):
+        return ast.Compare(subject, [ast.Is()], [ast.Constant(pattern.value)])
+    if isinstance(pattern, ast.MatchOr):
+        return ast.BoolOp(ast.Or(), [_case_test(subject, inner) for inner in pattern.patterns])
+    value = pattern.value if isinstance(pattern, ast.MatchValue) else ast.Name(ast.unparse(pattern), ast.Load())
+    return ast.Compare(subject, [ast.Eq()], [value])
 
 
 def _all_of(conditions: Iterable[_Condition | GuardPart]) -> Formula:
