@@ -32,11 +32,11 @@ def absorb(context: RankContext, case: Case, output: torch.Tensor) -> torch.Tens
     if case.launch.dp_attention:
         return _to_own_rows(context, case, output)
     if case.fusion:
-        # the fused kernel's second result is residual + sum; a weight of ones and a known residual show the sum
-        residual = torch.ones_like(output)
+        # the fused kernel's second result is residual + sum; without a residual it is the sum, with no digit lost
+        residual = torch.zeros_like(output)
         weight = torch.ones(output.shape[-1], dtype=output.dtype, device=output.device)
         _, total = context.kernels.allreduce_add_rmsnorm(context.fusion_group(), output, residual, weight, 1e-6)
-        return total - residual
+        return total
     return output
 
 

@@ -36,6 +36,7 @@ class _Child:
     started: float
     rest: bytes = b""
     killed: str = ""
+    done: bool = False
     sources: list[str] = field(default_factory=list)
 
 
@@ -116,7 +117,7 @@ def _relay(child: _Child, data: bytes) -> None:
     for line in lines:
         parsed = json.loads(line)
         if "sources" in parsed:
-            child.sources = parsed["sources"]
+            child.sources, child.done = parsed["sources"], True
         else:
             _tell(parsed)
 
@@ -140,7 +141,7 @@ def _finish(child: _Child) -> None:
         ended = f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
     elif not ended and os.WEXITSTATUS(status) != 0:
         ended = f"ended with status {os.WEXITSTATUS(status)}"
-    elif not ended and not child.sources:
+    elif not ended and not child.done:
         ended = "ended before its work was done"
     if ended:
         child.output.seek(0)
