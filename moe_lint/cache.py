@@ -90,7 +90,7 @@ class Cache:
     ) -> None:
         try:
             if not self.folder.is_dir():
-                self.folder.mkdir(parents=True)
+                self.folder.mkdir(parents=True, exist_ok=True)  # another run may have made it by now
                 (self.folder / "CACHEDIR.TAG").write_text(_TAG, encoding="utf-8")
                 (self.folder / ".gitignore").write_text("*\n", encoding="utf-8")
             replace_file(entry, pickle.dumps((_FORMAT, written, manifest, judgement), protocol=5))
