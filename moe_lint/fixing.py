@@ -84,10 +84,11 @@ def fix(
         done = rewrite(path, list(here), not_proven, texts)
         if done is not None:
             fixes[path] = done
+    judged_again = again(options, report, texts)
     after = report
     rounds = 2  # the second is for a comment that became useless with another
     while fixes:
-        after = run(options, {**texts, **{str(Path(f.path).resolve()): f.after for f in fixes.values()}})
+        after = judged_again({str(Path(f.path).resolve()): f.after for f in fixes.values()})
         useless = _useless_comments(after, fixes, declined) if rounds else {}
         if useless:
             fixes.update(useless)
@@ -138,6 +139,30 @@ def _linked(path: str, fixes: Mapping[str, FileFix]) -> list[str]:
         stack += [display_path(part.path) for plan in plans for part in _elsewhere(plan)]
         stack += [other for other, fixed in fixes.items() if any(plans & {*_elsewhere(p)} for p in fixed.plans)]
     return list(found)
+
+
+def again(options: Options, report: Report, texts: Mapping[str, str]) -> Callable[[Mapping[str, str]], Report]:
+    """A function that judges rewritten texts as ``report`` was judged.
+
+    What a change touches is told by line numbers of the files as they are, and a rewrite moves lines. So what the
+    change did not touch is told apart before, and left out by what stays: rule, file and function.
+    """
+    if options.changes is None:
+        return lambda rewritten: run(options, {**texts, **rewritten})
+    whole = replace(options, changes=None)
+    untouched = Counter(map(_key, run(whole, texts or None).findings)) - Counter(map(_key, report.findings))
+
+    def judge(rewritten: Mapping[str, str]) -> Report:
+        after, left = run(whole, {**texts, **rewritten}), untouched.copy()
+        kept = []
+        for finding in after.findings:
+            if left[_key(finding)]:
+                left[_key(finding)] -= 1
+            else:
+                kept.append(finding)
+        return replace(after, findings=tuple(kept))
+
+    return judge
 
 
 def _useless_comments(after: Report, fixes: Mapping[str, FileFix], declined: Counter[_Key]) -> dict[str, FileFix]:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_lint.engine import Options, run
-from moe_lint.fixing import FileFix
+from moe_lint.engine import Options
+from moe_lint.fixing import FileFix, again
 from moe_lint.model import Finding, Report, UsageError
 from moe_lint.source import decode
 from moe_lint.suppress import Directive, covers, directive_text, read_directives
@@ -50,7 +50,7 @@ def add_ignores(options: Options, report: Report, reason: str) -> Silenced:
         if after != before and _same_code(before, after):
             files.append(FileFix(path, before, after, ()))
     texts = {str(Path(one.path).resolve()): one.after for one in files}
-    after_report = run(options, texts) if texts else report
+    after_report = again(options, report, {})(texts) if texts else report
     left = tuple(finding for finding in after_report.findings if not finding.rule.startswith("MOE9"))
     return Silenced(tuple(files), after_report, left, sum(map(len, by_path.values())) - len(left))
 

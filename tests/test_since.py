@@ -179,6 +179,25 @@ def test_fixing_leaves_what_the_change_does_not_touch(tree: Path) -> None:
     assert (tree / "engine/models/y.py").read_text() == before
 
 
+@pytest.mark.parametrize("option", ["--fix", "--add-ignores"])
+def test_rewriting_lines_above_leaves_what_the_change_does_not_touch(tree: Path, option: str) -> None:
+    path = tree / "engine/models/x.py"
+    block = model(FORGETFUL).partition("class XSparseMoeBlock")[2].partition("class XDecoderLayer")[0]
+    untouched = f"class ZSparseMoeBlock{block}"
+    path.write_text(f"{path.read_text()}\n\n{untouched}")
+    commit(tree)
+    edit(
+        tree,
+        "engine/models/x.py",
+        "        self.ep_size = config.ep_size\n",
+        "        self.ep_size = config.ep_size + 0\n",
+    )
+    result = run(option, "--since", "HEAD", "engine")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert path.read_text().endswith(untouched)
+    assert "moe-lint" in path.read_text() or "should_skip_post_experts_all_reduce(" in path.read_text()
+
+
 def test_a_single_file_and_the_python_interface_take_it_too(tree: Path) -> None:
     edit(tree, UTILS, "    if use_reduce_scatter or", "    if bool(use_reduce_scatter) or")
     assert [Path(f.path).stem for f in api.check("engine/models/x.py", since="HEAD").findings] == ["x"]
