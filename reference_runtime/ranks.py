@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from reference_runtime.comm.threads import ThreadHub, ThreadTransport, run_ranks
 from reference_runtime.config import Config
 from reference_runtime.kernels.base import Kernels
 from reference_runtime.scenarios import Case, Launch
+from reference_runtime.stubs import StubReached
 from reference_runtime.subjects import Subject
 from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree
@@ -77,13 +79,16 @@ class Members:
             try:
                 context.preload(subject.module)
             except Exception as error:
-                self.failure = error
+                self.failure = error if _in_models(error, tree) else StubReached(f"import: {error}")
                 return
 
     def enter(self, launch: Launch, transport: Transport) -> Any:
         """Set a rank up for a launch and build its model."""
         context = self.contexts[transport.rank]
-        context.enter(launch, transport)
+        try:
+            context.enter(launch, transport)
+        except Exception as error:  # the engine's own set-up, not the model: nothing that a rewrite could break
+            raise StubReached(f"set-up of the engine: {error}") from error
         on_gpu = context.device.type != "cpu"  # engines build their models on the device
         with context.device if on_gpu else contextlib.nullcontext():
             return self.subject.build(context)
@@ -100,6 +105,13 @@ class Members:
         for context in self.contexts:
             context.close()
         self.contexts = []
+
+
+def _in_models(error: Exception, tree: Tree) -> bool:
+    """Whether an import failed in a model file, rather than in a part of the engine that is not modelled."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    inside = [file for file in files if file.startswith(f"{tree.folder}/")]
+    return bool(inside) and inside[-1].startswith(f"{tree.folder / 'models'}/")
 
 
 class Ranks(Protocol):

@@ -241,3 +241,16 @@ def test_neither_the_command_nor_the_driver_imports_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ""}
     )
     assert done.stdout == "False\n"
+
+
+def test_an_engine_that_cannot_be_set_up_here_is_unmodelled_and_not_broken(tmp_path: Path) -> None:
+    before = engine(tmp_path / "before", {"pair": PAIR})
+    after = engine(tmp_path / "after", {"pair": PAIR + "\n"})
+    attention = after / "mini" / "layers" / "dp_attention.py"
+    attention.write_text(
+        attention.read_text().replace("    global _DP_SIZE, _DP_RANK\n", "    raise OSError('no cluster')\n")
+    )
+    (model,) = verify(before, after, (), Settings(("block",), (2,))).models
+    assert {(case.verdict, case.detail) for case in model.cases} == {
+        (Verdict.UNMODELLED, "set-up of the engine: no cluster")
+    }
