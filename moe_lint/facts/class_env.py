@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from functools import cached_property
 
-from moe_lint.expressions import is_condition
+from moe_lint.expressions import is_condition, nodes
 from moe_lint.facts.syntax import arguments_of, is_property, self_assignments
 
 
@@ -58,7 +58,7 @@ class ClassEnv:
         if value is None:
             return False
         if method.name not in self._locals:
-            stored = {n.id for n in ast.walk(method) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            stored = {n.id for n in nodes(method) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
             self._locals[method.name] = stored | {a.arg for a in arguments_of(method)} - {"self"}
         local = self._locals[method.name]
-        return not any(isinstance(n, ast.Name) and n.id in local for n in ast.walk(value))
+        return not any(isinstance(n, ast.Name) and n.id in local for n in nodes(value))

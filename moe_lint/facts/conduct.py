@@ -10,7 +10,7 @@ import ast
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from moe_lint.expressions import Resolver, dotted, inline, is_condition
+from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes
 from moe_lint.facts.reader import FileContext
 from moe_lint.facts.syntax import defaults_of, span_of
 from moe_lint.formula import Formula, atom_set, conj, negate
@@ -169,7 +169,7 @@ class ConductReader:
     def _reads(self, node: ast.AST, params: set[str]) -> frozenset[str]:
         """The flags among the parameters that the body reads."""
         flags = params & self.profile.flag_names.keys()
-        names = (n for n in ast.walk(node) if isinstance(n, ast.Name)) if flags else ()
+        names = (n for n in nodes(node) if isinstance(n, ast.Name)) if flags else ()
         return frozenset(n.id for n in names if n.id in flags and isinstance(n.ctx, ast.Load))
 
     # --- statements
@@ -365,7 +365,7 @@ class ConductReader:
         told = bool(flags) or isinstance(resolved, ast.Constant)  # else a flag's name stands for the flag
         itself = isinstance(resolved, ast.Name) and resolved.id == name
         if is_condition(resolved) and not itself and (spelled is None or told):
-            if spelled is not None or not any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(resolved)):
+            if spelled is not None or not any(isinstance(n, ast.Name) and n.id == name for n in nodes(resolved)):
                 self.state.env[name] = resolved
         if spelled is not None:
             self.state.known[spelled] = name
@@ -389,7 +389,7 @@ class ConductReader:
             self.kept[target.attr] = ast.unparse(value) if simple and target.attr not in self.kept else ""
 
     def _forget(self, target: ast.expr) -> None:
-        for node in ast.walk(target):
+        for node in nodes(target):
             if isinstance(node, ast.Name):
                 self.state.env.pop(node.id, None)
                 self.state.classes.pop(node.id, None)
@@ -400,7 +400,7 @@ class ConductReader:
         """The expression with each question for a flag replaced by the flag."""
         questions = self.questions
         if isinstance(node, _LEAVES) or not any(
-            isinstance(n, ast.Attribute | ast.Name) and _last_word(n) in questions for n in ast.walk(node)
+            isinstance(n, ast.Attribute | ast.Name) and _last_word(n) in questions for n in nodes(node)
         ):
             return node
         answered: ast.expr = _Answers(questions).visit(ast.parse(ast.unparse(node), mode="eval").body)

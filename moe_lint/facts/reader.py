@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
-from moe_lint.expressions import FormulaBuilder, Resolver, dotted, is_condition, unparse
+from moe_lint.expressions import FormulaBuilder, Resolver, dotted, is_condition, nodes, unparse
 from moe_lint.facts.data import (
     NOTHING,
     Argument,
@@ -192,7 +192,7 @@ class FunctionReader(Operands):
     def names(self) -> dict[str, int]:
         """How often each name is read: a local condition that is read once may be rewritten where it is assigned."""
         assert self.node is not None
-        return Counter(n.id for n in ast.walk(self.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+        return Counter(n.id for n in nodes(self.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
 
     def block(self, body: list[ast.stmt]) -> tuple[bool, list[_Condition | GuardPart]]:
         """Run a block. Returns whether it always leaves, and the conditions under which it falls through."""
@@ -673,7 +673,7 @@ class FunctionReader(Operands):
         if members:
             chosen = frozenset(
                 text[5:]
-                for n in ast.walk(statement)
+                for n in nodes(statement)
                 if isinstance(n, ast.Call) and (text := dotted(n.func) or "").startswith("self.")
             )
             span = span_of(statement.test, self.file.lines)
@@ -686,7 +686,7 @@ def _attention_group(node: ast.Call) -> bool:
 
 
 def _names(node: ast.expr, name: str) -> bool:
-    return any(isinstance(inner, ast.Name) and inner.id == name for inner in ast.walk(node))
+    return any(isinstance(inner, ast.Name) and inner.id == name for inner in nodes(node))
 
 
 def _elsewhere(part: _Condition | GuardPart) -> _Condition | GuardPart:
