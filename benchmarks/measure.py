@@ -96,7 +96,7 @@ def measure(command: Sequence[str], runs: int, before: Callable[[], None] = lamb
 def _main_rows(folder: Path, runs: int) -> list[Row]:
     rows = []
     for version in ("0.5.11", "0.5.23"):
-        tree = _copy(release(version) / "sglang", folder / version)
+        tree = _copy(release(version) / "sglang", folder / version / "sglang")
         cache = folder / f"cache-{version}"
         files = _count(tree)
         lint = [str(BIN / "moe-lint"), "--cache-dir", str(cache)]
@@ -108,7 +108,7 @@ def _main_rows(folder: Path, runs: int) -> list[Row]:
         rows.append(Row(f"check {version}, cold", files, measure([*lint, "--no-cache", str(tree)], runs), cold_peer))
         measure([*lint, str(tree)], 1)
         rows.append(Row(f"check {version}, warm, nothing changed", files, measure([*lint, str(tree)], runs), warm_peer))
-        other, site = _some_file(tree, with_reduction=False), _some_file(tree, with_reduction=True)
+        other, site = _first(tree / "lang"), _first(tree / "srt" / "models", holding=b"all_reduce")
         for what, path in (("a file that does not matter", other), ("a model file", site)):
             cost = measure([*lint, str(tree)], runs, lambda path=path: _append(path))  # type: ignore[misc]
             rows.append(Row(f"check {version}, {what} changed", files, cost, cold_peer))
@@ -175,10 +175,9 @@ def _count(tree: Path) -> int:
     return sum(1 for _ in tree.rglob("*.py"))
 
 
-def _some_file(tree: Path, with_reduction: bool) -> Path:
-    word = b"all_reduce"
-    models = sorted((tree / "srt" / "models").glob("*.py"))
-    return next(path for path in models if (word in path.read_bytes()) is with_reduction)
+def _first(folder: Path, holding: bytes = b"") -> Path:
+    """The first Python file of a folder that holds something."""
+    return next(path for path in sorted(folder.rglob("*.py")) if holding in path.read_bytes())
 
 
 def _append(path: Path) -> None:
