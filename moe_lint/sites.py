@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from moe_lint.dataflow import Dataflow, Where
-from moe_lint.facts import GuardPart, RawSite, is_reduction_name
+from moe_lint.facts import GuardPart, RawSite, is_collective_name
 from moe_lint.formula import (
     FALSE,
     TRUE,
@@ -108,7 +108,7 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
     inside = raw.function.removesuffix(".<lambda>").rsplit(".", 1)[-1]
     wrappers = index.profile.wrappers
     post_experts = raw.collective in wrappers or inside in wrappers
-    if not post_experts and not is_reduction_name(inside):  # the body of a collective is not a site of its own
+    if not post_experts and not is_collective_name(inside):  # the body of a collective is not a site of its own
         post_experts = dataflow.is_post_experts(raw.origins, where)
     absorber: bool | None = None
     if post_experts:

@@ -707,3 +707,17 @@ def test_a_cast_is_what_it_casts(tmp_path: Path) -> None:
                 return R(y)
         """,
     )
+
+
+@pytest.mark.parametrize("name", ["dp_reduce_scatter_tensor", "reduce_scatterv"])
+def test_the_body_of_a_reduce_scatter_is_no_site_of_its_own(tmp_path: Path, name: str) -> None:
+    text = f"""
+        def {name}(output, x):
+            output.copy_(R(x))
+
+        class Block:
+            def forward(self, x):
+                {name}(x, self.experts(x))
+        """
+    assert not one(tmp_path, text)
+    assert one(tmp_path, text.replace(name, "finish"))

@@ -24,7 +24,7 @@ from moe_lint.facts.data import (
     element_of,
 )
 from moe_lint.facts.file import FileFacts
-from moe_lint.facts.syntax import group_axis, is_reduction_name, is_run, span_of
+from moe_lint.facts.syntax import group_axis, is_collective_name, is_reduction_name, is_run, span_of
 
 __all__ = [
     "NOTHING",
@@ -49,6 +49,7 @@ __all__ = [
     "ScatterFact",
     "element_of",
     "group_axis",
+    "is_collective_name",
     "is_reduction_name",
     "is_run",
     "span_of",

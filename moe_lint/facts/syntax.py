@@ -11,6 +11,7 @@ from moe_lint.model import Axis, Span
 
 #: A name that says "this is an all-reduce".
 _REDUCTION = re.compile(r"(?:^|_)all_?reduce_?$", re.IGNORECASE)
+_REDUCE_SCATTER = re.compile(r"(?:^|_)reduce_?scatterv?(?:_tensor|_along_dim)?_?$", re.IGNORECASE)
 _NOT_A_REDUCTION = re.compile(
     r"^_*(?:maybe_)?(?:should|can|is|has|use|uses|needs|supports|add|register|get|set|init|compile|enable|disable|skip"
     r"|test|make|create|build)_"
@@ -34,6 +35,13 @@ def span_of(node: ast.expr | ast.stmt, lines: list[str]) -> Span:
 
     end_line = node.end_lineno or node.lineno
     return Span(node.lineno, column(node.lineno, node.col_offset), end_line, column(end_line, node.end_col_offset or 0))
+
+
+def is_collective_name(name: str) -> bool:
+    """Whether a function's name says that it is a collective that sums (`all_reduce`, `dp_reduce_scatter_tensor`)."""
+    return is_reduction_name(name) or (
+        _REDUCE_SCATTER.search(name) is not None and _NOT_A_REDUCTION.match(name) is None
+    )
 
 
 def is_reduction_name(name: str) -> bool:
