@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
+
+from msgspec import Struct
 
 from moe_lint.model import Span
 
@@ -13,8 +14,7 @@ class CannotRewrite(ValueError):
     """A rewrite that would not keep what the file says; the text is the reason."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Edit:
+class Edit(Struct, frozen=True, order=True):
     """Replace the characters from ``start`` up to ``end`` (offsets from 0) by ``text``."""
 
     start: int

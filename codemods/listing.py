@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import tokenize
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+
+from msgspec import Struct
 
 from codemods.edits import CannotRewrite, Edit, Source
 
@@ -17,8 +18,7 @@ LINE_LENGTH = 88
 _SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """A bracketed list, by offsets. ``last`` is where its last entry ends, a comma behind it included."""
 
     opening: int

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+
+from msgspec import Struct
 
 from moe_lint.expressions import NotBoolean
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, disj, substitute
@@ -25,8 +26,7 @@ _KEYWORDS_ONLY = re.compile(r"self\.\w+\(((?:\s*\w+\s*=\s*[\w.]+\s*,?)+\s*)\)")
 _KEYWORD = re.compile(r"(\w+)\s*=\s*([\w.]+)")
 
 
-@dataclass(frozen=True, slots=True)
-class CombineSum:
+class CombineSum(Struct, frozen=True):
     """A sum inside the experts' dispatcher: what comes out of the experts then is whole already."""
 
     condition: Formula
@@ -35,8 +35,7 @@ class CombineSum:
     owner: str
 
 
-@dataclass(frozen=True, slots=True)
-class Twin:
+class Twin(Struct, frozen=True):
     """A promise and its delivery: ``promised`` tells blocks not to reduce, ``summed`` is when the step sums instead."""
 
     flag: Flag

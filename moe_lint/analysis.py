@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from moe_lint.dataflow import Dataflow
 from moe_lint.facts import RawSite, is_reduction_name
@@ -19,8 +20,7 @@ from moe_lint.sites import Site, find_site, judge_site, skip_atoms_used
 _IDENTIFIER = re.compile(r"\w+")
 
 
-@dataclass(frozen=True)
-class Tree:
+class Tree(Struct, frozen=True):
     """One analysed tree: every file's text that matters, the index, the policy and the judged sites."""
 
     texts: Mapping[str, str]

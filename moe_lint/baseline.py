@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from moe_lint.fingerprint import SCHEME, fingerprints
 from moe_lint.model import Finding, KnownFinding, UsageError
@@ -17,8 +18,7 @@ from moe_lint.model import Finding, KnownFinding, UsageError
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
+class Baseline(Struct, frozen=True):
     """The entries of a file; ``folder`` (absolute) is what their paths are relative to."""
 
     folder: str

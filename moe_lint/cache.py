@@ -9,21 +9,20 @@ cannot be read back is a miss. Entries are replaced at once, so concurrent runs 
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
-from io import BytesIO
 from pathlib import Path
 
-import moe_lint.model
+from msgspec import MsgspecError, Struct, msgpack
+
 from moe_lint.atomic import replace_file
 from moe_lint.model import Judgement, UsageError
 from moe_lint.prefilter import Prefilter, read_bytes
 
-_FORMAT = 1
+_FORMAT = 2
+_SUFFIX = ".judgement"
 #: Nanoseconds: two writes to a file closer than this may leave the same times behind.
 _CLOCK = 2_000_000_000
 #: Seconds after which an entry that nobody used is removed.
@@ -33,8 +32,16 @@ _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache directory of moe-
 Stamp = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
+class _Entry(Struct, frozen=True, array_like=True):
+    """One file of the cache. A manifest maps a path to its stamp and, for a file that matters, its content's digest."""
+
+    version: int
+    written: int
+    manifest: dict[str, tuple[Stamp, bytes | None]]
+    judgement: Judgement
+
+
+class Cache(Struct, frozen=True):
     """A folder of judgements. ``required``: the user named it, so it must be possible to write there."""
 
     folder: Path
@@ -42,13 +49,14 @@ class Cache:
 
     def load(self, key: str, paths: Iterable[str], prefilter: Prefilter) -> Judgement | None:
         """The judgement on a tree with these files, if nothing that it depends on has changed."""
-        entry = self.folder / f"{key}.pickle"
+        path_of_entry = self.folder / f"{key}{_SUFFIX}"
         try:
-            version, written, manifest, judgement = _Unpickler(BytesIO(entry.read_bytes())).load()
-        except Exception:  # damaged, of another version, or not there: all the same
+            entry = msgpack.decode(path_of_entry.read_bytes(), type=_Entry)
+        except (OSError, MsgspecError, RecursionError):  # damaged, of another version, or not there: all the same
             return None
-        if version != _FORMAT or not isinstance(judgement, Judgement):
+        if entry.version != _FORMAT:
             return None
+        manifest = entry.manifest
         wanted = list(paths)
         if len(manifest) != len(wanted):
             return None
@@ -60,7 +68,7 @@ class Cache:
             old, digest = manifest[path]
             try:
                 stamp = _stamp(path)
-                if stamp == old and max(stamp[1:3]) < written - _CLOCK:
+                if stamp == old and max(stamp[1:3]) < entry.written - _CLOCK:
                     continue
                 data = read_bytes(path)
             except OSError:
@@ -70,8 +78,8 @@ class Cache:
             if stamp != old or max(stamp[1:3]) < now - _CLOCK:
                 renewed[path] = (stamp, digest)
         if renewed:
-            self._write(entry, now, {**manifest, **renewed}, judgement)
-        return judgement
+            self._write(path_of_entry, now, {**manifest, **renewed}, entry.judgement)
+        return entry.judgement
 
     def store(self, key: str, paths: Iterable[str], stamps: Mapping[str, Stamp], judgement: Judgement) -> None:
         """Keep a judgement. ``stamps`` were taken before the files were read. Raises ``UsageError``, see `required`."""
@@ -83,7 +91,7 @@ class Cache:
                     return  # changed while it was judged
         except (OSError, KeyError):
             return
-        self._write(self.folder / f"{key}.pickle", time.time_ns(), manifest, judgement)
+        self._write(self.folder / f"{key}{_SUFFIX}", time.time_ns(), manifest, judgement)
 
     def _write(
         self, entry: Path, written: int, manifest: Mapping[str, tuple[Stamp, bytes | None]], judgement: Judgement
@@ -93,20 +101,22 @@ class Cache:
                 self.folder.mkdir(parents=True, exist_ok=True)  # another run may have made it by now
                 (self.folder / "CACHEDIR.TAG").write_text(_TAG, encoding="utf-8")
                 (self.folder / ".gitignore").write_text("*\n", encoding="utf-8")
-            replace_file(entry, pickle.dumps((_FORMAT, written, manifest, judgement), protocol=5))
+            replace_file(entry, msgpack.encode(_Entry(_FORMAT, written, dict(manifest), judgement)))
             self._expire(written)
+        except UnicodeEncodeError:
+            return  # a name that is no text: such a tree is judged each time
         except OSError as error:
             if self.required:
                 raise UsageError(f"{self.folder}: the cache cannot be written: {error.strerror or error}") from None
 
     def _expire(self, now: int) -> None:
-        for old in self.folder.glob("*.pickle"):
+        for old in self.folder.glob(f"*{_SUFFIX}"):
             if now / 1e9 - old.stat().st_mtime > _EXPIRY:
                 old.unlink(missing_ok=True)
 
     def clear(self) -> int:
         """Remove every judgement. Returns how many there were. Raises ``OSError``."""
-        entries = list(self.folder.glob("*.pickle"))
+        entries = list(self.folder.glob(f"*{_SUFFIX}"))
         for entry in entries:
             entry.unlink(missing_ok=True)
         return len(entries)
@@ -137,12 +147,3 @@ def _stamp(path: str) -> Stamp:
 
 def _digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds values of `moe_lint.model` and nothing else: an entry that somebody planted can run no code."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if module == "moe_lint.model" and isinstance(found := getattr(moe_lint.model, name, None), type):
-            return found
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a judgement")

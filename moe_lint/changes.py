@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from moe_lint.model import UsageError
 
@@ -17,8 +18,7 @@ _DEFINITION = re.compile(r"\s*(?:async\s+)?(?:def|class)\s+(\w+)")
 _END = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(Struct, frozen=True):
     """Line ranges (first and last, from 1) by absolute path.
 
     Where lines were only taken away, the two lines around the gap stand for them. ``removed`` are the names whose

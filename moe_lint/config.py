@@ -10,8 +10,9 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
+
+from msgspec import Struct
 
 from moe_lint.ignored import DEFAULT_EXCLUDE
 from moe_lint.model import UsageError
@@ -63,8 +64,7 @@ _WANTED: Mapping[Kind, str] = {
 _TRUTH = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(Struct, frozen=True):
     """A value, who gave it (in the user's words) and the folder that its paths and patterns are relative to."""
 
     value: Any
@@ -72,8 +72,7 @@ class Setting:
     folder: str
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """Every key's settings, and the file that was read (None: no file)."""
 
     file: str | None

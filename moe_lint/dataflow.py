@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from moe_lint.facts import CallFact, CallResult, Experts, Origin, Origins, Param, element_of, is_run
 from moe_lint.formula import TRUE, Formula, TooManyAtoms, conj, satisfiable
@@ -10,8 +10,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.profile import matches
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
+class Where(Struct, frozen=True):
     """The function in which origins are to be read, and what is known to hold there."""
 
     path: str
@@ -20,8 +19,7 @@ class Where:
     holds: Formula = TRUE
 
 
-@dataclass(frozen=True, slots=True)
-class _Sources:
+class _Sources(Struct, frozen=True):
     experts: bool = False
     params: frozenset[str] = frozenset()
     #: a parameter is handed back as it is, so that its elements are those of the result

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path, PurePath
+
+from msgspec.structs import replace
 
 from moe_lint.ignored import DEFAULT_FILES, PROJECT_MARKERS, FileFilter, Ignorer, Rules
 

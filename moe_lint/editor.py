@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from moe_lint.api import options_of
 from moe_lint.config import Settings, read_settings
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
     from moe_lint.cache import Cache
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
+class Repair(Struct, frozen=True):
     """A change that an editor can offer for some findings. ``plans`` is empty for a comment that silences."""
 
     title: str
@@ -30,8 +31,7 @@ class Repair:
     preferred: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(Struct, frozen=True):
     """What was found in one file, and the text that it was found in."""
 
     options: Options

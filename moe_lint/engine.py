@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from moe_lint.discover import python_file_names, tree_of
 from moe_lint.ignored import DEFAULT_FILES, FileFilter, is_left_out
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
     from moe_lint.selection import PathIgnore
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Struct, frozen=True):
     """What to look at, what to look for, and where judgements are kept (nowhere: every run judges anew)."""
 
     paths: tuple[str, ...]

@@ -6,9 +6,11 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from moe_lint.atomic import replace_file
 from moe_lint.engine import Options, display_path, judged_paths, run
@@ -18,8 +20,7 @@ from moe_lint.source import SourceError, decode, parse
 _Key = tuple[str, str, str, str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class FileFix:
+class FileFix(Struct, frozen=True):
     """The rewrite of one file. ``path`` is as the report shows it."""
 
     path: str
@@ -28,8 +29,7 @@ class FileFix:
     plans: tuple[FixPlan, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FixResult:
+class FixResult(Struct, frozen=True):
     """What came of fixing: the files to write, the report after writing them, and what was left alone and why."""
 
     fixed: tuple[FileFix, ...]

@@ -9,9 +9,10 @@ measured for the dozen atoms that a guard has.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+
+from msgspec import Struct
 
 #: Beyond this many atoms a comparison is refused (``TooManyAtoms``) rather than left to run for minutes.
 MAX_ATOMS = 20
@@ -21,8 +22,7 @@ class TooManyAtoms(ValueError):
     """A comparison needs more than ``MAX_ATOMS`` atoms."""
 
 
-@dataclass(frozen=True, slots=True)
-class Atom:
+class Atom(Struct, frozen=True):
     """A condition that is not taken apart any further, named by its normalised source text."""
 
     name: str
@@ -31,51 +31,22 @@ class Atom:
         return self.name
 
 
-class Hashed:
-    """Keeps its hash: formulas are keys all the time, and the hash of a tree is the work of a walk.
-
-    A frozen class with slots derives from it and defines ``__hash__`` by `kept_hash`.
-    """
-
-    __slots__ = ("_hash",)
-    _hash: int
-
-    def kept_hash(self, content: object) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            object.__setattr__(self, "_hash", hash((type(self).__name__, content)))
-            return self._hash
-
-
-@dataclass(frozen=True, slots=True)
-class Not(Hashed):
+class Not(Struct, frozen=True, cache_hash=True):
     operand: Formula
-
-    def __hash__(self) -> int:
-        return self.kept_hash(self.operand)
 
     def __str__(self) -> str:
         return f"not {_wrap(self.operand)}"
 
 
-@dataclass(frozen=True, slots=True)
-class And(Hashed):
+class And(Struct, frozen=True, cache_hash=True):
     operands: tuple[Formula, ...]
-
-    def __hash__(self) -> int:
-        return self.kept_hash(self.operands)
 
     def __str__(self) -> str:
         return " and ".join(_wrap(o) for o in self.operands) if self.operands else "True"
 
 
-@dataclass(frozen=True, slots=True)
-class Or(Hashed):
+class Or(Struct, frozen=True, cache_hash=True):
     operands: tuple[Formula, ...]
-
-    def __hash__(self) -> int:
-        return self.kept_hash(self.operands)
 
     def __str__(self) -> str:
         return " or ".join(_wrap(o) for o in self.operands) if self.operands else "False"
@@ -234,8 +205,7 @@ class Relation(str, Enum):
     DIFFERENT = "different"
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """One assignment of truth values, as sorted pairs; a witness."""
 
     values: tuple[tuple[str, bool], ...]
@@ -244,8 +214,7 @@ class State:
         return tuple(name for name, value in self.values if value)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """``relation`` with its witnesses.
 
     ``over`` is a state in which the site reduces though the helper skips, ``under`` one in which it does not

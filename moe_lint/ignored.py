@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
@@ -16,16 +17,14 @@ DEFAULT_EXCLUDE = ("__pycache__", "node_modules", "venv", ".venv", "site-package
 PROJECT_MARKERS = ("moe-lint.toml", "pyproject.toml", "setup.cfg", "setup.py")
 
 
-@dataclass(frozen=True, slots=True)
-class Patterns:
+class Patterns(Struct, frozen=True):
     """Patterns in gitignore's language, relative to a folder (an absolute path; empty: anywhere)."""
 
     folder: str
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FileFilter:
+class FileFilter(Struct, frozen=True):
     """Which files count. Hidden folders never do, unless one is named on the command line."""
 
     exclude: tuple[Patterns, ...] = (Patterns("", DEFAULT_EXCLUDE),)
@@ -37,8 +36,7 @@ class FileFilter:
 DEFAULT_FILES = FileFilter()
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """The patterns of one folder, compiled. A spec is None where no pattern can match."""
 
     base: str

@@ -9,8 +9,9 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
+
+from msgspec import Struct
 
 from moe_lint.facts import AttributeFact, CallFact, FileFacts, FunctionFacts
 from moe_lint.formula import Formula
@@ -25,16 +26,14 @@ _WORD = re.compile(r"\w+")
 _ATTRIBUTE_CALL = re.compile(r"\bself\.(\w+)\(")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ref:
+class Ref(Struct, frozen=True, order=True):
     """A function or class: the file that defines it, and its qualified name there."""
 
     path: str
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """A function that a call may reach, and the condition under which its module was built that way."""
 
     function: Ref

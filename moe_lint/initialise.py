@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from moe_lint.analysis import analyse
 from moe_lint.discover import python_file_names
@@ -18,8 +19,7 @@ from moe_lint.profile import Profile
 from moe_lint.source import decode
 
 
-@dataclass(frozen=True, slots=True)
-class InitPlan:
+class InitPlan(Struct, frozen=True):
     """The files that `init` changes, and where the helper will stand."""
 
     files: tuple[FileFix, ...]

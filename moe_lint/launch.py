@@ -11,10 +11,11 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property, lru_cache
 from itertools import product
+
+from msgspec import Struct
 
 from moe_lint.formula import Formula, TooManyAtoms, atom_columns, atom_set, table
 
@@ -30,8 +31,7 @@ class ExpressionError(ValueError):
     """An expression of a profile that is not understood."""
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(Struct, frozen=True):
     """The number of ranks in a group: free (``values``, the first is the default) or derived (``value``)."""
 
     name: str
@@ -42,8 +42,7 @@ class Size:
     value: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Switch:
+class Switch(Struct, frozen=True):
     """A condition that an option (or a batch) turns on: free, or derived from the rest (``value``)."""
 
     name: str
@@ -57,8 +56,7 @@ class Switch:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """One of several members: `getter.is_member()`."""
 
     name: str
@@ -69,8 +67,7 @@ class Choice:
     members: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(Struct, frozen=True):
     """``options`` as typed; ``notes`` say in which batches; ``also`` are conditions that no known option sets."""
 
     options: tuple[str, ...]
@@ -87,8 +84,7 @@ class Configuration:
         return text
 
 
-@dataclass(frozen=True)
-class Space:
+class Space(Struct, frozen=True, dict=True):
     """All launch configurations of one engine. Raises ``ExpressionError`` for an expression it cannot read."""
 
     sizes: tuple[Size, ...] = ()

@@ -8,7 +8,8 @@ that a verdict comes with a command line that shows it. What cannot be decided i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from moe_lint.absorbers import absorbers_of
 from moe_lint.formula import (
@@ -32,8 +33,7 @@ from moe_lint.policy import Policy, Reason
 from moe_lint.sites import Site, is_ownership, is_skip_atom
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(Struct, frozen=True):
     """A state in which a site breaks the law, and a launch configuration in which it occurs (None: none is known)."""
 
     state: State

@@ -8,7 +8,8 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from moe_lint.expressions import FormulaBuilder, NotBoolean
 from moe_lint.facts import GuardPart, RawSite

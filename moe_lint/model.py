@@ -1,10 +1,11 @@
-"""The values that flow through moe-lint. All frozen, none holds a syntax node, all can be pickled."""
+"""The values that flow through moe-lint. All frozen, none holds a syntax node, all can be encoded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
+
+from msgspec import Struct
 
 Axis = Literal["TP", "EP", "other"]
 
@@ -13,8 +14,7 @@ class UsageError(ValueError):
     """A request that cannot be carried out; the text is one line for the user."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Span:
+class Span(Struct, frozen=True, order=True):
     """A range of source text. Lines and columns count from 1; columns count characters; the end is exclusive."""
 
     line: int
@@ -68,8 +68,7 @@ class SkipReason(str, Enum):
     DISAGREEMENT = "front-ends-disagree"  #: `ast` and libcst read a guard differently: a defect of moe-lint
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """Something that could not be judged, at a place. ``failed`` problems make the exit status 2."""
 
     reason: SkipReason
@@ -79,8 +78,7 @@ class Problem:
     failed: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Related:
+class Related(Struct, frozen=True):
     """A second place that explains a finding."""
 
     path: str
@@ -88,8 +86,7 @@ class Related:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class FixPlan:
+class FixPlan(Struct, frozen=True):
     """A rewrite, as data: a codemod turns it into edits of one file.
 
     ``guard`` is the condition to rewrite (None: the statement has none and gets one). In it every operand of the
@@ -121,8 +118,7 @@ class FixPlan:
     parts: tuple[FixPlan, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One verdict of one rule at one place."""
 
     rule: str
@@ -149,8 +145,7 @@ class Finding:
         return (self.path, self.span, self.rule)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """Whether the sum at a site runs exactly once in every feasible launch configuration.
 
     ``configuration`` is one in which it does not (doubled, lost); ``reason`` says who else sums, or why it is open.
@@ -161,8 +156,7 @@ class Verdict:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class MatrixRow:
+class MatrixRow(Struct, frozen=True):
     """One all-reduce-like call, as `matrix` shows it."""
 
     path: str
@@ -184,32 +178,28 @@ class MatrixRow:
     law: Verdict | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Suppressed:
+class Suppressed(Struct, frozen=True):
     """A finding that a comment silences, with the reason given there."""
 
     finding: Finding
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Replacement:
+class Replacement(Struct, frozen=True):
     """A range of a text, of whole lines, and what to put there."""
 
     span: Span
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
+class Patch(Struct, frozen=True):
     """What one plan does to its file, proved as `--fix` proves it."""
 
     plan: FixPlan
     replacements: tuple[Replacement, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(Struct, frozen=True):
     """Everything that can be told of one tree under one choice of rules, with absolute paths.
 
     ``relevant`` are the files that were searched or parsed for it: no other file's content could change it.
@@ -225,8 +215,7 @@ class Judgement:
     relevant: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class KnownFinding:
+class KnownFinding(Struct, frozen=True):
     """A finding that a baseline lists. ``path`` is relative to the baseline's folder, with ``/``."""
 
     fingerprint: str
@@ -235,8 +224,7 @@ class KnownFinding:
     function: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """Everything one run found out. ``notes`` are told to the user beside the findings."""
 
     findings: tuple[Finding, ...]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import PurePath
+
+from msgspec import Struct
 
 from moe_lint.expressions import FormulaBuilder, NotBoolean
 from moe_lint.formula import (
@@ -41,8 +42,7 @@ _RECEIVER = re.compile(r"(?<![\w.])self\.\w+(?=\.\w)")
 _PLAIN_CALL = re.compile(r"[^()]*\)$")
 
 
-@dataclass(frozen=True, slots=True)
-class Helper:
+class Helper(Struct, frozen=True):
     """The central predicate of a tree.
 
     ``flags`` maps each of its parameters that is a layer-context flag to the flag's name. ``skips`` is its value as a
@@ -62,8 +62,7 @@ class Helper:
     proposed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(Struct, frozen=True):
     """One reason for which the helper skips, as an atom or formula, with the text to show."""
 
     text: str

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import translate
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from moe_lint.launch import Choice, ExpressionError, Size, Space, Switch
 from moe_lint.model import Axis, UsageError
@@ -29,8 +30,11 @@ class ProfileError(UsageError):
     """A profile that cannot be used; the text names the file and the key."""
 
 
-@dataclass(frozen=True)
-class Flag:
+#: Who sums where a profile does not say it.
+_SOMEBODY = "an absorber downstream"
+
+
+class Flag(Struct, frozen=True):
     """A layer-context flag: its name, other spellings, the question that computes it, who sums when it is set.
 
     ``permit`` is the keyword with which an absorber's constructor allows the flag to be set at all; ``last`` the one
@@ -40,13 +44,12 @@ class Flag:
     name: str
     aliases: tuple[str, ...] = ()
     predicate: str = ""
-    absorber: str = "an absorber downstream"
+    absorber: str = _SOMEBODY
     permit: str = ""
     last: str = ""
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(Struct, frozen=True, dict=True):
     """The vocabulary of one engine. Pattern lists are ``fnmatch`` patterns over single identifiers."""
 
     name: str
@@ -319,7 +322,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
                 name=flag["name"],
                 aliases=tuple(flag.get("aliases", ())),
                 predicate=flag.get("predicate", ""),
-                absorber=flag.get("absorber", Flag.absorber),
+                absorber=flag.get("absorber", _SOMEBODY),
                 permit=flag.get("permit", ""),
                 last=flag.get("last", ""),
             )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from moe_lint.ignored import Patterns, matches
 from moe_lint.model import Finding, UsageError
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 _PREFIX = re.compile(r"MOE\d{0,2}$")
 
 
-@dataclass(frozen=True, slots=True)
-class PathIgnore:
+class PathIgnore(Struct, frozen=True):
     """Rules that are not reported below some paths. The files stay part of the tree that judges the others."""
 
     patterns: Patterns

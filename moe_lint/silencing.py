@@ -6,8 +6,9 @@ import ast
 import io
 import tokenize
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from moe_lint.engine import Options
 from moe_lint.fixing import FileFix, again
@@ -19,8 +20,7 @@ from moe_lint.suppress import Directive, covers, directive_text, read_directives
 DEFAULT_REASON = "not looked at yet"
 
 
-@dataclass(frozen=True, slots=True)
-class Silenced:
+class Silenced(Struct, frozen=True):
     """The files to write, the report after writing them, and the findings that no comment can silence."""
 
     files: tuple[FileFix, ...]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from moe_lint.dataflow import Dataflow, Where
 from moe_lint.facts import GuardPart, RawSite, is_collective_name
@@ -29,8 +31,7 @@ from moe_lint.profile import Profile, matches
 from moe_lint.reaching import reaching
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(Struct, frozen=True):
     """One all-reduce-like call, judged. ``guard`` has its topology atoms set to true."""
 
     path: str
@@ -84,8 +85,7 @@ def is_ownership(atom: str, profile: Profile) -> bool:
     return matches(atom.rsplit(".", 1)[-1], profile.ownership)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundSite:
+class FoundSite(Struct, frozen=True):
     """A site before the policy is known."""
 
     path: str

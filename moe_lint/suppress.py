@@ -6,7 +6,8 @@ import io
 import re
 import tokenize
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from moe_lint.model import Confidence, Finding, FixPlan, Safety, Severity, Span, Suppressed
 
@@ -21,8 +22,7 @@ _PRAGMA_AFTER = re.compile(r"\s+(?=#\s*[A-Za-z][\w-]*\s*(?:$|[:\[(]))")
 _IGNORE = re.compile(r"^ignore\[(?P<codes>[^\]]*)\]\s*(?P<reason>.*)$")
 
 
-@dataclass(frozen=True, slots=True)
-class Directive:
+class Directive(Struct, frozen=True):
     """One comment: the codes (or names) it silences, its reason, and where it stands (without its neighbours)."""
 
     codes: tuple[str, ...]

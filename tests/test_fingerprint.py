@@ -62,7 +62,7 @@ def test_the_path_counts_relative_to_the_root(tree: Path, tmp_path: Path) -> Non
 
 
 def test_a_message_that_names_a_line_does_not_move_the_fingerprint(tree: Path) -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     finding = next(iter(judged(tree)))
     one, two = (replace(finding, subject="", message=f"line {n} sums again") for n in (7, 19))

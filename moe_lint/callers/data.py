@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from moe_lint.facts import Call, Passed
-from moe_lint.formula import TRUE, Formula, Hashed
+from moe_lint.formula import TRUE, Formula
 from moe_lint.index import Ref
 from moe_lint.sites import Site
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(Struct, frozen=True):
     """An argument and the callee's parameter that takes it; None when the callee has no such parameter."""
 
     parameter: str | None
@@ -22,8 +21,7 @@ class Bound:
         return self.passed.keyword is None
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(Struct, frozen=True):
     """A class that ``self.attribute`` may be an instance of: where and how it is built."""
 
     path: str
@@ -33,8 +31,7 @@ class Built:
     condition: Formula
 
 
-@dataclass(frozen=True, slots=True)
-class Instance(Hashed):
+class Instance(Struct, frozen=True, cache_hash=True):
     """An object: its class, the constants that its constructor was given, and those that it keeps of them.
 
     ``given`` maps the constructor's parameters, ``fixed`` attributes (`self.reduce_results` -> False).
@@ -44,12 +41,8 @@ class Instance(Hashed):
     given: tuple[tuple[str, Formula], ...] = ()
     fixed: tuple[tuple[str, Formula], ...] = ()
 
-    def __hash__(self) -> int:
-        return self.kept_hash((self.owner, self.given, self.fixed))
 
-
-@dataclass(frozen=True, slots=True)
-class Frame(Hashed):
+class Frame(Struct, frozen=True, cache_hash=True):
     """A function on the way from a layer to a reduction, with what its names are worth in the layer's terms.
 
     ``itself`` is the name of the instance there: `self`, or the parameter that a module-level function takes it as.
@@ -63,9 +56,6 @@ class Frame(Hashed):
     context: tuple[tuple[str, Formula], ...] = ()
     holds: Formula = TRUE
 
-    def __hash__(self) -> int:
-        return self.kept_hash((self.function, self.instance, self.values, self.context, self.holds))
-
     @property
     def path(self) -> str:
         return self.function.path
@@ -75,8 +65,7 @@ class Frame(Hashed):
         return self.function.name.rsplit(".", 1)[0] if "." in self.function.name else None
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(Struct, frozen=True):
     """One call that reaches a function in the tree."""
 
     frame: Frame
@@ -95,8 +84,7 @@ class Edge:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Sum:
+class Sum(Struct, frozen=True):
     """A reduction that a call reaches: when it runs (in the layer's terms), and the calls that lead to it."""
 
     site: Site
@@ -104,8 +92,7 @@ class Sum:
     route: tuple[Edge, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Struct, frozen=True):
     """A class that builds absorbers, with its functions that are in force (its own, inherited, and helpers)."""
 
     owner: Ref

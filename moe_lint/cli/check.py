@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from moe_lint.api import options_of
 from moe_lint.cli.adoption import check_reason, need_terminal, silence, write_baseline

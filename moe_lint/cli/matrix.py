@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from moe_lint.api import options_of
 from moe_lint.cli.caching import cache_options, open_cache

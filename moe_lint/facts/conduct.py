@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes
 from moe_lint.facts.reader import FileContext
@@ -18,8 +20,7 @@ from moe_lint.model import Span
 from moe_lint.profile import Profile
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(Struct, frozen=True):
     """One argument of a call. ``keyword`` is None for a positional one, ``*`` or ``**`` for an unpacked one."""
 
     keyword: str | None
@@ -37,8 +38,7 @@ class Passed:
         return self.keyword in ("*", "**")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """One call, with the condition under which it runs and the flags known there (flag -> its spelling)."""
 
     callee: str
@@ -53,8 +53,7 @@ class Call:
     loop: Span | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(Struct, frozen=True):
     """An assignment to a marker of a tensor ("this still owes a sum")."""
 
     span: Span
@@ -62,8 +61,7 @@ class Mark:
     condition: Formula
 
 
-@dataclass(frozen=True, slots=True)
-class Addition:
+class Addition(Struct, frozen=True):
     """A term added to a tensor: `x += y`, `x = x + y`, `x.add_(y)`."""
 
     target: str
@@ -72,8 +70,7 @@ class Addition:
     condition: Formula
 
 
-@dataclass(frozen=True, slots=True)
-class Conduct:
+class Conduct(Struct, frozen=True):
     """What one function does as a caller. ``calls`` holds every call once, in order, the questions for flags too."""
 
     params: tuple[str, ...]
@@ -96,8 +93,7 @@ class Conduct:
         return cls((), frozenset(), (None, None), (), (), (), frozenset(), frozenset(), {})
 
 
-@dataclass(slots=True)
-class _State:
+class _State(Struct):
     """What is known at one point: values of names, published flags, contexts held in names."""
 
     env: dict[str, ast.expr] = field(default_factory=dict)

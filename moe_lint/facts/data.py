@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from moe_lint.formula import Formula
 from moe_lint.model import Axis, Span
@@ -11,22 +12,19 @@ from moe_lint.model import Axis, Span
 # --- operands -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Experts:
+class Experts(Struct, frozen=True):
     """The value comes out of the experts themselves."""
 
     via: str
 
 
-@dataclass(frozen=True, slots=True)
-class Param:
+class Param(Struct, frozen=True):
     """The value is what the caller passed for this parameter."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallResult:
+class CallResult(Struct, frozen=True):
     """The value is (element ``element`` of) what ``callee`` returned, given values of the origins ``inputs``."""
 
     callee: str
@@ -56,8 +54,7 @@ def element_of(origins: Origins, element: int | None) -> Origins:
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class GuardPart:
+class GuardPart(Struct, frozen=True):
     """One condition that controls a site. ``formula`` is what must hold for the site to be reached."""
 
     text: str
@@ -79,8 +76,7 @@ class GuardPart:
     plain: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class RawSite:
+class RawSite(Struct, frozen=True):
     """One all-reduce-like call as its own file shows it."""
 
     span: Span
@@ -100,8 +96,7 @@ class RawSite:
     target: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(Struct, frozen=True):
     """One argument of a call: its keyword (None: positional), text, formula (for conditions) and origins."""
 
     keyword: str | None
@@ -110,8 +105,7 @@ class Argument:
     origins: Origins
 
 
-@dataclass(frozen=True, slots=True)
-class CallFact:
+class CallFact(Struct, frozen=True):
     """A call that hands on a tensor that may come from the experts, or a layer-context flag."""
 
     callee: str
@@ -121,8 +115,7 @@ class CallFact:
     arguments: tuple[Argument, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ScatterFact:
+class ScatterFact(Struct, frozen=True):
     """A call that sums and scatters in one (`reduce_scatterv`), and the condition under which it runs."""
 
     callee: str
@@ -130,8 +123,7 @@ class ScatterFact:
     condition: Formula
 
 
-@dataclass(frozen=True, slots=True)
-class AttributeFact:
+class AttributeFact(Struct, frozen=True):
     """One assignment to ``self.name``: which constructors its value calls, and under which condition."""
 
     name: str
@@ -141,8 +133,7 @@ class AttributeFact:
     function: str
 
 
-@dataclass(frozen=True, slots=True)
-class BackendTest:
+class BackendTest(Struct, frozen=True):
     """A disjunction of a2a backend questions, `get_moe_a2a_backend().is_x() or …`, that was written out by hand."""
 
     members: frozenset[str]
@@ -155,8 +146,7 @@ class BackendTest:
     leaves: bool
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionFacts:
+class FunctionFacts(Struct, frozen=True):
     """What the body of one function (with the functions inside it left out) does."""
 
     name: str
@@ -182,8 +172,7 @@ class FunctionFacts:
         return cls(qualname.rpartition(".")[2], qualname, class_name, line, (), {}, (), (), (), (), (), (), ())
 
 
-@dataclass(frozen=True, slots=True)
-class ClassFacts:
+class ClassFacts(Struct, frozen=True):
     """A class as its header and its method names show it."""
 
     name: str

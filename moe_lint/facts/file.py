@@ -6,9 +6,10 @@ import ast
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
+
+from msgspec import Struct
 
 from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, dotted, inline
 from moe_lint.facts.class_env import ClassEnv
@@ -28,8 +29,7 @@ _CLASS_HEADER = re.compile(r"\bclass\s+\w+\s*\(([^:]*)")
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True, slots=True)
-class _Definition:
+class _Definition(Struct, frozen=True):
     """Where a function stands: its node, its class, and the function it is nested in."""
 
     node: ast.FunctionDef | ast.AsyncFunctionDef

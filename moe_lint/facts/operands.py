@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from moe_lint.expressions import dotted
 from moe_lint.facts.data import NOTHING, CallResult, Experts, Origin, Origins, element_of
@@ -38,8 +39,7 @@ _NO_VALUES = frozenset(
 _DEPTH = 24
 
 
-@dataclass(slots=True)
-class Flow:
+class Flow(Struct):
     """What is known at one point of a function: values of names, and what each tensor was made from."""
 
     env: dict[str, ast.expr] = field(default_factory=dict)

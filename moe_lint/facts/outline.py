@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _QUOTES = re.compile(r'"""|\'\'\'')
 #: A line that starts a statement at the left margin; brackets there close one.
@@ -21,8 +22,7 @@ _BEFORE_IMPORT = re.compile(r"(?:[ \t]+|[^\n]*[:;][ \t]*)((?:from[ \t]+[.\w]+[ \
 _IMPORT = re.compile(r"import[ \t]*(?:[^\n;#(]*\([^)]*\)|(?:[^\n;#\\]|\\\n)*)")
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """A class or function at the top level: its name and its lines, decorators included."""
 
     name: str

@@ -6,8 +6,10 @@ import ast
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from moe_lint.expressions import FormulaBuilder, Resolver, dotted, is_condition, nodes, unparse
 from moe_lint.facts.data import (
@@ -30,8 +32,7 @@ from moe_lint.model import Axis, Span
 from moe_lint.profile import Profile
 
 
-@dataclass(frozen=True, slots=True)
-class FileContext:
+class FileContext(Struct, frozen=True):
     """What a function body needs to know of its file."""
 
     lines: list[str]

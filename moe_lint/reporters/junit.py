@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import PurePath
 from xml.etree import ElementTree
+
+from msgspec import Struct
 
 from moe_lint.model import Finding, MatrixRow, Report
 
@@ -17,8 +18,7 @@ from moe_lint.model import Finding, MatrixRow, Report
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
+class _Case(Struct, frozen=True):
     path: str
     line: int
     name: str

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from moe_lint.policy import Policy
 from moe_lint.sites import Site
 
 
-@dataclass(frozen=True, slots=True)
-class HelperCall:
+class HelperCall(Struct, frozen=True):
     """One call of the helper: parameter -> source text of the argument; constants also as truth values."""
 
     arguments: dict[str, str]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ast
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from moe_lint.callers import Callers, Edge, Layer
 from moe_lint.facts import Call
@@ -26,8 +27,7 @@ class _Refused(Exception):
     """Why a flag cannot be handed down by a rewrite."""
 
 
-@dataclass(frozen=True, slots=True)
-class HandedDown:
+class HandedDown(Struct, frozen=True):
     """The rewrites that make flags known at a site."""
 
     #: flag -> its spelling at the site
@@ -38,8 +38,7 @@ class HandedDown:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Route:
+class _Route(Struct, frozen=True):
     """The calls from a layer to a reduction."""
 
     layer: Layer

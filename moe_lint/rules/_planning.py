@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from moe_lint.formula import TRUE, Formula, Relation, atom_set
 from moe_lint.model import FixPlan, Route, Safety, Span

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
+
+from msgspec import Struct
 
 from moe_lint.callers import Callers
 from moe_lint.formula import Relation
@@ -16,8 +17,7 @@ from moe_lint.policy import Policy
 from moe_lint.sites import Site, deciding_part
 
 
-@dataclass(frozen=True, slots=True)
-class Wrapper:
+class Wrapper(Struct, frozen=True):
     """A sanctioned function that does the guarded reduction itself. One that takes flags must be told them."""
 
     name: str
@@ -26,8 +26,7 @@ class Wrapper:
     method: bool = False
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(Struct, frozen=True, dict=True):
     """Everything a rule may look at."""
 
     index: ProjectIndex
@@ -71,8 +70,7 @@ class Context:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(Struct, frozen=True):
     """An example: files of a small tree. A line that ends in ``# <- CODE`` is where the rule must report."""
 
     name: str

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from moe_lint.facts import BackendTest
 from moe_lint.formula import Atom, disj

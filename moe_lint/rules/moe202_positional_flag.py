@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from moe_lint.callers import Bound, Edge
 from moe_lint.formula import TRUE, Atom
@@ -27,8 +28,7 @@ _DENSE = block(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Slip:
+class _Slip(Struct, frozen=True):
     """A positional argument on the wrong parameter: what it is, where it lands, and where it belongs (if anywhere)."""
 
     bound: Bound

@@ -3,8 +3,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import PurePath
+
+from msgspec import Struct
 
 from moe_lint.expressions import NotBoolean
 from moe_lint.formula import (
@@ -153,8 +154,7 @@ class CopiedPredicate(Rule):
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
+class _Pair(Struct, frozen=True):
     kind: str
     original: Ref
     copy: Ref
