@@ -1,3 +1,3 @@
-from moe_lint.cli import main
+from moe_lint.cli import program
 
-main()
+program()

@@ -17,7 +17,11 @@ from moe_lint.profile import Profile, bundled_profiles, load_profile
 from moe_lint.reading import Reader
 from moe_lint.sites import Site, find_site, judge_site, skip_atoms_used
 
-_IDENTIFIER = re.compile(r"\w+")
+#: A name that may be called or handed on: no text in quotes, no prose (`an allreduce fusion`, `--custom-allreduce`), no
+#: definition, no object that has a part of interest (`custom_all_reduce.buffers`).
+_USED_NAME = re.compile(
+    r"""(?<![\w"'-])(?<!\bdef )(\w+)(?![\w"'.-])(?!\ +(?!(?:if|else|and|or|in|is|not|for|as)\b)[A-Za-z])"""
+)
 
 
 class Tree(Struct, frozen=True):
@@ -103,12 +107,12 @@ def _raw_sites(index: ProjectIndex, path: str, words: Iterable[str]) -> list[Raw
 
 
 def _names_reduction(line: str, profile: Profile) -> bool:
-    """Whether a line of code holds the whole name of a reduction, not just words like those in one."""
+    """Whether a line of code may use a reduction: it holds the whole name of one, where code could have a name."""
     if line.lstrip().startswith("#"):
         return False
     return any(
         word in profile.collectives or word in profile.wrappers or is_reduction_name(word)
-        for word in _IDENTIFIER.findall(line)
+        for word in _USED_NAME.findall(line)
     )
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -102,3 +103,18 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+
+
+def program() -> NoReturn:
+    """The console script: `main`, then out at once. Taking apart all that a run has built takes a tenth of its time."""
+    status: object = 0
+    try:
+        main()
+    except SystemExit as done:
+        status = 0 if done.code is None else done.code
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            status = status or 2
+    os._exit(status if isinstance(status, int) else 1)

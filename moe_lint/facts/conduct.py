@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes
+from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, unparse
 from moe_lint.facts.reader import FileContext
 from moe_lint.facts.syntax import defaults_of, span_of
-from moe_lint.formula import Formula, atom_set, conj, negate
+from moe_lint.formula import Atom, Formula, atom_set, conj, negate
 from moe_lint.model import Span
 from moe_lint.profile import Profile
 
@@ -128,10 +128,12 @@ class ConductReader:
         self.class_env = class_env
         self.state = _State()
         self.guard: list[Formula] = []
+        self._reached: dict[tuple[Formula, ...], Formula] = {}
         self.published: list[Passed] = []
         self.loops: list[Span] = []
         self.contexts: dict[str, tuple[Passed, ...]] = {}
         self.calls: list[Call] = []
+        self.found: dict[Span, list[Call]] = {}
         self.marks: list[Mark] = []
         self.additions: list[Addition] = []
         self.kept: dict[str, str] = {}
@@ -323,7 +325,7 @@ class ConductReader:
         name = dotted(target)
         if name is not None:
             span = span_of(node, self.file.lines)
-            self.additions.append(Addition(name, ast.unparse(term), span, conj(self.guard)))
+            self.additions.append(Addition(name, ast.unparse(term), span, self.reached()))
 
     def _value(self, value: ast.expr, stored: tuple[str, ...]) -> None:
         """Record the calls in a value; those that make it are stored in an attribute."""
@@ -356,11 +358,13 @@ class ConductReader:
         name = target.id
         resolved = self._answered(inline(value, self.state.env))
         self._forget(target)
-        flags = atom_set(self.formula(resolved)) & set(self.questions.values()) if is_condition(resolved) else ()
+        condition = is_condition(resolved)
+        asks = condition and not _is_opaque(resolved)
+        flags = atom_set(self.formula(resolved)) & set(self.questions.values()) if asks else ()
         spelled = self.profile.flag_names.get(name)
         told = bool(flags) or isinstance(resolved, ast.Constant)  # else a flag's name stands for the flag
         itself = isinstance(resolved, ast.Name) and resolved.id == name
-        if is_condition(resolved) and not itself and (spelled is None or told):
+        if condition and not itself and (spelled is None or told):
             if spelled is not None or not any(isinstance(n, ast.Name) and n.id == name for n in nodes(resolved)):
                 self.state.env[name] = resolved
         if spelled is not None:
@@ -369,8 +373,10 @@ class ConductReader:
             self.state.known.setdefault(next(iter(flags)), name)
         if isinstance(value, ast.Call) and self._last(value) in self.profile.publishers:
             self.contexts[name] = self._publishes(value)
-        makers = [span_of(maker, self.file.lines) for maker in _makers(value)]
-        self.built.setdefault(name, []).extend(call for call in self.calls if call.span in makers)
+        makers = (span_of(maker, self.file.lines) for maker in _makers(value))
+        made = [call for span in makers for call in self.found.get(span, ())]
+        if made:
+            self.built.setdefault(name, []).extend(made)
         if isinstance(value, ast.Name | ast.Attribute):
             text = dotted(value)
             if text is not None:
@@ -379,7 +385,7 @@ class ConductReader:
     def _attribute(self, target: ast.Attribute, value: ast.expr) -> None:
         if target.attr in self.profile.markers:
             literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
-            self.marks.append(Mark(span_of(target, self.file.lines), literal, conj(self.guard)))
+            self.marks.append(Mark(span_of(target, self.file.lines), literal, self.reached()))
         elif isinstance(target.value, ast.Name) and target.value.id == "self":
             simple = isinstance(value, ast.Name) or (isinstance(value, ast.Constant) and isinstance(value.value, bool))
             self.kept[target.attr] = ast.unparse(value) if simple and target.attr not in self.kept else ""
@@ -404,6 +410,13 @@ class ConductReader:
 
     # --- expressions
 
+    def reached(self) -> Formula:
+        """What must hold for this point to be reached."""
+        key = tuple(self.guard)
+        if key not in self._reached:
+            self._reached[key] = conj(key)
+        return self._reached[key]
+
     def formula(self, node: ast.expr) -> Formula:
         """The truth value of an expression here."""
         resolver = Resolver(self.class_env, self.file.aliases, self.file.modules, self.profile)
@@ -417,17 +430,20 @@ class ConductReader:
             return
         if isinstance(node, ast.IfExp):
             self.expression(node.test)
-            for branch, holds in ((node.body, self.formula(node.test)), (node.orelse, None)):
-                self.guard.append(negate(self.formula(node.test)) if holds is None else holds)
+            holds = self.formula(node.test)
+            for branch, condition in ((node.body, holds), (node.orelse, negate(holds))):
+                self.guard.append(condition)
                 self.expression(branch)
                 self.guard.pop()
             return
         if isinstance(node, ast.BoolOp):
             depth = len(self.guard)
-            for value in node.values:
+            last = next((i for i in range(len(node.values) - 1, -1, -1) if _calls(node.values[i])), 0)
+            for value in node.values[: last + 1]:  # behind it there is no call whose condition could be of interest
                 self.expression(value)
-                holds = self.formula(value)
-                self.guard.append(holds if isinstance(node.op, ast.And) else negate(holds))
+                if value is not node.values[last]:
+                    holds = self.formula(value)
+                    self.guard.append(holds if isinstance(node.op, ast.And) else negate(holds))
             del self.guard[depth:]
             return
         if isinstance(node, ast.NamedExpr):
@@ -452,7 +468,7 @@ class ConductReader:
             if node.args[1].value in self.profile.markers:
                 value = node.args[2].value if isinstance(node.args[2], ast.Constant) else None
                 literal = value if isinstance(value, bool) else None
-                self.marks.append(Mark(span_of(node, self.file.lines), literal, conj(self.guard)))
+                self.marks.append(Mark(span_of(node, self.file.lines), literal, self.reached()))
             return
         head, _, rest = callee.partition(".")
         behind = self.state.classes.get(head)
@@ -460,24 +476,30 @@ class ConductReader:
             callee = f"{behind}.{rest}" if rest else behind
         given = [self._passed("*" if isinstance(a, ast.Starred) else None, a) for a in node.args]
         given += [self._passed(k.arg or "**", k.value) for k in node.keywords]
-        self.calls.append(
-            Call(
-                callee,
-                span_of(node, self.file.lines),
-                tuple(given),
-                conj(self.guard),
-                tuple(self.published),
-                tuple(sorted(self.state.known.items())),
-                loop=self.loops[-1] if self.loops else None,
-            )
+        call = Call(
+            callee,
+            span_of(node, self.file.lines),
+            tuple(given),
+            self.reached(),
+            tuple(self.published),
+            tuple(sorted(self.state.known.items())),
+            loop=self.loops[-1] if self.loops else None,
         )
+        self.calls.append(call)
+        self.found.setdefault(call.span, []).append(call)
 
     def _passed(self, keyword: str | None, node: ast.expr) -> Passed:
         value = node.value if isinstance(node, ast.Starred) else node
+        span = span_of(value, self.file.lines)
+        if isinstance(value, ast.Name) and value.id not in self.state.env:  # most arguments are tensors: a short way
+            spellings = self.profile.flag_names
+            name = value.id if value.id in spellings else self.file.aliases.get(value.id, value.id)
+            flag = spellings.get(name)
+            return Passed(keyword, value.id, span, None, Atom(flag or name), frozenset((flag,) if flag else ()))
         literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
         formula = self.formula(value) if is_condition(value) else None
         carried = atom_set(formula) & set(self.profile.flag_names.values()) if formula is not None else frozenset()
-        return Passed(keyword, ast.unparse(value), span_of(value, self.file.lines), literal, formula, carried)
+        return Passed(keyword, unparse(value), span, literal, formula, carried)
 
     @staticmethod
     def _last(node: ast.Call) -> str:
@@ -486,6 +508,21 @@ class ConductReader:
 
 def _last_word(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _is_opaque(node: ast.expr) -> bool:
+    """Whether an expression is a call that is one atom whatever its arguments: it is no question for a flag."""
+    named = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    return (
+        isinstance(node, ast.Call)
+        and bool(node.args or node.keywords)
+        and named not in ("bool", "all", "any", "getattr")
+    )
+
+
+def _calls(node: ast.expr) -> bool:
+    """Whether there is a call in an expression (or a name bound that others could call)."""
+    return any(isinstance(n, ast.Call | ast.NamedExpr) for n in nodes(node))
 
 
 def _makers(value: ast.expr) -> list[ast.Call]:
