@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from textwrap import dedent, indent
 
 import pytest
@@ -1154,3 +1155,104 @@ def test_nested_definitions_are_found_by_name() -> None:
 def test_classes_are_found_by_their_base() -> None:
     found = facts("class A(Base): pass\nclass B(\n    mod.Base,\n    Other,\n): pass\nclass C(Basement): pass\n")
     assert found.classes_deriving("Base") == ["A", "B"]
+
+
+# --- methods are parsed apart, as the whole file would be
+
+SHAPES = '''\
+x = f("\'\'\'")  # \'\'\'
+
+class Outer(
+    Base,
+):
+    """Doc with
+    def not_a_method(self): pass
+    """
+
+    limit: int = 3
+
+    @property
+    def size(self):  # """
+        return self._size
+
+    @size.setter
+    def size(self, value):
+        self._size = value
+
+    @decorated(
+        1,
+    )
+    async def wait(self):
+        def inner():
+            return 1
+        return inner
+        # behind
+
+    class Nested:
+        def own(self): return 1
+
+    if FLAG:
+        def forward(self): return 2
+
+    table = {
+        "a": 1,
+    }
+
+
+class OnlyNested:
+    class Within:
+        def forward(self): return 3
+'''
+
+
+def test_methods_read_apart_are_those_of_the_whole_file() -> None:
+    read = facts(SHAPES)
+    tree = ast.parse(SHAPES)
+    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        own = [node for node in cls.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        assert read.classes[cls.name].methods == {node.name for node in own}
+        assert read.class_text(cls.name) == "\n".join(SHAPES.split("\n")[cls.lineno - 1 : cls.end_lineno])
+        for node in own:
+            extents = [(other.lineno, other.end_lineno) for other in own if other.name == node.name]
+            assert read.extent(f"{cls.name}.{node.name}") == extents[-1]
+    assert read.classes["Outer"].properties == {"size"}
+    assert {"Outer.Nested.own", "Outer.forward", "Outer.wait.inner", "OnlyNested.Within.forward"} <= set(read.functions)
+
+
+def test_a_class_behind_quotes_in_a_string_is_found() -> None:
+    text = "def f():\n    return g(\"'''\")\n\n\nclass Later:\n    pass\n\n\ndef h():\n    return \"'''\"\n"
+    assert "Later" in facts(text).classes
+
+
+def test_an_error_in_a_method_that_nobody_asks_for_is_told() -> None:
+    errors: list[SourceError] = []
+    text = "class Block:\n    def f(self):\n        return 1\n\n    def g(self):\n        return (\n"
+    read = FileFacts("x.py", text, PROFILE, errors.append)
+    assert read.function("Block.f").name == "f"
+    assert errors == []
+    read.parse_all()
+    assert [error.line for error in errors] == [6]
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("self.a = 1", {"a"}),
+        ("self.a, b, self.c = f(self.d, x=1)", {"a", "c"}),
+        ("self.a[f(1)], self.b = 1, 2", {"a", "b"}),
+        ("x = self.a = self.b", {"a"}),
+        ("self.a: int", {"a"}),
+        ("self.a += 1", {"a"}),
+        ("(self.a, self.b) = f((1, 2))", {"a", "b"}),
+        ("if x: self.a = 1", {"a"}),
+        ("(\n            self.a,\n            self.b,\n        ) = f()", {"a", "b"}),
+        ("self.a, \\\n            self.b = 1, 2", {"a", "b"}),
+        ("f(self.a, x=1)", set()),
+        ("x = self.a", set()),
+        ("if self.a == 1: pass", set()),
+        ("f(\n            self.a,\n            x=self.b,\n        )", set()),
+    ],
+)
+def test_only_methods_that_may_assign_an_attribute_are_parsed_for_its_value(line: str, names: set[str]) -> None:
+    text = f"class Block:\n    def f(self):\n        {line}\n"
+    assert set(facts(text)._lines_that_may_assign) == names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from functools import cached_property
+from collections.abc import Callable
 
 from moe_lint.expressions import is_condition, nodes
 from moe_lint.facts.syntax import arguments_of, is_property, self_assignments
@@ -12,11 +12,15 @@ from moe_lint.facts.syntax import arguments_of, is_property, self_assignments
 class ClassEnv:
     """``self.x`` -> its condition, for properties and for attributes that the class assigns exactly once.
 
-    ``self.x()`` -> that of a method which takes nothing else and returns it.
+    ``self.x()`` -> that of a method which takes nothing else and returns it. ``named`` gives the methods of a name,
+    ``assigning`` those that may assign an attribute (all that do are among them).
     """
 
-    def __init__(self, node: ast.ClassDef) -> None:
-        self._methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
+    def __init__(
+        self, named: Callable[[str], list[ast.FunctionDef]], assigning: Callable[[str], list[ast.FunctionDef]]
+    ) -> None:
+        self._named = named
+        self._assigning = assigning
         self._found: dict[str, ast.expr | None] = {}
         self._locals: dict[str, set[str]] = {}
 
@@ -29,9 +33,9 @@ class ClassEnv:
 
     def _find(self, name: str) -> ast.expr | None:
         called, name = name.endswith("()"), name.removesuffix("()")
-        methods = [m for m in self._methods if m.name == name and is_property(m) is not called]
+        methods = [m for m in self._named(name) if is_property(m) is not called]
         returned = [self._returned(m) for m in methods if len(arguments_of(m)) == 1 and not m.decorator_list[:called]]
-        assigned = [] if called else self._assignments.get(name, [])
+        assigned = [] if called else self._assignments(name)
         if len(returned) + len(assigned) != 1:
             return None
         value = returned[0] if returned else assigned[0][1]
@@ -39,14 +43,14 @@ class ClassEnv:
             return None
         return value if returned or self._is_portable(*assigned[0]) else None
 
-    @cached_property
-    def _assignments(self) -> dict[str, list[tuple[ast.FunctionDef, ast.expr | None]]]:
-        """Attribute -> (method, value) of each assignment; no value where it is not a plain unconditional one."""
-        found: dict[str, list[tuple[ast.FunctionDef, ast.expr | None]]] = {}
-        for method in self._methods:
-            for name, value in self_assignments(method):
-                found.setdefault(name, []).append((method, value))
-        return found
+    def _assignments(self, attribute: str) -> list[tuple[ast.FunctionDef, ast.expr | None]]:
+        """(method, value) of each assignment; no value where it is not a plain unconditional one."""
+        return [
+            (method, value)
+            for method in self._assigning(attribute)
+            for name, value in self_assignments(method)
+            if name == attribute
+        ]
 
     @staticmethod
     def _returned(method: ast.FunctionDef) -> ast.expr | None:

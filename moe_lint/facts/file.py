@@ -15,26 +15,50 @@ from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_b
 from moe_lint.facts.class_env import ClassEnv
 from moe_lint.facts.conduct import Conduct, ConductReader
 from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins
-from moe_lint.facts.outline import Block, local_imports, outline, without
+from moe_lint.facts.outline import Block, Method, local_imports, methods, outline, without
 from moe_lint.facts.reader import FileContext, FunctionReader
-from moe_lint.facts.syntax import arguments_of, defaults_of, import_statements, inner_blocks, is_property
+from moe_lint.facts.syntax import (
+    arguments_of,
+    defaults_of,
+    import_statements,
+    inner_blocks,
+    is_property,
+    is_property_name,
+)
 from moe_lint.formula import TRUE, Formula
 from moe_lint.model import SkipReason, Span
 from moe_lint.profile import Profile
-from moe_lint.source import SourceError, parse, parse_part
+from moe_lint.source import SourceError, can_be_parsed, parse, parse_part
 
 #: `self.x = …`, `self.x: X = …`, `for self.x in …`
 _ASSIGNED_ATTRIBUTE = re.compile(r"\bself\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")
 _CLASS_HEADER = re.compile(r"\bclass\s+\w+\s*\(([^:]*)")
+#: What may be taken out of a line without losing a target: arguments of a call, and other parentheses without `self`.
+_ARGUMENTS = re.compile(r"(?<=[\w)\]])\([^()]*\)|\((?:(?!self\.)[^()])*\)")
+_OPEN_CALL = re.compile(r"[\w)\]]\(")
+_ASSIGNS = re.compile(r"(?<![=!<>])=(?!=)")
+_GOES_ON = re.compile(r"\\\s*$|^\s*self\.\w+\s*:")
+#: A target over several lines: `(`, names, `) =`.
+_LONG_TARGET = re.compile(r"(?<!\w)\([\w\s.,*\[\]]*\n\s*\)\s*=(?!=)")
+_ATTRIBUTE = re.compile(r"\bself\.(\w+)")
+_NO_ARGUMENTS = ast.arguments([], [], None, [], [], None, [])
 _Value = TypeVar("_Value")
 
 
-class _Definition(Struct, frozen=True):
-    """Where a function stands: its node, its class, and the function it is nested in."""
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-    node: ast.FunctionDef | ast.AsyncFunctionDef
+
+class _Definition(Struct):
+    """Where a function stands: its lines, its class, and the function it is nested in. Its node, once it is parsed."""
+
+    name: str
+    line: int
+    last: int
     class_name: str | None
     parent: str | None
+    node: _Function | None
+    #: how its class's text shows a method
+    method: Method | None = None
 
 
 class _OnDemand(Mapping[str, _Value]):
@@ -46,7 +70,7 @@ class _OnDemand(Mapping[str, _Value]):
 
     def __getitem__(self, name: str) -> _Value:
         if name not in self._found:
-            self._load(name.partition(".")[0])
+            self._load(name)
         return self._found[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -82,7 +106,10 @@ class FileFacts:
         self.modules: frozenset[str] = frozenset()
         self._definitions: dict[str, _Definition] = {}
         self._classes: dict[str, ClassFacts] = {}
-        self._class_nodes: dict[str, ast.ClassDef] = {}
+        #: class -> its first and last line
+        self._extents: dict[str, tuple[int, int]] = {}
+        #: class -> its own methods, in order; a name may occur twice (an overload, a setter)
+        self._methods: dict[str, list[_Definition]] = {}
         self._class_envs: dict[str, ClassEnv] = {}
         self._read: dict[str, FunctionFacts] = {}
         self._conditions: dict[str, Formula | NotBoolean] = {}
@@ -142,10 +169,53 @@ class FileFacts:
             for block in self._unread.pop(wanted, ()):
                 self._parse_block(block)
 
-    def _parse_block(self, block: Block) -> None:
-        text = "\n" * (block.first - 1) + "\n".join(self.lines[block.first - 1 : block.last])
-        tree = parse_part(text)
+    def _parse_block(self, block: Block, apart: bool = True) -> None:
+        """Parse a block; the methods of a class are left out until they are asked for, unless not ``apart``."""
+        lines = self.lines[block.first - 1 : block.last]
+        own = methods(self.lines, block) if block.is_class and apart else []
+        for method in own:
+            start = method.first - block.first
+            count = method.last - method.first + 1
+            lines[start : start + count] = [" " * method.indent + "pass", *[""] * (count - 1)]
+        tree = parse_part("\n" * (block.first - 1) + "\n".join(lines))
+        if own:
+            node = tree.body[0] if tree is not None and len(tree.body) == 1 else None
+            if isinstance(node, ast.ClassDef) and node.body[0].col_offset == own[0].indent:
+                self._class_header(node, None, "", own)
+            else:
+                self._parse_block(block, apart=False)
+            return
         self._headers(tree.body if tree is not None else self._parse_whole(), None, None, "")
+
+    def _node(self, definition: _Definition) -> _Function:
+        """The syntax node of a function; a method is parsed when it is first asked for."""
+        if definition.node is None:
+            assert definition.method is not None
+            definition.node = self._parse_method(definition, definition.method)
+        return definition.node
+
+    def _parse_method(self, definition: _Definition, method: Method) -> _Function:
+        lines = self.lines[method.first - 1 : method.last]
+        tree = parse_part("\n" * (method.first - 2) + "class _:\n" + "\n".join(lines))
+        top = tree.body[0] if tree is not None and len(tree.body) == 1 else None
+        body = top.body if isinstance(top, ast.ClassDef) else []
+        qualname = f"{definition.class_name}.{method.name}"
+        if len(body) == 1 and isinstance(node := body[0], ast.FunctionDef | ast.AsyncFunctionDef):
+            if self._holds_header(node.lineno, node.end_lineno):
+                self._headers(node.body, definition.class_name, qualname, f"{qualname}.")
+            return node
+        for block in self._blocks:  # its text was misread: the class is parsed as a whole
+            if block.is_class and block.first <= method.first <= block.last:
+                self._parse_block(block, apart=False)
+        found = [d.node for d in self._methods[definition.class_name or ""] if d.name == method.name and d.node]
+        # nothing is known of a function in a file that cannot be parsed: that has been told
+        return (
+            found[-1]
+            if found
+            else ast.FunctionDef(
+                method.name, _NO_ARGUMENTS, [ast.Pass()], [], lineno=method.line, end_lineno=method.line
+            )
+        )
 
     def _parse_whole(self) -> list[ast.stmt]:
         """Every statement of the file, after a block that cannot be parsed alone."""
@@ -163,42 +233,51 @@ class FileFacts:
                 self._class_header(statement, parent, prefix)
             elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
                 qualname = f"{prefix}{statement.name}"
-                self._definitions[qualname] = _Definition(statement, class_name, parent)
-                if self._holds_header(statement):
+                self._definitions[qualname] = _definition(statement, class_name, parent)
+                if self._holds_header(statement.lineno, statement.end_lineno):
                     self._headers(statement.body, class_name, qualname, f"{qualname}.")
             elif isinstance(statement, ast.If | ast.Try | ast.With | ast.For | ast.While) and self._holds_header(
-                statement
+                statement.lineno, statement.end_lineno
             ):
                 for inner in inner_blocks(statement):
                     self._headers(inner, class_name, parent, prefix)
 
-    def _holds_header(self, statement: ast.stmt) -> bool:
-        """Whether a function or class may be defined inside a statement."""
-        return any("def " in line or "class " in line for line in self.lines[statement.lineno : statement.end_lineno])
+    def _holds_header(self, first: int, last: int | None) -> bool:
+        """Whether a function or class may be defined inside a statement on these lines."""
+        return any("def " in line or "class " in line for line in self.lines[first:last])
 
-    def _class_header(self, node: ast.ClassDef, parent: str | None, prefix: str) -> None:
+    def _class_header(self, node: ast.ClassDef, parent: str | None, prefix: str, apart: Iterable[Method] = ()) -> None:
+        """Record a class. ``apart`` are the methods that its node lacks."""
         qualname = f"{prefix}{node.name}"
-        methods = [s for s in node.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef)]
-        self._class_nodes[qualname] = node
+        own = [_Definition(m.name, m.line, m.last, qualname, None, None, m) for m in apart]
+        self._definitions.update((f"{qualname}.{d.name}", d) for d in own)
+        functions = (s for s in node.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef))
+        own = sorted([*own, *(_definition(s, qualname, None) for s in functions)], key=lambda d: d.line)
+        self._methods[qualname] = own
+        self._extents[qualname] = (node.lineno, max(node.end_lineno or 0, *(d.last for d in own), node.lineno))
         self._classes[qualname] = ClassFacts(
             qualname,
             node.lineno,
             tuple(text for base in node.bases if (text := dotted(base)) is not None),
-            frozenset(m.name for m in methods),
-            frozenset(m.name for m in methods if is_property(m)),
+            frozenset(d.name for d in own),
+            frozenset(d.name for d in own if _is_property(d)),
         )
         self._headers(node.body, qualname, parent, f"{qualname}.")
 
     def parse_all(self) -> None:
-        """Parse every block, so that an error anywhere in the file is known."""
+        """Look at everything, so that an error anywhere in the file is known: what nobody asks for gets no nodes."""
         self._load(None)
+        unparsed = (d.method for d in self._definitions.values() if d.node is None and d.method is not None)
+        texts = ["\n".join(["class _:", *self.lines[m.first - 1 : m.last]]) for m in unparsed]
+        if not can_be_parsed("\n".join(texts)):
+            self._headers(self._parse_whole(), None, None, "")
 
     # --- bodies
 
     @cached_property
     def classes(self) -> Mapping[str, ClassFacts]:
         """Qualified name -> class."""
-        return _OnDemand(self._classes, self._load)
+        return _OnDemand(self._classes, self._load_inner)
 
     @cached_property
     def functions(self) -> Mapping[str, object]:
@@ -207,32 +286,51 @@ class FileFacts:
 
     @cached_property
     def _functions(self) -> Mapping[str, _Definition]:
-        return _OnDemand(self._definitions, self._load)
+        return _OnDemand(self._definitions, self._load_inner)
+
+    def _load_inner(self, qualname: str | None) -> None:
+        """Parse what defines a class or function, or all that defines any: blocks, and methods that define further."""
+        if qualname is None:
+            self._load(None)
+            for definition in list(self._definitions.values()):
+                self._open(definition)
+            return
+        self._load(qualname.partition(".")[0])
+        end = qualname.find(".")
+        while end >= 0:
+            if qualname[:end] in self._definitions:
+                self._open(self._definitions[qualname[:end]])
+            end = qualname.find(".", end + 1)
+
+    def _open(self, definition: _Definition) -> None:
+        """Make the functions and classes known that a method defines."""
+        if definition.node is None and self._holds_header(definition.line, definition.last):
+            self._node(definition)
 
     def header(self, qualname: str) -> tuple[int, tuple[str, ...], Mapping[str, bool | None]]:
         """(line, parameters, defaults) of a function, without reading its body."""
-        node = self._functions[qualname].node
+        node = self._node(self._functions[qualname])
         return node.lineno, tuple(a.arg for a in arguments_of(node)), dict(defaults_of(node.args))
 
     def extent(self, qualname: str) -> tuple[int, int]:
         """First and last line of a function, its decorators left out."""
-        node = self._functions[qualname].node
-        return node.lineno, node.end_lineno or node.lineno
+        definition = self._functions[qualname]
+        return definition.line, definition.last
 
     def keyword_only(self, qualname: str) -> frozenset[str]:
-        return frozenset(a.arg for a in self._functions[qualname].node.args.kwonlyargs)
+        return frozenset(a.arg for a in self._node(self._functions[qualname]).args.kwonlyargs)
 
     def functions_at(self, lines: Iterable[int]) -> list[str]:
         """The innermost functions around the given lines, in order, each once."""
         wanted = sorted(lines)
         self._load_at(wanted)
-        extents = [(name, d.node.lineno, d.node.end_lineno) for name, d in self._definitions.items()]
+        extents = [(name, d.line, d.last) for name, d in self._definitions.items()]
         return [name for name in dict.fromkeys(_innermost(line, extents) for line in wanted) if name is not None]
 
     def class_at(self, line: int) -> str | None:
         """The innermost class around a line."""
         self._load_at([line])
-        return _innermost(line, [(name, node.lineno, node.end_lineno) for name, node in self._class_nodes.items()])
+        return _innermost(line, [(name, first, last) for name, (first, last) in self._extents.items()])
 
     def classes_deriving(self, base: str) -> list[str]:
         """The classes with a base of this name, whatever it is an attribute of."""
@@ -262,23 +360,28 @@ class FileFacts:
             block = self._blocks[bisect_right(starts, line) - 1] if self._blocks else None
             if block is not None and block.first <= line <= block.last:
                 self._load(block.name)
+                for method in self._methods.get(block.name, ()):
+                    if method.line <= line <= method.last:
+                        self._open(method)
 
-    def _class_node(self, name: str) -> ast.ClassDef:
-        if name not in self._class_nodes:
-            self._load(name.partition(".")[0])
-        return self._class_nodes[name]
+    def _class_extent(self, name: str) -> tuple[int, int]:
+        if name not in self._extents:
+            self._load_inner(name)
+        return self._extents[name]
 
     def class_text(self, class_name: str) -> str:
-        node = self._class_node(class_name)
-        return "\n".join(self.lines[node.lineno - 1 : node.end_lineno])
+        first, last = self._class_extent(class_name)
+        return "\n".join(self.lines[first - 1 : last])
 
     def function_text(self, qualname: str) -> str:
-        node = self._functions[qualname].node
-        return "\n".join(self.lines[node.lineno - 1 : node.end_lineno])
+        first, last = self.extent(qualname)
+        return "\n".join(self.lines[first - 1 : last])
 
     def functions_in(self, class_name: str) -> list[str]:
         """The methods of a class (functions inside them included)."""
-        self._load(class_name.partition(".")[0])
+        self._load_inner(class_name)
+        for definition in self._methods.get(class_name, ()):
+            self._open(definition)
         return [name for name, d in self._definitions.items() if d.class_name == class_name]
 
     def attribute(self, class_name: str, name: str) -> list[AttributeFact]:
@@ -294,8 +397,7 @@ class FileFacts:
 
     def attribute_names(self, class_name: str) -> list[str]:
         """The attributes that the class assigns, in order."""
-        node = self._class_node(class_name)
-        first, last = node.lineno, node.end_lineno or node.lineno
+        first, last = self._class_extent(class_name)
         return [n for n, lines in self._assigning_lines.items() if any(first <= line <= last for line in lines)]
 
     @cached_property
@@ -319,11 +421,11 @@ class FileFacts:
                     self._read_function(qualname, {})
                 except RecursionError:
                     self._too_deep(qualname)
-                    self._read[qualname] = FunctionFacts.unread(qualname, definition.class_name, definition.node.lineno)
+                    self._read[qualname] = FunctionFacts.unread(qualname, definition.class_name, definition.line)
         return self._read[qualname]
 
     def _too_deep(self, qualname: str) -> None:
-        line = self._functions[qualname].node.lineno
+        line = self._functions[qualname].line
         self._refused(SourceError(SkipReason.SYNTAX_ERROR, line, f"`{qualname}` is nested too deeply to be read"))
 
     def _read_function(self, qualname: str, taint: Mapping[str, Origins]) -> None:
@@ -331,8 +433,9 @@ class FileFacts:
         reader = FunctionReader(
             self._context, qualname, definition.class_name, self._env_of(definition.class_name), taint
         )
-        reader.run(definition.node)
-        self._read[qualname] = reader.facts(definition.node)
+        node = self._node(definition)
+        reader.run(node)
+        self._read[qualname] = reader.facts(node)
         for name, inner in self._definitions.items():
             if inner.parent == qualname:
                 self._read_function(name, reader.flow.taint)
@@ -343,7 +446,7 @@ class FileFacts:
             definition = self._functions[qualname]
             reader = ConductReader(self._context, self._env_of(definition.class_name))
             try:
-                self._conducts[qualname] = reader.read(definition.node)
+                self._conducts[qualname] = reader.read(self._node(definition))
             except RecursionError:
                 self._too_deep(qualname)
                 self._conducts[qualname] = Conduct.unread()
@@ -355,7 +458,7 @@ class FileFacts:
         reader = FunctionReader(self._context, qualname, definition.class_name, self._env_of(definition.class_name), {})
         reader.watch = span
         try:
-            reader.run(definition.node)
+            reader.run(self._node(definition))
         except RecursionError:
             self._too_deep(qualname)
         return TRUE if reader.watched is None else reader.watched
@@ -377,10 +480,11 @@ class FileFacts:
             resolver = Resolver(class_env, self.aliases, self.modules, self.profile)
             return self.builder.build(resolver.resolve(inline(expression, local)))
 
-        if len(definition.node.body) > 24:
-            return NotBoolean(definition.node.lineno, "the body is too long for a boolean function")
+        body = self._node(definition).body
+        if len(body) > 24:
+            return NotBoolean(definition.line, "the body is too long for a boolean function")
         try:
-            return boolean_body(definition.node.body, build)
+            return boolean_body(body, build)
         except NotBoolean as error:
             return error
 
@@ -388,8 +492,59 @@ class FileFacts:
         if class_name is None:
             return lambda text: None
         if class_name not in self._class_envs:
-            self._class_envs[class_name] = ClassEnv(self._class_node(class_name))
+            self._class_envs[class_name] = self._new_class_env(class_name)
         return self._class_envs[class_name].get
+
+    def _new_class_env(self, class_name: str) -> ClassEnv:
+        self._class_extent(class_name)
+
+        def nodes_of(definitions: Iterable[_Definition]) -> list[ast.FunctionDef]:
+            return [node for d in list(definitions) if isinstance(node := self._node(d), ast.FunctionDef)]
+
+        def named(name: str) -> list[ast.FunctionDef]:
+            return nodes_of(d for d in self._methods[class_name] if d.name == name)
+
+        def assigning(name: str) -> list[ast.FunctionDef]:
+            lines = self._lines_that_may_assign.get(name, ())
+            return nodes_of(d for d in self._methods[class_name] if any(d.line <= n <= d.last for n in lines))
+
+        return ClassEnv(named, assigning)
+
+    @cached_property
+    def _lines_that_may_assign(self) -> dict[str, list[int]]:
+        """Attribute -> every line that could assign it, and more: whoever assigns it is among them."""
+        found: dict[str, list[int]] = {}
+        for number, line in enumerate(self.lines, 1):
+            if "self." in line:
+                for name in _ATTRIBUTE.findall(_targets(line)):
+                    found.setdefault(name, []).append(number)
+        for long_target in _LONG_TARGET.finditer(self._source):
+            number = self._source.count("\n", 0, long_target.start()) + 1
+            for name in _ATTRIBUTE.findall(long_target.group()):
+                found.setdefault(name, []).append(number)
+        return found
+
+
+def _targets(line: str) -> str:
+    """The part of a line in which the targets of an assignment stand: before its last `=`, outside of calls."""
+    if "=" not in line:
+        return line if _GOES_ON.search(line) else ""
+    while "(" in line and (shorter := _ARGUMENTS.sub("", line)) != line:
+        line = shorter
+    equals = [match.start() for match in _ASSIGNS.finditer(line)]
+    if not equals or _GOES_ON.search(line):
+        return line if _GOES_ON.search(line) else ""
+    return _OPEN_CALL.split(line[: equals[-1]], maxsplit=1)[0]
+
+
+def _definition(node: _Function, class_name: str | None, parent: str | None) -> _Definition:
+    return _Definition(node.name, node.lineno, node.end_lineno or node.lineno, class_name, parent, node)
+
+
+def _is_property(definition: _Definition) -> bool:
+    if definition.node is not None:
+        return is_property(definition.node)
+    return definition.method is not None and is_property_name(definition.method.decorators)
 
 
 def _innermost(line: int, extents: Iterable[tuple[str, int, int | None]]) -> str | None:

@@ -1,21 +1,30 @@
-"""Text -> the classes and functions at its top level, and its local imports, told without parsing.
+"""Text -> the classes and functions at its top level, the methods of a class, and local imports, told without parsing.
 
-Parsing is the dearest step of a run, and a question leads to one class of a file, seldom to all of them. What the
-outline gets wrong (a string that holds code at the left margin) does not parse, and then the whole file is parsed.
+Parsing is the dearest step of a run, and a question leads to one class of a file and to few of its methods, seldom to
+all of them. What the outline gets wrong (a string that holds code at the left margin) does not parse, and then the
+class, or the whole file, is parsed.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-_QUOTES = re.compile(r'"""|\'\'\'')
+_QUOTED_OR_COMMENT = re.compile(r"""["'#]""")
+#: A comment or a string.
+_TOKEN = re.compile(
+    r"""#[^\n]*|\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL
+)
 #: A line that starts a statement at the left margin; brackets there close one.
 _MARGIN = re.compile(r"^[^\s#)\]}][^\n]*", re.MULTILINE)
 _DEFINITION = re.compile(r"(?:async[ \t]+def|def|class)[ \t]+(\w+)")
+_METHOD = re.compile(r"(?:async[ \t]+)?def[ \t]+(\w+)")
+_METHOD_INDENT = re.compile(r"^([ \t]+)(?:async[ \t]+)?def[ \t]", re.MULTILINE)
+_DECORATOR = re.compile(r"@[ \t]*([\w.]+)")
 #: What may stand before the keyword of an import below the top level.
 _BEFORE_IMPORT = re.compile(r"(?:[ \t]+|[^\n]*[:;][ \t]*)((?:from[ \t]+[.\w]+[ \t]+)?)$")
 #: The rest of an import: to its end, over parentheses and backslashes.
@@ -29,6 +38,18 @@ class Block(Struct, frozen=True):
     is_class: bool
     first: int
     last: int
+
+
+class Method(Struct, frozen=True):
+    """A method as its class's text shows it: its lines with decorators (``first``), from its `def` on (``line``)."""
+
+    name: str
+    first: int
+    line: int
+    last: int
+    decorators: frozenset[str]
+    #: how far its `def` stands from the margin
+    indent: int
 
 
 def outline(text: str) -> list[Block]:
@@ -56,6 +77,49 @@ def outline(text: str) -> list[Block]:
     return found
 
 
+def methods(lines: list[str], block: Block) -> list[Method]:
+    """The methods right below a class, in order; none where they cannot be told surely."""
+    text = "\n".join(lines[block.first - 1 : block.last])
+    strings = _strings(text)
+    indents = [m.group(1) for m in _METHOD_INDENT.finditer(text) if not _inside(strings, m.start())]
+    if not indents or "\t" in "".join(indents) or "\f" in text:
+        return []
+    width = min(map(len, indents))
+    found: list[Method] = []
+    open_method: Method | None = None
+    decorators: list[tuple[int, str]] = []
+    number, position = block.first, 0
+    for match in re.finditer(rf"^( {{0,{width}}})([^\s#)\]}}][^\n]*)", text, re.MULTILINE):
+        if _inside(strings, match.start()):
+            continue
+        number += text.count("\n", position, match.start())
+        position = match.start()
+        if open_method is not None:
+            found.append(_closed(open_method, number - 1, lines))
+            open_method = None
+        statement = match.group(2)
+        decorator = _DECORATOR.match(statement)
+        if decorator is not None:
+            decorators.append((number, decorator.group(1)))
+            continue
+        definition = _METHOD.match(statement) if len(match.group(1)) == width else None
+        if definition is not None:
+            first = decorators[0][0] if decorators else number
+            names = frozenset(name for _, name in decorators)
+            open_method = Method(definition.group(1), first, number, number, names, width)
+        decorators = []
+    if open_method is not None:
+        found.append(_closed(open_method, block.last, lines))
+    return found
+
+
+def _closed(method: Method, last: int, lines: list[str]) -> Method:
+    """The method with its last line: blank lines and comments behind it are not part of it."""
+    while not lines[last - 1].strip() or lines[last - 1].lstrip().startswith("#"):
+        last -= 1
+    return replace(method, last=last)
+
+
 def local_imports(text: str) -> list[str]:
     """The import statements below the top level, as written."""
     found: list[str] = []
@@ -77,6 +141,8 @@ def _strings(text: str) -> list[int]:
         if not starts:
             break
         start, quote = min(starts)
+        if _QUOTED_OR_COMMENT.search(text, text.rfind("\n", 0, start) + 1, start):
+            return _strings_by_token(text)  # perhaps it stands in another string, or in a comment
         end = text.find(quote, start + 3)
         found += [start] if end < 0 else [start, end + 3]
         position = end + 3
@@ -85,8 +151,18 @@ def _strings(text: str) -> list[int]:
     return found
 
 
+def _strings_by_token(text: str) -> list[int]:
+    """The same, reading every string and comment on the way: slower, and seldom needed."""
+    return [
+        place
+        for match in _TOKEN.finditer(text)
+        if match.group().startswith(('"""', "'''"))
+        for place in (match.start(), match.end())
+    ]
+
+
 def _inside(strings: list[int], position: int) -> bool:
-    return bisect_right(strings, position) % 2 == 1
+    return bisect_left(strings, position) % 2 == 1
 
 
 def without(lines: list[str], blocks: list[Block]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from moe_lint.expressions import dotted
 from moe_lint.model import Axis, Span
@@ -120,8 +120,12 @@ def defaults_of(arguments: ast.arguments) -> tuple[tuple[str, bool | None], ...]
 
 
 def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    names = {(dotted(d) or "").rsplit(".", 1)[-1] for d in node.decorator_list}
-    return bool(names & {"property", "cached_property"})
+    return is_property_name(dotted(d) or "" for d in node.decorator_list)
+
+
+def is_property_name(decorators: Iterable[str]) -> bool:
+    """Whether one of these decorators (dotted names) makes a method a property."""
+    return any(name.rsplit(".", 1)[-1] in ("property", "cached_property") for name in decorators)
 
 
 def self_assignments(method: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None]]:
