@@ -112,10 +112,10 @@ class Rule:
         severity: Severity | None = None,
         witness: str | None = None,
         remedy: str | None = None,
-        fix: FixPlan | None = None,
+        fix: FixPlan | str | None = None,
         related: tuple[Related, ...] = (),
     ) -> Finding:
-        """A finding at a site, with the helper's definition as a related place."""
+        """A finding at a site, with the helper's definition as a related place; ``fix``: a plan, or why not."""
         helper = context.policy.helper
         guard = deciding_part(site, context.policy.profile)
         place: tuple[Related, ...] = ()
@@ -136,8 +136,9 @@ class Rule:
             guard.span if guard is not None else None,
             (*related, *place),
             remedy,
-            fix,
+            fix if isinstance(fix, FixPlan) else None,
             subject(site),
+            fix if isinstance(fix, str) else None,
         )
 
 
