@@ -142,6 +142,43 @@ def test_init_then_fix_and_init_again(tmp_path: Path) -> None:
     assert bytes_of(root) == before
 
 
+def with_published_flags(root: Path) -> Path:
+    """The tree with a helper that takes no flags: it reads what the layer published."""
+    utils = root / "layers/moe/utils.py"
+    text = utils.read_text()
+    text = text.replace("    use_reduce_scatter: bool = False,\n    should_allreduce_fusion: bool = False,\n", "")
+    text = text.replace(
+        "if use_reduce_scatter or should_allreduce_fusion:",
+        "if get_forward().use_reduce_scatter or get_forward().should_allreduce_fusion:",
+    )
+    utils.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("flag", "stays"), [("should_allreduce_fusion", True), ("get_forward().should_allreduce_fusion", False)]
+)
+def test_a_flag_that_was_passed_stays_where_the_helper_asks_what_was_published(
+    tmp_path: Path, flag: str, stays: bool
+) -> None:
+    guard = f"if self.tp_size > 1 and not {flag}:\n{SUM}"
+    root = with_published_flags(write_tree(tmp_path, guard, flags="should_allreduce_fusion=False" if stays else ""))
+    assert moe_lint("--fix", str(root)).exit_code == 0
+    text = (root / "models/x.py").read_text()
+    assert f"not {HELPER_NAME}(is_tp_path=True" in text.replace("(\n            is_tp", "(is_tp").replace("  ", "")
+    assert ("and not should_allreduce_fusion\n" in text) == stays
+    assert moe_lint(str(root)).exit_code == 0
+
+
+def test_a_complete_guard_with_passed_flags_is_not_called_the_same_as_a_published_decision(tmp_path: Path) -> None:
+    root = with_published_flags(write_tree(tmp_path, COMPLETE))
+    options = Options((str(root),), PROFILE)
+    (plan,) = {f.fix for f in run(options).findings if f.rule == "MOE001"}
+    assert plan is not None
+    assert plan.safety.value == "corrective"
+    assert "stay: the helper asks what was published" in plan.reason
+
+
 ATOMS = st.lists(
     st.sampled_from(
         [

@@ -254,14 +254,27 @@ def _kind(written: str, formula: Formula, site: Site, policy: Policy) -> str:
         return "act"  # it does more than ask
     # only what the helper covers at this very site may be dropped: anything else stays in the guard
     covered = {name for r in policy.reasons(site.axis, site.known_flags) for name in atom_set(r.formula)}
+    covered -= held_by_name(site, policy)
     skips = names & (covered | policy.delegates() | set(policy.helper_calls(rest)))
     if not skips:
         return "foreign"
     return "skip" if skips == names == atom_set(formula) else "mixed"
 
 
+def held_by_name(site: Site, policy: Policy) -> frozenset[str]:
+    """The flags that a site has by name where the helper takes none: it reads what the layer published, not these."""
+    helper = policy.helper
+    if helper is None or helper.flags:
+        return frozenset()
+    flags = (policy.profile.flag_names[spelling] for spelling in site.raw.flags)
+    return frozenset(flags) & atom_set(site.guard)
+
+
 def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
     """The safety of routing a site through the helper, and the reason in one line."""
+    held = tuple(flag.name for flag in policy.profile.flags if flag.name in held_by_name(site, policy))
+    if site.relation is Relation.EQUAL and held:
+        return Safety.CORRECTIVE, f"stops reducing for what the layer published; {_stay(held)}"
     if site.relation is Relation.EQUAL:
         return Safety.SAFE, "the same decision in every state"
     told = site.absorber or site.route in (Route.INLINE, Route.HELPER)
@@ -269,10 +282,15 @@ def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
         lacking = {*site.missing} - {*site.known_flags}
         unknown = tuple(flag.name for flag in policy.profile.flags if flag.name in lacking)
         told_not = f"; {named(unknown)} {_not_in_scope(unknown)}" if unknown and site.absorber else ""
-        return Safety.CORRECTIVE, f"{_gain(site, policy, set())}{told_not}"
+        stay = f"; {_stay(held)}" if held else ""
+        return Safety.CORRECTIVE, f"{_gain(site, policy, set())}{told_not}{stay}"
     if site.relation is Relation.WEAKER:
         return Safety.UNSAFE, "no absorber was found around this block: the sum could be lost"
     return Safety.UNSAFE, under_witness(site, policy) or over_witness(site, policy) or "the decision changes"
+
+
+def _stay(flags: tuple[str, ...]) -> str:
+    return f"{named(flags)} {'stays' if len(flags) == 1 else 'stay'}: the helper asks what was published, not these"
 
 
 def _not_in_scope(flags: tuple[str, ...]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route, Severity
 from moe_lint.rules._cases import case, experts, method
-from moe_lint.rules._planning import plan_guard
+from moe_lint.rules._planning import held_by_name, plan_guard
 from moe_lint.rules._wording import helper_call, named, witness
 from moe_lint.rules.base import Context, Rule
 
@@ -243,12 +243,14 @@ class HandWrittenGuard(Rule):
                 message += "it skips in states in which the helper reduces"
             else:
                 message += "it decides differently"
+            held = tuple(sorted(held_by_name(site, policy)))
+            beside = f" beside {named(held)}, which it is not told" if held else ""
             yield self.finding(
                 site,
                 message,
                 context,
                 severity=Severity.WARNING if site.relation is Relation.EQUAL else None,
                 witness=witness(site, policy),
-                remedy=f"guard it with `not {helper_call(site, policy)}`",
+                remedy=f"guard it with `not {helper_call(site, policy)}`{beside}",
                 fix=plan_guard(site, context),
             )
