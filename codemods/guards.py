@@ -268,7 +268,7 @@ def _wrap(plan: FixPlan, source: Source) -> list[Edit]:
 def _use_wrapper(plan: FixPlan, source: Source) -> Edit:
     """Replace a guarded reduction, guard included, by a call of the tree's wrapper."""
     span = plan.replace[0]
-    start, end = source.range(span)
+    start, end = source.range(span)[0], source.range(plan.replace[-1])[1]
     if "#" in source.text[start:end]:
         raise CannotRewrite("the guard holds comments, which would be lost")
     inner_start, inner_end = source.range(plan.statement)

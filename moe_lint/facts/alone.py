@@ -26,9 +26,12 @@ def only_guards(function: ast.AST, call: Span, condition: Span, lines: list[str]
     if found is None or test is None or not (found.args or found.keywords):
         return False
     left_out = _LeftOut(found)
-    if isinstance(test, ast.IfExp):
-        return left_out.text(test.body) == left_out.text(test.orelse)
-    return left_out.same_both_ways(getattr(function, "body", []), test)
+    try:
+        if isinstance(test, ast.IfExp):
+            return left_out.text(test.body) == left_out.text(test.orelse)
+        return left_out.same_both_ways(getattr(function, "body", []), test)
+    except RecursionError:  # nested too deeply to be compared
+        return False
 
 
 class _LeftOut:
@@ -40,7 +43,7 @@ class _LeftOut:
     def text(self, node: ast.expr | ast.stmt) -> str:
         """One expression or statement; nothing for a statement that does nothing."""
         copies: dict[int, object] = {}
-        copied: ast.AST = deepcopy(node, copies)
+        copied: ast.AST = deepcopy(node, copies) if _holds(node, self._call) else node
         call = copies.get(id(self._call))
         if isinstance(call, ast.Call):
             operand = call.args[0] if call.args else call.keywords[0].value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -40,7 +42,7 @@ def plan_guard(site: Site, context: Context) -> FixPlan | str | None:
             default = {flag for flag, _ in handed.flags} - {*handed.asked}
             reason = _gain(knowing, policy, default)
             return replace(found, reason=f"{reason}; {handed.note}", parts=(*found.parts, *handed.parts))
-    found = _wrapper_plan(site, context, module) or _route(site, context, module)
+    found = _pair_plan(site, context) or _wrapper_plan(site, context, module) or _route(site, context, module)
     if isinstance(handed, str) and isinstance(found, FixPlan) and found.safety is Safety.CORRECTIVE:
         return replace(found, reason=f"{found.reason} (not done here: {handed})")
     return found
@@ -210,23 +212,65 @@ def _stands_alone(site: Site) -> bool:
 def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
     """`x = wrapper(x)` in a tree whose sanctioned form is a wrapper that does just what this site does."""
     wrapper = context.wrappers.get(site.raw.collective)
-    if wrapper is None or not _stands_alone(site) or (wrapper.takes_flags and site.raw.flags):
+    whole = _replaceable(site, context)
+    if wrapper is None or whole is None or (wrapper.takes_flags and site.raw.flags):
         return None
+    if not wrapper.method:
+        module = context.policy.import_module(site.path, wrapper.name, wrapper.path) or module
+    name = f"{context.policy.receiver(owner_of(site))}.{wrapper.name}" if wrapper.method else wrapper.name
+    return _call_wrapper(site, name, module, (whole,), _safety(site, context.policy), context)
+
+
+def _pair_plan(site: Site, context: Context) -> FixPlan | None:
+    """One `x = wrapper(x)` for an EP/TP pair of neighbours, in a tree whose wrapper runs both; the same for each."""
+    twins = [
+        other
+        for other in context.judged()
+        if (other.path, other.raw.function) == (site.path, site.raw.function)
+        and {other.axis, site.axis} == {"EP", "TP"}
+        and other.raw.operand == site.raw.operand
+    ]
+    if len(twins) != 1:
+        return None
+    first, second = sorted((site, twins[0]), key=lambda one: one.raw.span)
+    wrapper = context.pair_wrappers.get(frozenset((first.raw.collective, second.raw.collective)))
+    places = (_replaceable(first, context), _replaceable(second, context))
+    module = context.policy.import_module(site.path, wrapper.name, wrapper.path) if wrapper is not None else None
+    facts = context.index.facts(site.path)
+    if wrapper is None or module is None or facts is None or "return" in (first.raw.shape, second.raw.shape):
+        return None
+    spans = tuple(place for place in places if place is not None)
+    if len(spans) != 2 or spans[0].column != spans[1].column:
+        return None
+    lines = facts.lines[spans[0].line - 1 : spans[1].end_line]
+    between = facts.lines[spans[0].end_line : spans[1].line - 1]
+    if any("#" in line for line in lines) or any(line.strip() for line in between):
+        return None  # a comment would be lost, or something is done in between
+    told = [_safety(one, context.policy) for one in (first, second)]
+    worst = max(told, key=lambda one: tuple(Safety).index(one[0]))
+    return _call_wrapper(first, wrapper.name, module, spans, worst, context)
+
+
+def _replaceable(site: Site, context: Context) -> Span | None:
+    """The statement that is nothing but the guarded reduction: what a wrapper's call may replace."""
+    if not _stands_alone(site) or site.method in context.policy.profile.wrappers:
+        return None  # a wrapper would call itself
     if site.raw.shape == "assign" and site.raw.target != site.raw.operand:
         return None
-    if site.method in context.policy.profile.wrappers:
-        return None  # it would call itself
     whole: Span | None = None
     for part in site.raw.guard:
         if all(_kind(text, formula, site, context.policy) in ("topology", "skip") for text, formula in part.operands):
-            if part.kind != "if" or part.statement is None:
-                return None
-            if not _condition(part, site, context).alone:
+            if part.kind != "if" or part.statement is None or not _condition(part, site, context).alone:
                 return None
             whole = whole or part.statement
         elif whole is not None:
             return None  # a foreign condition inside: replacing the outer statement would lose it
-    safety, reason = _safety(site, context.policy)
+    return whole or site.raw.statement
+
+
+def _call_wrapper(
+    site: Site, name: str, module: str, places: tuple[Span, ...], told: tuple[Safety, str], context: Context
+) -> FixPlan:
     return FixPlan(
         site.path,
         "wrapper",
@@ -234,12 +278,11 @@ def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
         None,
         True,
         (),
-        f"{context.policy.receiver(owner_of(site))}.{wrapper.name}" if wrapper.method else wrapper.name,
+        name,
         (("", site.raw.operand),),
         module,
-        safety,
-        reason,
-        replace=(whole or site.raw.statement,),
+        *told,
+        replace=places,
         harmless=_questions(site, context.policy),
     )
 
@@ -254,7 +297,7 @@ def _kind(written: str, formula: Formula, site: Site, policy: Policy) -> str:
         return "act"  # it does more than ask
     # only what the helper covers at this very site may be dropped: anything else stays in the guard
     covered = {name for r in policy.reasons(site.axis, site.known_flags) for name in atom_set(r.formula)}
-    covered -= held_by_name(site, policy)
+    covered -= _unseen(written, formula, policy)
     skips = names & (covered | policy.delegates() | set(policy.helper_calls(rest)))
     if not skips:
         return "foreign"
@@ -262,12 +305,23 @@ def _kind(written: str, formula: Formula, site: Site, policy: Policy) -> str:
 
 
 def held_by_name(site: Site, policy: Policy) -> frozenset[str]:
-    """The flags that a site has by name where the helper takes none: it reads what the layer published, not these."""
+    """The flags in a guard that the helper cannot see: it takes none and reads what the layer published, not these."""
+    operands = (operand for part in site.raw.guard for operand in part.operands)
+    return frozenset(flag for text, formula in operands for flag in _unseen(text, formula, policy))
+
+
+def _unseen(written: str, formula: Formula, policy: Policy) -> frozenset[str]:
+    """The flags in one operand that are not asked for as the helper asks (`get_forward().flag`)."""
     helper = policy.helper
     if helper is None or helper.flags:
         return frozenset()
-    flags = (policy.profile.flag_names[spelling] for spelling in site.raw.flags)
-    return frozenset(flags) & atom_set(site.guard)
+    found = set()
+    for spelling, flag in policy.profile.flag_names.items():
+        if flag in atom_set(formula) and re.search(rf"(?<!\)\.)(?<!\w){spelling}\b", written):
+            found.add(flag)
+    shown = {flag for spelling, flag in policy.profile.flag_names.items() if re.search(rf"\b{spelling}\b", written)}
+    hidden = {flag.name for flag in policy.profile.flags} & atom_set(formula) - shown  # in a local
+    return frozenset(found | hidden)
 
 
 def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
