@@ -35,7 +35,8 @@ class HandWrittenGuard(Rule):
         ):
             x = tensor_model_parallel_all_reduce(x)
 
-    The fix replaces only the skip part of the condition. It is safe when both decide alike in every state, and
+    The fix replaces only the skip part of a condition that decides about the reduction alone; where other code hangs on
+    it, the helper is asked just around the reduction. It is safe when both decide alike in every state, and
     corrective when the guard only forgot reasons; if the guard skips where the helper would not, it needs
     `--unsafe-fixes`.
     """
