@@ -70,8 +70,9 @@ def _rewrite_condition(plan: FixPlan, source: Source) -> Edit:
 
 def _chain(core: str, conjunction: bool) -> tuple[str, list[tuple[str, str]]]:
     """The operands of the top-level `and` (or `or`) and the operators between them; joined, they are the source."""
-    module = cst.Module(body=[])
-    node = cst.parse_expression(f"({core})")
+    newline = "\r\n" if "\r\n" in core else "\n"
+    module = cst.Module(body=[], default_newline=newline)
+    node = cst.parse_expression(f"({core})", cst.PartialParserConfig(default_newline=newline))
     if not module.code_for_node(node) == f"({core})":
         raise CannotRewrite("libcst does not give the condition back as it is written")
     wanted = cst.And if conjunction else cst.Or

@@ -211,6 +211,13 @@ def test_windows_line_ends_stay(tmp_path: Path) -> None:
     assert reduction(after.replace("\r\n", "\n")) == ROUTED
 
 
+def test_windows_line_ends_and_comments_inside_a_condition_stay(tmp_path: Path) -> None:
+    guard, expected = GUARDS["comments"]
+    after = rewritten(tmp_path, model(guard).replace("\n", "\r\n"))
+    assert "\n" not in after.replace("\r\n", "")
+    assert reduction(after.replace("\r\n", "\n")) == expected
+
+
 def test_a_form_feed_elsewhere_stays(tmp_path: Path) -> None:
     before = model(FORGETFUL).replace("\n\nclass", "\n\x0c\nclass")
     after = rewritten(tmp_path, before)

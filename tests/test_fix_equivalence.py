@@ -224,7 +224,7 @@ def fixed(folder: str, text: str, level: str = "default") -> tuple[str, fixing.F
     return after, result
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(bodies())
 def test_a_fix_leaves_out_reductions_that_the_helper_skips_and_changes_nothing_else(body: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -289,7 +289,7 @@ def statements_in(text: str) -> list[str]:
     return [line for line in lines if line and not any(word in line for word in touched)]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(bodies().flatmap(laid_out), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.booleans())
 def test_comments_line_ends_and_other_lines_stay(body: str, newline: str, tabs: bool, fed: bool) -> None:
     text = model(body)
