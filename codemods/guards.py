@@ -30,7 +30,7 @@ def guard_edits(plan: FixPlan, text: str) -> list[Edit]:
     if plan.kind == "call":
         return [_rewrite_call(plan, source)]
     if plan.kind == "wrap":
-        return [_wrap(plan, source)]
+        return _wrap(plan, source)
     if plan.kind == "keywords":
         return keyword_edits(plan, source)
     if plan.kind == "parameters":
@@ -51,6 +51,8 @@ def _rewrite_condition(plan: FixPlan, source: Source) -> Edit:
     drop = [_normal(operand) in plan.drop for operand in operands]
     if sum(drop) < len(plan.drop):
         raise CannotRewrite("a condition to be replaced is not an operand of its own")
+    if all(drop) and not plan.helper:
+        raise CannotRewrite("nothing would be left of a condition")
     negation = "not " if plan.polarity else ""
     if "#" in written:
         core = _splice(first, rest, drop, plan, negation, source, core_start)
@@ -59,17 +61,18 @@ def _rewrite_condition(plan: FixPlan, source: Source) -> Edit:
     for operand, dropped in zip(operands, drop, strict=True):
         if not dropped:
             kept.append(operand.strip())
-        elif None not in kept:
+        elif plan.helper and None not in kept:
             kept.append(None)
-    if None not in kept:
+    if plan.helper and None not in kept:
         kept.append(None)
     return Edit(start, end, _layout(kept, plan, negation, source, start, end))
 
 
 def _chain(core: str, conjunction: bool) -> tuple[str, list[tuple[str, str]]]:
     """The operands of the top-level `and` (or `or`) and the operators between them; joined, they are the source."""
-    module = cst.Module(body=[])
-    node = cst.parse_expression(f"({core})")
+    newline = "\r\n" if "\r\n" in core else "\n"
+    module = cst.Module(body=[], default_newline=newline)
+    node = cst.parse_expression(f"({core})", cst.PartialParserConfig(default_newline=newline))
     if not module.code_for_node(node) == f"({core})":
         raise CannotRewrite("libcst does not give the condition back as it is written")
     wanted = cst.And if conjunction else cst.Or
@@ -141,11 +144,14 @@ def _layout(kept: Sequence[str | None], plan: FixPlan, negation: str, source: So
     indent = source.indent_at(start)
     call = negation + _call(plan)
     one_line = operator.join(call if part is None else part for part in kept)
+    inside_not = source.text[start:].startswith("(") and prefix.rstrip().endswith("not") and kept != [None]
+    if inside_not:
+        one_line = f"({one_line})"
     if "\n" not in one_line and len(prefix + one_line + suffix) <= LINE_LENGTH:
         return one_line
     plain = all(part is None or "\n" not in part for part in kept)
     head = operator.join(f"{negation}{plan.helper}(" if part is None else part for part in kept)
-    if kept[-1] is None and len(kept) <= 2 and plain and len(prefix + head) <= LINE_LENGTH:
+    if not inside_not and kept[-1] is None and len(kept) <= 2 and plain and len(prefix + head) <= LINE_LENGTH:
         before = "".join(f"{part}{operator}" for part in kept[:-1])
         return before + negation + _exploded(plan, indent, newline)
     inner = f"{indent}    "
@@ -231,11 +237,13 @@ def _rewrite_call(plan: FixPlan, source: Source) -> Edit:
     return Edit(at, at + len(old), new)
 
 
-def _wrap(plan: FixPlan, source: Source) -> Edit:
-    """Put a bare `x = f(x)` or `return f(x)` under a condition of its own."""
+def _wrap(plan: FixPlan, source: Source) -> list[Edit]:
+    """Put a bare `x = f(x)`, `y = f(x)` or `return f(x)` under a condition of its own."""
     start, end = source.range(plan.statement)
     line_start, _ = source.line_of(start)
-    if source.text[line_start:start].strip():
+    _, line_end = source.line_of(end)
+    behind = source.text[end:line_end].strip()
+    if source.text[line_start:start].strip() or (behind and not behind.startswith("#")):
         raise CannotRewrite("the reduction shares its line with another statement")
     statement = source.text[start:end]
     indent, newline = source.indent_at(start), source.newline
@@ -245,16 +253,23 @@ def _wrap(plan: FixPlan, source: Source) -> Edit:
         condition = f"if not {_exploded(plan, indent, newline)}:"
     inner = textwrap.indent(statement, step).removeprefix(step)
     text = f"{condition}{newline}{indent}{step}{inner}"
-    node = ast.parse(textwrap.dedent(indent + statement)).body[0]
-    if isinstance(node, ast.Return) and isinstance(node.value, ast.Call):
-        text += f"{newline}{indent}return {ast.unparse(node.value.args[0])}"
-    return Edit(start, end, text)
+    node = ast.parse(statement).body[0]
+    call = node.value if isinstance(node, ast.Return | ast.Assign) else None
+    if not isinstance(call, ast.Call):
+        raise CannotRewrite("the reduction is not a statement of its own")
+    operand = ast.unparse(call.args[0] if call.args else call.keywords[0].value)
+    if isinstance(node, ast.Return):
+        return [Edit(start, end, text), Edit(line_end, line_end, f"{newline}{indent}return {operand}")]
+    target = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else operand
+    if target != operand:
+        text = f"{target} = {operand}{newline}{indent}{text}"
+    return [Edit(start, end, text)]
 
 
 def _use_wrapper(plan: FixPlan, source: Source) -> Edit:
     """Replace a guarded reduction, guard included, by a call of the tree's wrapper."""
     span = plan.replace[0]
-    start, end = source.range(span)
+    start, end = source.range(span)[0], source.range(plan.replace[-1])[1]
     if "#" in source.text[start:end]:
         raise CannotRewrite("the guard holds comments, which would be lost")
     inner_start, inner_end = source.range(plan.statement)

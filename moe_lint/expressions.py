@@ -391,7 +391,7 @@ class _Inliner(ast.NodeTransformer):
         self._local = local
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self._local.get(node.id, node)
+        return self._local.get(node.id, node) if isinstance(node.ctx, ast.Load) else node
 
 
 def _inline(node: ast.expr, local: Mapping[str, ast.expr]) -> ast.expr:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -59,26 +59,24 @@ def fix(
     A comment that silenced what a rewrite repairs goes with it. ``texts`` (by absolute path) stand for files that an
     editor holds.
     """
+    candidates = {f.fix: f.path for f in report.findings if f.fix is not None and f.fix.safety in allowed}
+    stuck = {p: why for p in candidates if wanted(p) and (why := _out_of_reach(p, options, texts)) is not None}
+    not_proven = [(candidates[plan], plan.statement.line, why) for plan, why in stuck.items()]
     by_file: dict[str, dict[FixPlan, None]] = {}
-    plans: dict[FixPlan, str] = {}
+    plans: set[FixPlan] = set()
     held_back = 0
     for finding in report.findings:
-        if finding.fix is None:
+        plan = finding.fix
+        if plan is None or plan in stuck:
             continue
-        if finding.fix.safety not in allowed or _has_stuck_twin(finding, report, allowed):
+        if plan.safety not in allowed or _has_stuck_twin(finding, report, allowed, stuck):
             held_back += 1
-        elif wanted(finding.fix):
-            plans[finding.fix] = finding.path
-    not_proven: list[tuple[str, int, str]] = []
-    for plan, path in plans.items():
-        why = _out_of_reach(plan, options, texts)
-        if why is not None:
-            not_proven.append((path, plan.statement.line, why))
-            continue
-        by_file.setdefault(path, {})[plan] = None
-        for part in _elsewhere(plan):
-            by_file.setdefault(display_path(part.path), {})[part] = None
-    declined = Counter(_key(f) for f in report.findings if f.fix is not None and not wanted(f.fix))
+        elif wanted(plan):
+            plans.add(plan)
+            by_file.setdefault(finding.path, {})[plan] = None
+            for part in _elsewhere(plan):
+                by_file.setdefault(display_path(part.path), {})[part] = None
+    declined = Counter(_key(f) for f in report.findings if f.fix is not None and f.fix not in plans)
     fixes: dict[str, FileFix] = {}
     for path, here in by_file.items():
         done = rewrite(path, list(here), not_proven, texts)
@@ -114,11 +112,9 @@ def _out_of_reach(plan: FixPlan, options: Options, texts: Mapping[str, str]) -> 
     from codemods.edits import CannotRewrite
     from codemods.guards import guard_edits
 
-    if not plan.parts:
-        return None
-    judged = judged_paths(options)
+    judged = judged_paths(options) if plan.parts else ()
     for part in (plan, *plan.parts):
-        if part.path not in judged:
+        if plan.parts and part.path not in judged:
             return f"it also needs a change in {display_path(part.path)}, which is not among the files to check"
         try:
             guard_edits(part, _text(part.path, texts))
@@ -231,13 +227,19 @@ def _pairs(report: Report) -> dict[tuple[str, Span], int]:
     return {(row.path, row.span): row.pair for row in report.rows if row.pair is not None}
 
 
-def _has_stuck_twin(finding: Finding, report: Report, allowed: frozenset[Safety]) -> bool:
+def _has_stuck_twin(
+    finding: Finding, report: Report, allowed: frozenset[Safety], stuck: Container[FixPlan] = ()
+) -> bool:
     """Whether the other half of an EP/TP pair has a finding that cannot be fixed: a pair is fixed as a pair."""
     rows = _pairs(report)
     pair = rows.get((finding.path, finding.span))
     if pair is None:
         return False
-    fixable = {(f.path, f.span) for f in report.findings if f.fix is not None and f.fix.safety in allowed}
+    fixable = {
+        (f.path, f.span)
+        for f in report.findings
+        if f.fix is not None and f.fix.safety in allowed and f.fix not in stuck
+    }
     return any(
         rows.get((other.path, other.span)) == pair
         and other.path == finding.path
@@ -284,9 +286,12 @@ def _edited(before: str, plans: Iterable[FixPlan]) -> str:
     from codemods.edits import apply_edits
     from codemods.guards import guard_edits
     from codemods.imports import import_edits
+    from codemods.unused import without_unused_locals
 
     steps = _steps(plans)
     after = apply_edits(before, [edit for step in steps for edit in guard_edits(step, before)])
+    if any(step.kind in ("guard", "wrapper") for step in steps):
+        after = without_unused_locals(before, after, {text for step in steps for text in step.harmless})
     for plan in steps:
         if plan.kind != "comment":
             name = plan.helper if plan.import_from and plan.kind != "call" else ""  # a method is not imported

@@ -116,6 +116,8 @@ class FixPlan(Struct, frozen=True):
     #: ``kind="keywords"``: where the first ``arguments`` stand now, positionally; the others are new
     replace: tuple[Span, ...] = ()
     parts: tuple[FixPlan, ...] = ()
+    #: calls that only ask: an assignment of what they answer may go once nobody reads it
+    harmless: tuple[str, ...] = ()
 
 
 class Finding(Struct, frozen=True):
@@ -139,6 +141,8 @@ class Finding(Struct, frozen=True):
     fix: FixPlan | None = None
     #: what the finding is about, without positions: the reduction and its normalised guard. For `fingerprint`
     subject: str = ""
+    #: why there is no ``fix``, where one was looked for
+    unfixable: str | None = None
 
     @property
     def order(self) -> tuple[str, Span, str]:

@@ -286,31 +286,36 @@ class Policy:
 
     # --- where to import it from
 
-    def import_module(self, importer: str) -> str | None:
-        """The module from which a file should import the helper: one that it already imports from, if it can."""
+    def import_module(self, importer: str, name: str | None = None, path: str | None = None) -> str | None:
+        """The module from which a file should import the helper: one that it already imports from, if it can.
+
+        ``name`` and ``path``: another function, and where it is defined.
+        """
         helper = self.helper
-        if helper is None or not helper.path:
+        if helper is None:
+            return None
+        name, path = name or helper.name, path or helper.path
+        if not path:
             return None
         facts = self.index.facts(importer)
-        homes = [
-            home for path in (self._export(helper), helper.path) if path and (home := self._dotted(path, importer))
-        ]
+        homes = [home for one in (self._export(name, path), path) if one and (home := self._dotted(one, importer))]
         used = {module for module, _ in facts.imports.values()} if facts is not None else set()
         return next((home for home in homes if home in used), homes[0] if homes else None)
 
-    def _export(self, helper: Helper) -> str | None:
-        """The package that re-exports the helper (or will, when `init` adds it beside its predicates)."""
-        package = str(PurePath(helper.path).parent / "__init__.py")
+    def _export(self, name: str, path: str) -> str | None:
+        """The package that re-exports a function (or will, when `init` adds the helper beside its predicates)."""
+        package = str(PurePath(path).parent / "__init__.py")
         facts = self.index.facts(package) if package in self.index.known_paths else None
-        if facts is None or package == helper.path:
+        if facts is None or package == path:
             return None
-        if helper.name in facts.imports:
+        if name in facts.imports:
             return package
         exports = any(
-            original is not None and self.index.module_path(module, package) == helper.path
+            original is not None and self.index.module_path(module, package) == path
             for module, original in facts.imports.values()
         )
-        return package if helper.proposed and exports else None
+        proposed = self.helper is not None and self.helper.proposed and name == self.helper.name
+        return package if proposed and exports else None
 
     def _dotted(self, path: str, importer: str) -> str | None:
         """The absolute name of a module, as a file that imports its own package absolutely would write it."""

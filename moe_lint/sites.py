@@ -140,7 +140,7 @@ def judge_site(found: FoundSite, policy: Policy) -> Site:
     if judged and raw.axis == "other":
         problem = SkipReason.UNKNOWN_AXIS
     elif judged:
-        guard = _without_ownership(found.guard, profile)
+        guard = without_ownership(found.guard, profile)
         try:
             # beside the helper, a further reason is redundant; in a guard by hand it is part of the decision
             named = (
@@ -187,7 +187,7 @@ def _as_called(
     if above == TRUE:
         return alone, missing
     above = policy.in_helper_terms(without_topology(above, policy.profile), owner_of(found))
-    guard = _without_ownership(conj((found.guard, above)), policy.profile)
+    guard = without_ownership(conj((found.guard, above)), policy.profile)
     try:
         called = policy.judge(guard, raw.axis, [flag for flag, _ in flags], named)
         still_missing = policy.missing(guard, raw.axis, scope)
@@ -240,7 +240,7 @@ def _requires(guard: Formula, words: Iterable[str]) -> bool:
     return False
 
 
-def _without_ownership(guard: Formula, profile: Profile) -> Formula:
+def without_ownership(guard: Formula, profile: Profile) -> Formula:
     """The guard for a caller that leaves the reduction to this block."""
     for name in sorted(atom_set(guard)):
         if is_ownership(name, profile):

@@ -55,7 +55,29 @@ GUARDS = {
     "chain": (COMPLETE, ROUTED),
     "not any": (f"if self.tp_size > 1 and not ({EITHER}):\n    {SUM}\n", ROUTED),
     "unguarded if": (f"if self.tp_size > 1:\n    {SUM}\n", ROUTED),
-    "local": (f"{LOCAL}if self.tp_size > 1 and not skip:\n    {SUM}\n", LOCAL + ROUTED),
+    "local": (f"{LOCAL}if self.tp_size > 1 and not skip:\n    {SUM}\n", ROUTED),
+    "local of a local": (
+        f"fused = should_allreduce_fusion\n{LOCAL.replace('should_allreduce_fusion', 'fused')}"
+        f"if self.tp_size > 1 and not skip:\n    {SUM}\n",
+        ROUTED,
+    ),
+    "local that is read again": (
+        f"{LOCAL}self.log(skip)\nif self.tp_size > 1 and not skip:\n    {SUM}\n",
+        f"{LOCAL}self.log(skip)\n{ROUTED}",
+    ),
+    "local with a comment": (
+        f"skip = {EITHER}  # summed later\nif self.tp_size > 1 and not skip:\n    {SUM}\n",
+        f"skip = {EITHER}  # summed later\n{ROUTED}",
+    ),
+    "local that a predicate answers": (
+        f"skip = should_use_dp_reduce_scatterv()\nif self.tp_size > 1 and not skip:\n    {SUM}\n",
+        ROUTED,
+    ),
+    "local of a call that may act": (
+        f"skip = use_reduce_scatter or self.decide()\nif self.tp_size > 1 and not skip:\n    {SUM}\n",
+        f"skip = use_reduce_scatter or self.decide()\nif (\n    self.tp_size > 1\n    and not skip\n"
+        f"    and not {call('    ')}\n):\n    {SUM}\n",
+    ),
     "comments": (
         "if (\n    self.tp_size > 1  # more than one rank\n    # summed by the reduce-scatter\n"
         f"    and not use_reduce_scatter\n    and not should_allreduce_fusion  # fused\n):\n    {SUM}  # sum\n",
@@ -85,6 +107,78 @@ GUARDS = {
         f"if self.tp_size > 1:\n    if not use_reduce_scatter:\n        {SUM}\n",
         f"if self.tp_size > 1:\n    if not {call('    ')}:\n        {SUM}\n",
     ),
+    "nested, a reason in each": (
+        f"if not use_reduce_scatter:\n    if self.tp_size > 1 and not should_allreduce_fusion:\n        {SUM}\n",
+        f"if not {call()}:\n    if self.tp_size > 1:\n        {SUM}\n",
+    ),
+    "nested, reasons beside others": (
+        f"if self.ready and not use_reduce_scatter:\n    if self.tp_size > 1 and not should_allreduce_fusion:\n"
+        f"        {SUM}\n",
+        f"if self.ready:\n    if self.tp_size > 1 and not {call('    ')}:\n        {SUM}\n",
+    ),
+    "nested, nothing but reasons": (
+        f"if not use_reduce_scatter:\n    if not should_allreduce_fusion:\n        {SUM}\n",
+        f"if not use_reduce_scatter:\n    if not {call('    ')}:\n        {SUM}\n",
+    ),
+    "nested, another statement inside": (
+        f"if not use_reduce_scatter:\n    x = self.scale(x)\n    if self.tp_size > 1:\n        {SUM}\n",
+        f"if not use_reduce_scatter:\n    x = self.scale(x)\n    if self.tp_size > 1 and not {call('    ')}:\n"
+        f"        {SUM}\n",
+    ),
+    "nested, else inside": (
+        f"if not use_reduce_scatter:\n    if self.tp_size > 1:\n        {SUM}\n    else:\n        x = self.scale(x)\n",
+        f"if not use_reduce_scatter:\n    if self.tp_size > 1:\n        if not {call('        ')}:\n"
+        f"            {SUM}\n    else:\n        x = self.scale(x)\n",
+    ),
+    "nested, else outside": (
+        f"if self.tp_size > 1:\n    if not use_reduce_scatter:\n        {SUM}\nelse:\n    x = self.scale(x)\n",
+        f"if self.tp_size > 1:\n    if not {call('    ')}:\n        {SUM}\nelse:\n    x = self.scale(x)\n",
+    ),
+    "else": (
+        f"if use_reduce_scatter:\n    pass\nelse:\n    {SUM}\n",
+        f"if {call()}:\n    pass\nelse:\n    {SUM}\n",
+    ),
+    "else, another statement above": (
+        f"if use_reduce_scatter:\n    x = self.scale(x)\nelse:\n    {SUM}\n",
+        f"if use_reduce_scatter:\n    x = self.scale(x)\nelse:\n    if not {call('    ')}:\n        {SUM}\n",
+    ),
+    "two statements": (
+        f"if self.tp_size > 1 and not use_reduce_scatter:\n    {SUM}\n    x = self.scale(x)\n",
+        f"if self.tp_size > 1 and not use_reduce_scatter:\n    if not {call('    ')}:\n        {SUM}\n"
+        "    x = self.scale(x)\n",
+    ),
+    "two statements, the same decision": (
+        f"{COMPLETE}    x = self.scale(x)\n",
+        f"{ROUTED}    x = self.scale(x)\n",
+    ),
+    "early return, more behind it": (
+        f"if use_reduce_scatter:\n    return x\n{SUM}\nx = self.scale(x)\n",
+        f"if use_reduce_scatter:\n    return x\nif not {call()}:\n    {SUM}\nx = self.scale(x)\n",
+    ),
+    "early return of something else": (
+        f"if use_reduce_scatter:\n    return None\nif self.tp_size > 1:\n    {SUM}\n",
+        f"if use_reduce_scatter:\n    return None\n{ROUTED}",
+    ),
+    "early return, then a condition": (
+        f"if use_reduce_scatter:\n    return x\nif self.tp_size > 1 and not should_allreduce_fusion:\n    {SUM}\n",
+        f"if {call()}:\n    return x\nif self.tp_size > 1:\n    {SUM}\n",
+    ),
+    "ternary, another value": (
+        f"if self.tp_size > 1:\n    {SUM} if not use_reduce_scatter else x\n",
+        f"if self.tp_size > 1:\n    {SUM} if (\n        not {call('        ')}\n    ) else x\n",
+    ),
+    "another name": (
+        "y = tensor_model_parallel_all_reduce(x)\nx = y\n",
+        f"y = x\nif not {call()}:\n    y = tensor_model_parallel_all_reduce(x)\nx = y\n",
+    ),
+    "a reason beside another condition": (
+        f"if not (use_reduce_scatter or self.busy):\n    {SUM}\n",
+        f"if not (\n    {call('    ')}\n    or self.busy\n):\n    {SUM}\n",
+    ),
+    "a size inside the negation": (
+        f"if not (use_reduce_scatter or self.tp_size <= 1):\n    {SUM}\n",
+        f"if not (\n    {call('    ')}\n    or self.tp_size <= 1\n):\n    {SUM}\n",
+    ),
     "pair": (
         f"if self.ep_size > 1 and not use_reduce_scatter:\n    {EP}\n{FORGETFUL}",
         f"if self.ep_size > 1 and not {call(axis='False')}:\n    {EP}\n{ROUTED}",
@@ -95,6 +189,13 @@ GUARDS = {
 @pytest.mark.parametrize(("guard", "expected"), GUARDS.values(), ids=GUARDS)
 def test_a_guard_is_rewritten_to_exactly_this(tmp_path: Path, guard: str, expected: str) -> None:
     assert reduction(rewritten(tmp_path, model(guard))) == expected
+
+
+def test_what_is_left_under_a_negation_keeps_its_parentheses(tmp_path: Path) -> None:
+    inner = f"    if self.tp_size > 1 and not use_reduce_scatter:\n        {SUM}\n"
+    guard = f"if not (use_reduce_scatter or self.a and self.b):\n{inner}"
+    after = rewritten(tmp_path, model(guard))
+    assert "if not (self.a and self.b):\n" in after
 
 
 def test_all_outside_the_guard_and_its_import_stays(tmp_path: Path) -> None:
@@ -108,6 +209,13 @@ def test_windows_line_ends_stay(tmp_path: Path) -> None:
     after = rewritten(tmp_path, model(FORGETFUL).replace("\n", "\r\n"))
     assert "\n" not in after.replace("\r\n", "")
     assert reduction(after.replace("\r\n", "\n")) == ROUTED
+
+
+def test_windows_line_ends_and_comments_inside_a_condition_stay(tmp_path: Path) -> None:
+    guard, expected = GUARDS["comments"]
+    after = rewritten(tmp_path, model(guard).replace("\n", "\r\n"))
+    assert "\n" not in after.replace("\r\n", "")
+    assert reduction(after.replace("\r\n", "\n")) == expected
 
 
 def test_a_form_feed_elsewhere_stays(tmp_path: Path) -> None:

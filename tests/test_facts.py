@@ -583,10 +583,38 @@ def test_a_local_that_is_read_twice_is_no_carrier() -> None:
     assert part.operands == (("run", And((A, B))),)
 
 
-def test_a_block_with_one_statement_is_exclusive() -> None:
-    assert site("if self.a:\n    x = R(x)").guard[0].exclusive
-    assert not site("if self.a:\n    y = x\n    x = R(x)").guard[0].exclusive
-    assert not site("if self.a:\n    x = R(x)\nelse:\n    y = x").guard[0].exclusive
+@pytest.mark.parametrize(
+    ("body", "alone"),
+    [
+        ("if self.a:\n    x = R(x)\nreturn x", True),
+        ("if self.a:\n    y = x\n    x = R(x)", False),
+        ("if self.a:\n    x = R(x)\nelse:\n    y = x", False),
+        ("if self.a:\n    pass\nelse:\n    x = R(x)", True),
+        ("if self.a:\n    if self.b:\n        x = R(x)", True),
+        ("if self.a:\n    if self.b:\n        x = R(x)\n    else:\n        y = x", False),
+        ("if self.a:\n    if y := self.b:\n        x = R(x)", False),
+        ("if self.a:\n    with self.b:\n        x = R(x)", False),
+        ("if self.a:\n    x = R(x) + self.y", False),
+        ("if self.a:\n    return R(x)\nreturn x", True),
+        ("if self.a:\n    return R(x)\nreturn self.y(x)", False),
+        ("if self.a:\n    return R(x)\nelse:\n    return x", True),
+        ("if self.a:\n    return x\nx = R(x)\nreturn x", True),
+        ("if self.a:\n    return x\nx = R(x)\nx = self.y(x)\nreturn x", False),
+        ("if self.a:\n    return x\nreturn R(x)", True),
+        ("if self.a:\n    return\nR(x)", True),
+        ("y = x\nif self.a:\n    y = R(x)\nreturn y", True),
+        ("if self.a:\n    y = R(x)\nreturn y", False),
+        ("x = R(x) if self.a else x", True),
+        ("x = R(x) if self.a else self.y(x)", False),
+        ("for x in self.b:\n    if self.a:\n        x = R(x)", True),
+        ("for x in self.b:\n    if self.a:\n        continue\n    x = R(x)", False),
+    ],
+)
+def test_a_condition_guards_a_reduction_alone_if_both_ways_do_the_same_without_it(body: str, alone: bool) -> None:
+    text = f"class Block:\n    def forward(self, x):\n{indent(body, ' ' * 8)}\n".replace("R(", f"{REDUCE}(")
+    read = facts(text)
+    (raw,) = read.function("Block.forward").sites
+    assert read.only_guards("Block.forward", raw.span, raw.guard[0].span) is alone
 
 
 # --- sites

@@ -142,6 +142,110 @@ def test_init_then_fix_and_init_again(tmp_path: Path) -> None:
     assert bytes_of(root) == before
 
 
+def with_published_flags(root: Path) -> Path:
+    """The tree with a helper that takes no flags: it reads what the layer published."""
+    utils = root / "layers/moe/utils.py"
+    text = utils.read_text()
+    text = text.replace("    use_reduce_scatter: bool = False,\n    should_allreduce_fusion: bool = False,\n", "")
+    text = text.replace(
+        "if use_reduce_scatter or should_allreduce_fusion:",
+        "if get_forward().use_reduce_scatter or get_forward().should_allreduce_fusion:",
+    )
+    utils.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("flag", "stays"), [("should_allreduce_fusion", True), ("get_forward().should_allreduce_fusion", False)]
+)
+def test_a_flag_that_was_passed_stays_where_the_helper_asks_what_was_published(
+    tmp_path: Path, flag: str, stays: bool
+) -> None:
+    guard = f"if self.tp_size > 1 and not {flag}:\n{SUM}"
+    root = with_published_flags(write_tree(tmp_path, guard, flags="should_allreduce_fusion=False" if stays else ""))
+    assert moe_lint("--fix", str(root)).exit_code == 0
+    text = (root / "models/x.py").read_text()
+    assert f"not {HELPER_NAME}(is_tp_path=True" in text.replace("(\n            is_tp", "(is_tp").replace("  ", "")
+    assert ("and not should_allreduce_fusion\n" in text) == stays
+    assert moe_lint(str(root)).exit_code == 0
+
+
+def test_a_complete_guard_with_passed_flags_is_not_called_the_same_as_a_published_decision(tmp_path: Path) -> None:
+    root = with_published_flags(write_tree(tmp_path, COMPLETE))
+    options = Options((str(root),), PROFILE)
+    (plan,) = {f.fix for f in run(options).findings if f.rule == "MOE001"}
+    assert plan is not None
+    assert plan.safety.value == "corrective"
+    assert "stay: the helper asks what was published" in plan.reason
+
+
+BOTH = f"""
+
+def post_experts_all_reduce(x):
+    ep = get_parallel().moe_ep_size > 1 and not {HELPER_NAME}(is_tp_path=False)
+    tp = get_parallel().moe_tp_size > 1 and not {HELPER_NAME}(is_tp_path=True)
+    if ep and tp and can_merge():
+        return tensor_model_parallel_all_reduce(x)
+    if ep:
+        x = moe_expert_parallel_all_reduce(x)
+    if tp:
+        x = moe_tensor_model_parallel_all_reduce(x)
+    return x
+"""
+EP_SUM = "    x = moe_expert_parallel_all_reduce(x)\n"
+MOE_TP_SUM = "    x = moe_tensor_model_parallel_all_reduce(x)\n"
+HAND = "not get_forward().should_allreduce_fusion"
+DRIFTED = (
+    f"if self.ep_size > 1 and {HAND}:\n{EP_SUM}\n"
+    f"if self.tp_size > 1 and {HAND} and not get_forward().use_reduce_scatter:\n{MOE_TP_SUM}"
+)
+
+
+def with_pair_wrapper(folder: Path, guard: str, wrapper: str = BOTH) -> Path:
+    root = with_published_flags(write_tree(folder, guard, flags=""))
+    with (root / "layers/moe/utils.py").open("a") as utils:
+        utils.write(wrapper)
+    return root
+
+
+def body_after_fix(root: Path) -> str:
+    assert moe_lint("--fix", str(root)).exit_code == 0
+    text = (root / "models/x.py").read_text()
+    assert moe_lint("--fix", str(root)).exit_code == 0
+    assert (root / "models/x.py").read_text() == text
+    return text
+
+
+def test_a_pair_becomes_one_call_of_the_wrapper_that_runs_both(tmp_path: Path) -> None:
+    text = body_after_fix(with_pair_wrapper(tmp_path, DRIFTED))
+    assert "        x = self.experts(x)\n        x = post_experts_all_reduce(x)\n        return x\n" in text
+    assert "from engine.layers.moe.utils import post_experts_all_reduce\n" in text
+    assert HELPER_NAME not in text
+
+
+@pytest.mark.parametrize(
+    ("guard", "wrapper"),
+    [
+        (DRIFTED, BOTH.replace("    if tp:", "    if tp and is_prefill():")),  # reduces over TP sometimes only
+        (
+            DRIFTED,
+            BOTH.replace(
+                "    if ep and tp and", "    if ep and tp:\n        x = tensor_model_parallel_all_reduce(x)\n    if"
+            ),
+        ),
+        (DRIFTED.replace(EP_SUM, f"{EP_SUM}x = self.scale(x)\n"), BOTH),  # something is done in between
+        (DRIFTED.replace(EP_SUM, f"    # why\n{EP_SUM}"), BOTH),  # a comment would be lost
+        (DRIFTED.replace("if self.tp", "if self.ready and self.tp"), BOTH),  # a condition of one alone
+    ],
+)
+def test_a_pair_is_guarded_by_the_helper_where_the_wrapper_would_do_something_else(
+    tmp_path: Path, guard: str, wrapper: str
+) -> None:
+    text = body_after_fix(with_pair_wrapper(tmp_path, guard, wrapper))
+    assert "post_experts_all_reduce(x)" not in text.replace(HELPER_NAME, "")
+    assert text.count(f"not {HELPER_NAME}(") == 2
+
+
 ATOMS = st.lists(
     st.sampled_from(
         [

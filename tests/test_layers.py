@@ -63,7 +63,7 @@ BESIDE = {
 #: Loaded only where they are needed: inside a function, never on import.
 LATE = {
     "judging": ("moe_lint.guard_visitor",),
-    "fixing": ("codemods.edits", "codemods.guards", "codemods.imports"),
+    "fixing": ("codemods.edits", "codemods.guards", "codemods.imports", "codemods.unused"),
     "initialise": ("codemods.edits", "codemods.imports"),
 }
 OURS = sorted((ROOT / "moe_lint").rglob("*.py"))

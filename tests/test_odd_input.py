@@ -51,6 +51,9 @@ FIXED = {
     "no-newline-at-the-end": TEXT.rstrip("\n"),
     "continued-further-left": replaced(" and not use_reduce", " \\\n and not use_reduce"),
     "one-line-if": TEXT.replace(":\n" + SUM, ": " + SUM.lstrip()),
+    "a-name-assigned-in-a-condition-again": replaced("self.tp_size > 1", "(w := self.tp_size > 1)").replace(
+        EXPERTS, f"{EXPERTS}        w = x.ready or x.late\n"
+    ),
     "600-elifs": replaced(
         EXPERTS, f"{EXPERTS}        if a == 0:\n            b = 0\n" + "        elif a == 1:\n            b = 1\n" * 600
     ),

@@ -66,12 +66,11 @@ class GuardPart(Struct, frozen=True):
     operands: tuple[tuple[str, Formula], ...] = ()
     #: `operands` are joined by `and` (each must hold), else by `or` (none may)
     positive: bool = True
-    #: where the operands stand when the condition is a local that only this test reads: the value assigned to it
+    #: where the operands stand when that is not the whole condition: inside a `not (…)`, or in the value of a local
+    #: that only this test reads
     carrier: Span | None = None
     #: the whole `if` statement
     statement: Span | None = None
-    #: the guarded block holds nothing but one statement, so its condition may be rewritten
-    exclusive: bool = False
     #: the condition alone decides; not so where only some paths through an `if` above leave the function
     plain: bool = True
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, dotted, inline
+from moe_lint.facts.alone import only_guards
 from moe_lint.facts.class_env import ClassEnv
 from moe_lint.facts.conduct import Conduct, ConductReader
 from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins
@@ -462,6 +463,10 @@ class FileFacts:
         except RecursionError:
             self._too_deep(qualname)
         return TRUE if reader.watched is None else reader.watched
+
+    def only_guards(self, qualname: str, call: Span, condition: Span) -> bool:
+        """Whether a condition in a function decides about the reduction at ``call`` and nothing else."""
+        return only_guards(self._functions[qualname].node, call, condition, self.lines)
 
     def condition(self, qualname: str) -> Formula:
         """The truth value that a function returns. Raises ``NotBoolean``."""

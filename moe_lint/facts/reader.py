@@ -63,7 +63,6 @@ class _Condition:
         kind: str,
         formula: Callable[[], Formula] | None = None,
         statement: ast.stmt | None = None,
-        exclusive: bool = False,
         plain: bool = True,
     ) -> None:
         self._reader = reader
@@ -72,7 +71,6 @@ class _Condition:
         self._kind = kind
         self._formula = formula
         self._statement = statement
-        self._exclusive = exclusive
         self._plain = plain
         self._env = dict(reader.flow.env)
         self._carriers = dict(reader.flow.carriers)
@@ -90,15 +88,13 @@ class _Condition:
         written, positive = self._test, self._polarity
         while isinstance(written, ast.UnaryOp) and isinstance(written.op, ast.Not):
             written, positive = written.operand, not positive
-        carrier = None
         local = written.id if isinstance(written, ast.Name) and written.id in self._carriers else None
         if local is not None and self._reader.names.get(local) == 1:
             written = self._carriers[local]
-            carrier = span_of(written, lines)
-        else:
+        elif _joined(written, positive) is None:
             written, positive = self._test, self._polarity
-        join = ast.And if positive else ast.Or
-        parts = written.values if isinstance(written, ast.BoolOp) and isinstance(written.op, join) else [written]
+        carrier = None if written is self._test else span_of(written, lines)
+        parts = _joined(written, positive) or [written]
         return GuardPart(
             unparse(self._test),
             self._polarity,
@@ -109,7 +105,6 @@ class _Condition:
             positive,
             carrier,
             span_of(self._statement, lines) if self._statement is not None else None,
-            self._exclusive,
             self._plain,
         )
 
@@ -264,8 +259,7 @@ class FunctionReader(Operands):
         test = statement.test
         self.expression(test)
         before = self.flow.copy()
-        alone = len(statement.body) == 1 and not statement.orelse
-        condition = _Condition(self, test, True, "if", None, statement, alone)
+        condition = _Condition(self, test, True, "if", None, statement)
         self.guard.append(condition)
         left_then, through_then = self.block(statement.body)
         self.guard.pop()
@@ -274,9 +268,7 @@ class FunctionReader(Operands):
         then, self.flow = self.flow, before
         left_else, through_else = False, list[_Condition | GuardPart]()
         if statement.orelse:
-            passes = all(isinstance(s, ast.Pass) for s in statement.body)
-            alone_else = len(statement.orelse) == 1 and passes
-            otherwise = _Condition(self, test, False, "else", lambda: negate(condition.formula), statement, alone_else)
+            otherwise = _Condition(self, test, False, "else", lambda: negate(condition.formula), statement)
             self.guard.append(otherwise)
             left_else, through_else = self.block(statement.orelse)
             self.guard.pop()
@@ -288,9 +280,7 @@ class FunctionReader(Operands):
             def through() -> Formula:
                 return conj((negate(condition.formula), else_holds()))
 
-            self.guard.append(
-                _Condition(self, test, False, "early-exit", through, statement, alone, not statement.orelse)
-            )
+            self.guard.append(_Condition(self, test, False, "early-exit", through, statement, not statement.orelse))
         elif left_else:
             self.flow = then
 
@@ -508,7 +498,7 @@ class FunctionReader(Operands):
         if isinstance(node, ast.IfExp):
             self.expression(node.test)
             for branch, polarity in ((node.body, True), (node.orelse, False)):
-                self.guard.append(_Condition(self, node.test, polarity, "ternary", None, None, True))
+                self.guard.append(_Condition(self, node.test, polarity, "ternary"))
                 self.expression(branch)
                 self.guard.pop()
             return
@@ -679,6 +669,12 @@ class FunctionReader(Operands):
             )
             span = span_of(statement.test, self.file.lines)
             self.backend_tests.append(BackendTest(members, span, self.qualname, self.class_name, chosen, leaves))
+
+
+def _joined(node: ast.expr, positive: bool) -> list[ast.expr] | None:
+    """The operands of an `and` that must hold, or of an `or` that must not."""
+    join = ast.And if positive else ast.Or
+    return node.values if isinstance(node, ast.BoolOp) and isinstance(node.op, join) else None
 
 
 def _attention_group(node: ast.Call) -> bool:

@@ -140,6 +140,7 @@ def _finding(finding: Finding) -> str:
             ("wrong", finding.witness),
             ("help", finding.remedy),
             ("fix", f"{finding.fix.safety.value}: {finding.fix.reason}" if finding.fix is not None else None),
+            ("no fix", finding.unfixable),
         )
         if text
     ]

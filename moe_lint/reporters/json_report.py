@@ -70,6 +70,7 @@ def _finding(finding: Finding) -> dict[str, object]:
             "call": fix.helper,
             "arguments": dict(fix.arguments),
         },
+        "unfixable": finding.unfixable,
     }
 
 

@@ -102,6 +102,7 @@ def _told(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
     for finding in findings:
         yield from (("see", f"{one.path}:{one.line}: {one.message}") for one in finding.related)
     yield from (("fix", f"{one.fix.safety.value}: {one.fix.reason}") for one in findings if one.fix is not None)
+    yield from (("no fix", one.unfixable) for one in findings if one.unfixable is not None)
 
 
 def _read(path: str) -> list[str]:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
+from msgspec import Struct
 from msgspec.structs import replace
 
-from moe_lint.formula import TRUE, Formula, Relation, atom_set
+from moe_lint.facts import GuardPart
+from moe_lint.formula import TRUE, Formula, Relation, TooManyAtoms, atom_set, conj, disj, negate
 from moe_lint.model import FixPlan, Route, Safety, Span
 from moe_lint.policy import Policy
 from moe_lint.rules._handing import HandedDown, hand_down
 from moe_lint.rules._wording import helper_arguments, helper_name, named, over_witness, under_witness
 from moe_lint.rules.base import Context
-from moe_lint.sites import Site, owner_of, without_topology
+from moe_lint.sites import Site, is_skip_atom, owner_of, without_ownership, without_topology
 
 
-def plan(site: Site, context: Context) -> FixPlan | None:
+def plan(site: Site, context: Context) -> FixPlan | str | None:
     """The rewrite that routes a site through the helper, whatever its guard does today."""
     return plan_call(site, context) if site.route is Route.HELPER else plan_guard(site, context)
 
 
-def plan_guard(site: Site, context: Context) -> FixPlan | None:
-    """Replace the skip part of a site's guard by the helper, or by the tree's wrapper. None: by hand only."""
+def plan_guard(site: Site, context: Context) -> FixPlan | str | None:
+    """Replace the skip part of a site's guard by the helper, or by the tree's wrapper; or the reason why not."""
     policy = context.policy
     helper = policy.helper
     if helper is None or site.axis == "other":
@@ -29,19 +33,17 @@ def plan_guard(site: Site, context: Context) -> FixPlan | None:
     else:
         module = policy.import_module(site.path)
     if module is None:
-        return None
+        return f"`{helper.name}` cannot be reached from here"
     handed = hand_down(site, context) if site.relation is Relation.WEAKER else None
     if isinstance(handed, HandedDown):
         knowing = replace(site, flags=tuple(sorted((*site.flags, *handed.flags))))
-        found = _guard_plan(knowing, policy, module) or _wrap_plan(knowing, policy, module)
-        if found is not None and found.safety is Safety.CORRECTIVE:
+        found = _route(knowing, context, module)
+        if isinstance(found, FixPlan) and found.safety is Safety.CORRECTIVE:
             default = {flag for flag, _ in handed.flags} - {*handed.asked}
             reason = _gain(knowing, policy, default)
-            return replace(found, reason=f"{reason}; {handed.note}", parts=handed.parts)
-    found = (
-        _wrapper_plan(site, context, module) or _guard_plan(site, policy, module) or _wrap_plan(site, policy, module)
-    )
-    if isinstance(handed, str) and found is not None and found.safety is Safety.CORRECTIVE:
+            return replace(found, reason=f"{reason}; {handed.note}", parts=(*found.parts, *handed.parts))
+    found = _pair_plan(site, context) or _wrapper_plan(site, context, module) or _route(site, context, module)
+    if isinstance(handed, str) and isinstance(found, FixPlan) and found.safety is Safety.CORRECTIVE:
         return replace(found, reason=f"{found.reason} (not done here: {handed})")
     return found
 
@@ -71,86 +73,204 @@ def plan_call(site: Site, context: Context) -> FixPlan | None:
     )
 
 
-def _guard_plan(site: Site, policy: Policy, module: str) -> FixPlan | None:
-    helper = policy.helper
-    assert helper is not None
-    kinds = {part: [_kind(text, formula, site, policy) for text, formula in part.operands] for part in site.raw.guard}
-    carrying = [part for part, found in kinds.items() if {"skip", "mixed"} & set(found)]
-    if any("mixed" in found for found in kinds.values()) or len(carrying) > 1:
-        return None
-    if carrying:
-        target = carrying[0]
-    else:
-        inner = [part for part in site.raw.guard if part.kind in ("if", "ternary") and part.exclusive]
-        if not inner or inner[-1] is not site.raw.guard[-1]:
-            return None
-        target = inner[-1]
-    if target.kind not in ("if", "else", "ternary", "early-exit"):
-        return None
+class _Condition(Struct, frozen=True):
+    """One condition of a site's guard, as the helper's call may change it."""
+
+    part: GuardPart
+    #: what each operand is about
+    kinds: tuple[str, ...]
+    #: it decides about the reduction and nothing else
+    alone: bool
+
+    @property
+    def drop(self) -> tuple[str, ...]:
+        return tuple(t for (t, _), kind in zip(self.part.operands, self.kinds, strict=True) if kind == "skip")
+
+    @property
+    def dropped(self) -> Formula:
+        return conj(f for (_, f), kind in zip(self.part.operands, self.kinds, strict=True) if kind == "skip")
+
+    @property
+    def kept(self) -> Formula:
+        return conj(f for (_, f), kind in zip(self.part.operands, self.kinds, strict=True) if kind != "skip")
+
+    @property
+    def emptied(self) -> bool:
+        return {*self.kinds} == {"skip"}
+
+    @property
+    def separable(self) -> bool:
+        """Whether its skip operands can be taken out: asked one by one, they are all that it asks."""
+        operands = [formula for _, formula in self.part.operands]
+        whole = (conj(operands), negate(disj(negate(operand) for operand in operands)))
+        return self.part.kind in _REWRITABLE and self.part.formula in whole and "act" not in self.kinds
+
+
+#: Conditions that a rewrite can change where they stand.
+_REWRITABLE = ("if", "else", "ternary", "early-exit")
+
+
+def _route(site: Site, context: Context, module: str) -> FixPlan | str:
+    """Ask the helper where the guard names skip reasons; or just around the reduction, if that is all that may change.
+
+    Whatever a condition decides besides the reduction stays as it is. Skip reasons that cannot be taken out for that
+    reason stay, too: beside the helper they are redundant.
+    """
+    policy = context.policy
     safety, reason = _safety(site, policy)
-    if not target.exclusive:
-        safety, reason = Safety.UNSAFE, "the condition also guards other statements"
-    drop = tuple(text for (text, _), kind in zip(target.operands, kinds[target], strict=True) if kind == "skip")
+    conditions = [_condition(part, site, context) for part in site.raw.guard]
+    removable = [c for c in conditions if c.drop and c.separable and c.alone]
+    here = [c for c in removable if c.emptied] or removable
+    here = here or [c for c in conditions if c.drop and c.separable and _same(c, site, context)]
+    fitting = here or [c for c in conditions[-1:] if c.alone and c.part.kind in ("if", "ternary")]
+    target = fitting[-1] if fitting else None
+    others = [c for c in removable if c is not target and not c.emptied]
+    stays = [c.kept if c is target or c in others else c.part.formula for c in conditions]
+    if safety is Safety.UNSAFE and not _equal_beside_helper(conj(stays), site, policy):
+        return "it also skips where the helper does not, in a condition that decides about other code, too"
+    if target is None and not _stands_alone(site):
+        return "the reduction is a part of its statement, and the conditions around it decide about other code, too"
+    common = (helper_name(site, policy), helper_arguments(site, policy), module, safety, reason)
+    parts = tuple(_part(c, site, safety) for c in others)
+    if target is None:
+        return FixPlan(site.path, "wrap", site.raw.statement, None, True, (), *common, parts=parts)
+    guard = target.part.carrier or target.part.span
+    drop = target.drop if here else ()
     return FixPlan(
         site.path,
         "guard",
         site.raw.statement,
-        target.carrier or target.span,
-        target.positive,
+        guard,
+        target.part.positive,
         drop,
-        helper_name(site, policy),
-        helper_arguments(site, policy),
-        module,
-        safety,
-        reason,
+        *common,
+        parts=parts,
+        harmless=_questions(site, policy),
     )
 
 
-def _wrap_plan(site: Site, policy: Policy, module: str) -> FixPlan | None:
-    """A bare `x = all_reduce(x)` or `return all_reduce(x)` gets an `if` of its own."""
-    helper = policy.helper
-    assert helper is not None
-    if site.route is not Route.NONE or not _stands_alone(site):
-        return None
-    safety, reason = _safety(site, policy)
+def _questions(site: Site, policy: Policy) -> tuple[str, ...]:
+    """The calls in a guard that the helper makes, too."""
+    asked = {name for reason in policy.reasons(site.axis) for name in atom_set(reason.formula)}
+    names = {name for part in site.raw.guard for name in atom_set(part.formula)}
+    return tuple(sorted(name for name in names & asked if name.endswith(")")))
+
+
+def _condition(part: GuardPart, site: Site, context: Context) -> _Condition:
+    facts = context.index.facts(site.path)
+    assert facts is not None
+    kinds = tuple(_kind(text, formula, site, context.policy) for text, formula in part.operands)
+    function = site.raw.function.removesuffix(".<lambda>")
+    alone = part.kind in _REWRITABLE and facts.only_guards(function, site.raw.span, part.span)
+    return _Condition(part, kinds, alone)
+
+
+def _part(condition: _Condition, site: Site, safety: Safety) -> FixPlan:
+    """Take the skip operands out of a condition; the helper is asked in another one."""
+    part = condition.part
+    guard = part.carrier or part.span
+    why = "asked by the helper"
     return FixPlan(
-        site.path,
-        "wrap",
-        site.raw.statement,
-        None,
-        True,
-        (),
-        helper_name(site, policy),
-        helper_arguments(site, policy),
-        module,
-        safety,
-        reason,
+        site.path, "guard", site.raw.statement, guard, part.positive, condition.drop, "", (), "", safety, why
     )
+
+
+def _same(condition: _Condition, site: Site, context: Context) -> bool:
+    """Whether the skip operands of a condition say what the helper says, so that it may replace them anywhere.
+
+    Not where the condition guards a second reduction: its helper call may be another.
+    """
+    span, policy = condition.part.span, context.policy
+    others = (s for s in context.sites if s.path == site.path and s.raw.span != site.raw.span)
+    if any(part.span == span for other in others for part in other.raw.guard):
+        return False
+    own = frozenset(name for name in atom_set(condition.dropped) if is_skip_atom(name, policy.profile))
+    return _judged(condition.dropped, site, policy, own) is Relation.EQUAL
+
+
+def _equal_beside_helper(stays: Formula, site: Site, policy: Policy) -> bool:
+    asked = policy.skips(site.axis, site.known_flags)
+    return _judged(conj((stays, negate(asked))), site, policy) is Relation.EQUAL
+
+
+def _judged(guard: Formula, site: Site, policy: Policy, own: frozenset[str] = frozenset()) -> Relation | None:
+    guard = policy.in_helper_terms(without_topology(guard, policy.profile), owner_of(site))
+    guard = without_ownership(guard, policy.profile)
+    try:
+        return policy.judge(guard, site.axis, site.known_flags, own).relation
+    except TooManyAtoms:
+        return None
 
 
 def _stands_alone(site: Site) -> bool:
+    """`x = all_reduce(x)`, `y = all_reduce(x)` or `return all_reduce(x)`: it can get an `if` of its own."""
     raw = site.raw
-    return raw.operand.isidentifier() and (
-        raw.shape == "return" or (raw.shape == "assign" and raw.target == raw.operand)
-    )
+    assigns = raw.shape == "assign" and raw.target is not None and raw.target.isidentifier()
+    return raw.operand.isidentifier() and (assigns or raw.shape == "return")
 
 
 def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
     """`x = wrapper(x)` in a tree whose sanctioned form is a wrapper that does just what this site does."""
     wrapper = context.wrappers.get(site.raw.collective)
-    if wrapper is None or not _stands_alone(site) or (wrapper.takes_flags and site.raw.flags):
+    whole = _replaceable(site, context)
+    if wrapper is None or whole is None or (wrapper.takes_flags and site.raw.flags):
         return None
-    if site.method in context.policy.profile.wrappers:
-        return None  # it would call itself
+    if not wrapper.method:
+        module = context.policy.import_module(site.path, wrapper.name, wrapper.path) or module
+    name = f"{context.policy.receiver(owner_of(site))}.{wrapper.name}" if wrapper.method else wrapper.name
+    return _call_wrapper(site, name, module, (whole,), _safety(site, context.policy), context)
+
+
+def _pair_plan(site: Site, context: Context) -> FixPlan | None:
+    """One `x = wrapper(x)` for an EP/TP pair of neighbours, in a tree whose wrapper runs both; the same for each."""
+    twins = [
+        other
+        for other in context.judged()
+        if (other.path, other.raw.function) == (site.path, site.raw.function)
+        and {other.axis, site.axis} == {"EP", "TP"}
+        and other.raw.operand == site.raw.operand
+    ]
+    if len(twins) != 1:
+        return None
+    first, second = sorted((site, twins[0]), key=lambda one: one.raw.span)
+    wrapper = context.pair_wrappers.get(frozenset((first.raw.collective, second.raw.collective)))
+    places = (_replaceable(first, context), _replaceable(second, context))
+    module = context.policy.import_module(site.path, wrapper.name, wrapper.path) if wrapper is not None else None
+    facts = context.index.facts(site.path)
+    if wrapper is None or module is None or facts is None or "return" in (first.raw.shape, second.raw.shape):
+        return None
+    spans = tuple(place for place in places if place is not None)
+    if len(spans) != 2 or spans[0].column != spans[1].column:
+        return None
+    lines = facts.lines[spans[0].line - 1 : spans[1].end_line]
+    between = facts.lines[spans[0].end_line : spans[1].line - 1]
+    if any("#" in line for line in lines) or any(line.strip() for line in between):
+        return None  # a comment would be lost, or something is done in between
+    told = [_safety(one, context.policy) for one in (first, second)]
+    worst = max(told, key=lambda one: tuple(Safety).index(one[0]))
+    return _call_wrapper(first, wrapper.name, module, spans, worst, context)
+
+
+def _replaceable(site: Site, context: Context) -> Span | None:
+    """The statement that is nothing but the guarded reduction: what a wrapper's call may replace."""
+    if not _stands_alone(site) or site.method in context.policy.profile.wrappers:
+        return None  # a wrapper would call itself
+    if site.raw.shape == "assign" and site.raw.target != site.raw.operand:
+        return None
     whole: Span | None = None
     for part in site.raw.guard:
         if all(_kind(text, formula, site, context.policy) in ("topology", "skip") for text, formula in part.operands):
-            if part.kind != "if" or part.carrier is not None or not part.exclusive or part.statement is None:
+            if part.kind != "if" or part.statement is None or not _condition(part, site, context).alone:
                 return None
             whole = whole or part.statement
         elif whole is not None:
             return None  # a foreign condition inside: replacing the outer statement would lose it
-    safety, reason = _safety(site, context.policy)
+    return whole or site.raw.statement
+
+
+def _call_wrapper(
+    site: Site, name: str, module: str, places: tuple[Span, ...], told: tuple[Safety, str], context: Context
+) -> FixPlan:
     return FixPlan(
         site.path,
         "wrapper",
@@ -158,33 +278,57 @@ def _wrapper_plan(site: Site, context: Context, module: str) -> FixPlan | None:
         None,
         True,
         (),
-        f"{context.policy.receiver(owner_of(site))}.{wrapper.name}" if wrapper.method else wrapper.name,
+        name,
         (("", site.raw.operand),),
         module,
-        safety,
-        reason,
-        replace=(whole or site.raw.statement,),
+        *told,
+        replace=places,
+        harmless=_questions(site, context.policy),
     )
 
 
 def _kind(written: str, formula: Formula, site: Site, policy: Policy) -> str:
-    """What an operand of a condition is about: topology, skip, foreign, or mixed (skip and foreign in one)."""
+    """What an operand of a condition is about: topology, skip, foreign, mixed (skip and another) or act."""
     rest = without_topology(formula, policy.profile)
     if rest == TRUE:
         return "topology"
     names = atom_set(rest)
     if any(":=" in text or "await " in text for text in (written, *names)):
-        return "mixed"  # it does more than ask
+        return "act"  # it does more than ask
     # only what the helper covers at this very site may be dropped: anything else stays in the guard
     covered = {name for r in policy.reasons(site.axis, site.known_flags) for name in atom_set(r.formula)}
+    covered -= _unseen(written, formula, policy)
     skips = names & (covered | policy.delegates() | set(policy.helper_calls(rest)))
     if not skips:
         return "foreign"
-    return "skip" if skips == names else "mixed"
+    return "skip" if skips == names == atom_set(formula) else "mixed"
+
+
+def held_by_name(site: Site, policy: Policy) -> frozenset[str]:
+    """The flags in a guard that the helper cannot see: it takes none and reads what the layer published, not these."""
+    operands = (operand for part in site.raw.guard for operand in part.operands)
+    return frozenset(flag for text, formula in operands for flag in _unseen(text, formula, policy))
+
+
+def _unseen(written: str, formula: Formula, policy: Policy) -> frozenset[str]:
+    """The flags in one operand that are not asked for as the helper asks (`get_forward().flag`)."""
+    helper = policy.helper
+    if helper is None or helper.flags:
+        return frozenset()
+    found = set()
+    for spelling, flag in policy.profile.flag_names.items():
+        if flag in atom_set(formula) and re.search(rf"(?<!\)\.)(?<!\w){spelling}\b", written):
+            found.add(flag)
+    shown = {flag for spelling, flag in policy.profile.flag_names.items() if re.search(rf"\b{spelling}\b", written)}
+    hidden = {flag.name for flag in policy.profile.flags} & atom_set(formula) - shown  # in a local
+    return frozenset(found | hidden)
 
 
 def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
     """The safety of routing a site through the helper, and the reason in one line."""
+    held = tuple(flag.name for flag in policy.profile.flags if flag.name in held_by_name(site, policy))
+    if site.relation is Relation.EQUAL and held:
+        return Safety.CORRECTIVE, f"stops reducing for what the layer published; {_stay(held)}"
     if site.relation is Relation.EQUAL:
         return Safety.SAFE, "the same decision in every state"
     told = site.absorber or site.route in (Route.INLINE, Route.HELPER)
@@ -192,10 +336,15 @@ def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
         lacking = {*site.missing} - {*site.known_flags}
         unknown = tuple(flag.name for flag in policy.profile.flags if flag.name in lacking)
         told_not = f"; {named(unknown)} {_not_in_scope(unknown)}" if unknown and site.absorber else ""
-        return Safety.CORRECTIVE, f"{_gain(site, policy, set())}{told_not}"
+        stay = f"; {_stay(held)}" if held else ""
+        return Safety.CORRECTIVE, f"{_gain(site, policy, set())}{told_not}{stay}"
     if site.relation is Relation.WEAKER:
         return Safety.UNSAFE, "no absorber was found around this block: the sum could be lost"
     return Safety.UNSAFE, under_witness(site, policy) or over_witness(site, policy) or "the decision changes"
+
+
+def _stay(flags: tuple[str, ...]) -> str:
+    return f"{named(flags)} {'stays' if len(flags) == 1 else 'stay'}: the helper asks what was published, not these"
 
 
 def _not_in_scope(flags: tuple[str, ...]) -> str:

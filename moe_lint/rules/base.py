@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar
 
 from msgspec import Struct
 
 from moe_lint.callers import Callers
-from moe_lint.formula import Relation
+from moe_lint.formula import FALSE, TRUE, Relation, assign, atom_set, conj, disj, satisfiable
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Confidence, Finding, FixPlan, Related, Severity
 from moe_lint.policy import Policy
@@ -21,6 +21,7 @@ class Wrapper(Struct, frozen=True):
     """A sanctioned function that does the guarded reduction itself. One that takes flags must be told them."""
 
     name: str
+    path: str
     takes_flags: bool
     #: a method of the class that also answers the helper's question
     method: bool = False
@@ -65,9 +66,45 @@ class Context(Struct, frozen=True, dict=True):
             _, params, defaults = facts.header(function)
             given = params[1 + (owner is not None) :]
             if all(param in defaults for param in given):
-                wrapper = Wrapper(name, takes_flags=bool(given), method=owner is not None)
+                wrapper = Wrapper(name, inside[0].path, takes_flags=bool(given), method=owner is not None)
                 found.setdefault(inside[0].raw.collective, wrapper)
         return found
+
+    @cached_property
+    def pair_wrappers(self) -> Mapping[frozenset[str], Wrapper]:
+        """The collectives of an EP/TP pair -> the tree's wrapper that runs both, each as the helper says for its axis.
+
+        A further collective inside, for both axes at once, counts for each of them.
+        """
+        found: dict[frozenset[str], Wrapper] = {}
+        for name in self.policy.profile.wrappers:
+            inside = [s for s in self.sites if s.raw.class_name is None and s.raw.function == name]
+            facts = self.index.facts(inside[0].path) if inside else None
+            if facts is None or len(facts.header(name)[1]) != 1 or any(s.comparison is None for s in inside):
+                continue
+            last = {site.axis: site for site in inside}
+            if {*last} != {"EP", "TP"} or len({site.path for site in inside}) > 1:
+                continue
+            both = [site for site in inside if site not in last.values()]
+            if all(self._as_helper([one, *both]) for one in last.values()):
+                pair = frozenset(site.raw.collective for site in last.values())
+                found.setdefault(pair, Wrapper(name, inside[0].path, takes_flags=False))
+        return found
+
+    def _as_helper(self, sites: Sequence[Site]) -> bool:
+        """Whether just one of the reductions runs where the helper does not skip, whatever else they depend on."""
+        first, policy = sites[0], self.policy
+        guards = [site.guard for site in sites]
+        exclusive = all(
+            not satisfiable(conj((one, other))) for n, one in enumerate(guards) for other in guards[n + 1 :]
+        )
+        known = atom_set(policy.skips(first.axis)) | {a for g in guards for a in policy.helper_calls(g)}
+        open_cases = [disj(guards)]
+        for name in sorted(atom_set(open_cases[0]) - known):
+            open_cases = [assign(case, name, value) for case in open_cases for value in (TRUE, FALSE)]
+        return exclusive and all(
+            policy.judge(case, first.axis, first.known_flags).relation is Relation.EQUAL for case in open_cases
+        )
 
 
 class Case(Struct, frozen=True):
@@ -112,10 +149,10 @@ class Rule:
         severity: Severity | None = None,
         witness: str | None = None,
         remedy: str | None = None,
-        fix: FixPlan | None = None,
+        fix: FixPlan | str | None = None,
         related: tuple[Related, ...] = (),
     ) -> Finding:
-        """A finding at a site, with the helper's definition as a related place."""
+        """A finding at a site, with the helper's definition as a related place; ``fix``: a plan, or why not."""
         helper = context.policy.helper
         guard = deciding_part(site, context.policy.profile)
         place: tuple[Related, ...] = ()
@@ -136,8 +173,9 @@ class Rule:
             guard.span if guard is not None else None,
             (*related, *place),
             remedy,
-            fix,
+            fix if isinstance(fix, FixPlan) else None,
             subject(site),
+            fix if isinstance(fix, str) else None,
         )
 
 

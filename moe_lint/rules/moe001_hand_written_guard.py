@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route, Severity
 from moe_lint.rules._cases import case, experts, method
-from moe_lint.rules._planning import plan_guard
+from moe_lint.rules._planning import held_by_name, plan_guard
 from moe_lint.rules._wording import helper_call, named, witness
 from moe_lint.rules.base import Context, Rule
 
@@ -35,7 +35,8 @@ class HandWrittenGuard(Rule):
         ):
             x = tensor_model_parallel_all_reduce(x)
 
-    The fix replaces only the skip part of the condition. It is safe when both decide alike in every state, and
+    The fix replaces only the skip part of a condition that decides about the reduction alone; where other code hangs on
+    it, the helper is asked just around the reduction. It is safe when both decide alike in every state, and
     corrective when the guard only forgot reasons; if the guard skips where the helper would not, it needs
     `--unsafe-fixes`.
     """
@@ -243,12 +244,14 @@ class HandWrittenGuard(Rule):
                 message += "it skips in states in which the helper reduces"
             else:
                 message += "it decides differently"
+            held = tuple(sorted(held_by_name(site, policy)))
+            beside = f" beside {named(held)}, which it is not told" if held else ""
             yield self.finding(
                 site,
                 message,
                 context,
                 severity=Severity.WARNING if site.relation is Relation.EQUAL else None,
                 witness=witness(site, policy),
-                remedy=f"guard it with `not {helper_call(site, policy)}`",
+                remedy=f"guard it with `not {helper_call(site, policy)}`{beside}",
                 fix=plan_guard(site, context),
             )

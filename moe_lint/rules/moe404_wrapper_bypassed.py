@@ -100,7 +100,8 @@ class WrapperBypassed(Rule):
             if not all(_plain(member) for member in group) or site.method in context.policy.profile.wrappers:
                 continue
             axes = [member.axis for member in group]
-            name = _pair_wrapper(context) if sorted(axes) == ["EP", "TP"] else None
+            pair = context.pair_wrappers.get(frozenset(member.raw.collective for member in group))
+            name = pair.name if pair is not None and sorted(axes) == ["EP", "TP"] else None
             name = single.get(site.raw.collective) if len(group) == 1 else name
             if name is None:
                 continue
@@ -131,13 +132,3 @@ def _plain(site: Site) -> bool:
         and len(site.raw.guard) == 1
         and str(site.guard).count(" and ") == 0
     )
-
-
-def _pair_wrapper(context: Context) -> str | None:
-    """The wrapper that runs both sums of a pair without being told flags, if the tree has one."""
-    for name in context.policy.profile.wrappers:
-        inside = [site for site in context.sites if site.raw.class_name is None and site.raw.function == name]
-        facts = context.index.facts(inside[0].path) if inside else None
-        if facts is not None and {"EP", "TP"} <= {site.axis for site in inside} and len(facts.header(name)[1]) == 1:
-            return name
-    return None

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("torch")
+
 from reference_runtime.launch import verify
 from reference_runtime.plan import Settings
 from reference_runtime.verdicts import RunReport, Status

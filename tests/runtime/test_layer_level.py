@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("torch")
+
 from reference_runtime.launch import verify
 from reference_runtime.plan import Settings
 from reference_runtime.verdicts import RunReport, Verdict

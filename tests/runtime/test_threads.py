@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from reference_runtime.comm.base import Abandoned, CollectiveMismatch, Deadlock, Infeasible, Trace, Transport
-from reference_runtime.comm.group import Group
-from reference_runtime.comm.threads import run_ranks
+torch = pytest.importorskip("torch")
+
+from reference_runtime.comm.base import Abandoned, CollectiveMismatch, Deadlock, Infeasible, Trace, Transport  # noqa: E402
+from reference_runtime.comm.group import Group  # noqa: E402
+from reference_runtime.comm.threads import run_ranks  # noqa: E402
 
 
 def groups(transport: Transport) -> Group:

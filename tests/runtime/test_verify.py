@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch")
+
 from reference_runtime.launch import VerifyError, verify
 from reference_runtime.plan import Settings
 from reference_runtime.verdicts import ModelReport, RunReport, Status, Verdict
