@@ -114,6 +114,8 @@ def _unknown(site: Site, policy: Policy) -> str | None:
     """Why a site cannot be decided, None if it can."""
     if site.route is Route.DEFERRED:
         return "this is the absorber: it runs the sum that an earlier block deferred"
+    if site.route is Route.KEPT:
+        return "this is the absorber: the layer has told its block to leave this sum"
     if site.route is Route.OWNED:
         return "an argument decides who sums: each caller answers for itself"
     if site.raw.shape == "consumed":

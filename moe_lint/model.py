@@ -30,6 +30,7 @@ class Route(str, Enum):
     WRAPPER = "wrapper"  #: the call is a sanctioned wrapper, which asks the helper itself
     INLINE = "inline"  #: its guard names skip reasons by hand
     DEFERRED = "deferred"  #: it settles a sum that an earlier block marked as owed
+    KEPT = "kept"  #: its layer has told the block to leave this sum, in every state in which it runs
     OWNED = "owned"  #: an ownership parameter (`reduce_results`) decides, so the caller does
     NONE = "none"  #: nothing but topology guards it
 
