@@ -244,10 +244,12 @@ def compare(
     """Compare "the site reduces when" with "the helper skips when", over the feasible states.
 
     Atoms that only ``reduces`` has (foreign conjuncts such as ``hidden_states.shape[0] > 0``) do not count
-    for or against the site: it is taken to reduce in a state when some value of them makes it reduce. The atoms in
-    ``kept`` do count: they are skip reasons, whether or not the helper has them.
+    for or against the site: it is taken to reduce in a state when some feasible value of them makes it reduce. The
+    atoms in ``kept`` do count: they are skip reasons, whether or not the helper has them.
     """
     shared = atom_set(skips) | (kept & atom_set(reduces))
+    if (atom_set(reduces) - shared) & atom_set(feasible):
+        reduces = conj((reduces, feasible))  # their values must go together with the state
     for name in sorted(atom_set(reduces) - shared):
         reduces = exists(reduces, name)
     names = sorted(shared | atom_set(reduces) | (atom_set(feasible) & shared))

@@ -155,6 +155,8 @@ def judge_site(found: FoundSite, policy: Policy) -> Site:
                 comparison, missing = _as_called(found, policy, (comparison, missing), flags, scope, frozenset(named))
         except TooManyAtoms:
             problem = SkipReason.TOO_MANY_ATOMS
+        if route is Route.HELPER and missing and not policy.helper_calls(found.guard):
+            route = Route.INLINE  # it asks one half of the helper, and forgets the other
         unguarded = route is Route.NONE and comparison is not None and comparison.relation is not Relation.EQUAL
         if unguarded and found.absorber is None:
             problem = SkipReason.UNKNOWN_ABSORBER

@@ -273,7 +273,7 @@ def brute_force(reduces: Formula, skips: Formula, feasible: Formula) -> tuple[se
     for state in states(shared):
         rest = list(states(foreign))
         possible = any(value(feasible, {**state, **more}) for more in rest)
-        site = any(value(reduces, {**state, **more}) for more in rest)
+        site = any(value(And((reduces, feasible)), {**state, **more}) for more in rest)
         helper = value(skips, state)
         held = frozenset(name for name, on in state.items() if on)
         if possible and site and helper:
@@ -356,6 +356,13 @@ def test_a_difference_in_infeasible_states_only_is_no_difference() -> None:
     reduces = And((Or((Not(A), B)), Or((Not(B), A))))  # wrong only when both hold
     assert compare(reduces, Or((A, B))).relation is Relation.WEAKER
     assert compare(reduces, Or((A, B)), exclusive).relation is Relation.EQUAL
+
+
+def test_a_foreign_atom_that_excludes_a_reason_protects_the_site_from_it() -> None:
+    none, alpha = Atom("is_none"), Atom("is_alpha")
+    exclusive = Not(And((none, alpha)))
+    assert compare(And((none, Not(A))), Or((A, alpha))).relation is Relation.WEAKER
+    assert compare(And((none, Not(A))), Or((A, alpha)), exclusive).over is None
 
 
 def test_a_feasibility_constraint_on_atoms_of_neither_side_does_not_matter() -> None:

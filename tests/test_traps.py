@@ -300,6 +300,14 @@ def test_the_halves_of_the_helper_asked_one_by_one(tmp_path: Path) -> None:
     path = tree / "models" / "x.py"
     path.write_text(HEAD + block(guard) + LAYER)
     assert run(Options((str(tree),), SGLANG)).findings == ()
+    path.write_text(HEAD + block(guard.replace(" and not post_experts_output_is_complete(True)", "")) + LAYER)
+    (finding,) = run(Options((str(tree),), SGLANG)).findings
+    assert (finding.rule, finding.message) == (
+        "MOE001",
+        "hand-written guard bypasses `should_skip_post_experts_all_reduce`: it still reduces for "
+        "`should_use_dp_reduce_scatterv()` and `should_use_flashinfer_cutlass_moe_fp4_allgather()`, "
+        "where the helper skips",
+    )
 
 
 def test_a_wrapper_under_an_ownership_switch(tmp_path: Path) -> None:
