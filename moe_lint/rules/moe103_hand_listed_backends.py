@@ -5,13 +5,41 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from moe_lint.facts import BackendTest
-from moe_lint.formula import Atom, disj
+from moe_lint.formula import TRUE, Atom, TooManyAtoms, atom_set, conj, disj, negate, satisfiable
 from moe_lint.index import Ref
-from moe_lint.model import Confidence, Finding, Related, Severity
-from moe_lint.rules._cases import case, experts, method
+from moe_lint.launch import Configuration
+from moe_lint.model import Axis, Confidence, Finding, Related, Route, Severity
+from moe_lint.policy import Policy
+from moe_lint.rules._cases import UTILS, case, experts, method
 from moe_lint.rules._wording import named
-from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site
+
+_BY_MEMBERS = """
+    if get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake():{mark}
+        return self.forward_deepep(x)
+    return self.forward_normal(x)
+"""
+_ROUTED = experts(
+    """
+    if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+        is_tp_path=True,
+        use_reduce_scatter=use_reduce_scatter,
+        should_allreduce_fusion=should_allreduce_fusion,
+    ):
+        x = tensor_model_parallel_all_reduce(x)
+    """,
+    name="forward_normal",
+)
+_DEEPEP = method("x = self.experts(x)", name="forward_deepep", parameters="x")
+
+
+def _with_reason(found: Case, reason: str) -> Case:
+    """The case in a tree whose helper has one reason more."""
+    more = UTILS.replace(
+        "    return is_tp_path and", f"    if {reason}:\n        return True\n    return is_tp_path and"
+    )
+    return Case(found.name, {**found.files, "engine/layers/moe/utils.py": more})
 
 
 class HandListedBackends(Rule):
@@ -43,6 +71,16 @@ class HandListedBackends(Rule):
     severity = Severity.WARNING
     confidence = Confidence.MEDIUM
     VALID = (
+        case(
+            "class-predicate-before-a-wrapper",
+            method("if is_deepep_class_backend():\n    return self.forward_deepep(x)\nreturn self.forward_normal(x)"),
+            experts("x = reduce_moe_output(x)", name="forward_normal"),
+            _DEEPEP,
+        ),
+        _with_reason(
+            case("helper-knows-the-others", method(_BY_MEMBERS.format(mark="")), _ROUTED, _DEEPEP),
+            "get_moe_a2a_backend().is_mori()",
+        ),
         case(
             "class-predicate",
             method(
@@ -126,6 +164,16 @@ class HandListedBackends(Rule):
         ),
     )
     INVALID = (
+        _with_reason(
+            case("helper-knows-another", method(_BY_MEMBERS.format(mark="  # <- MOE103")), _ROUTED, _DEEPEP),
+            "get_moe_a2a_backend().is_mooncake()",
+        ),
+        case(
+            "behind-a-wrapper",
+            method(_BY_MEMBERS.format(mark="  # <- MOE103")),
+            experts("x = reduce_moe_output(x)", name="forward_normal"),
+            _DEEPEP,
+        ),
         case(
             "two-of-three",
             method(
@@ -210,31 +258,29 @@ class HandListedBackends(Rule):
         classes = context.policy.backend_classes()
         if not classes:
             return
-        for group in context.groups():
+        for group in _groups(context):
             site = group[0]
             reducing = {member.method for member in group}
             for test in _tests(site, reducing, context):
                 if not (test.leaves or test.chooses & reducing):
                     continue
                 for name, (members, ref) in sorted(classes.items()):
-                    if test.members < members:
-                        yield self._report(site, test, name, members, ref, context)
+                    left_out = [m for m in sorted(members - test.members) if _reduces_with(m, group, context.policy)]
+                    if test.members < members and left_out:
+                        yield self._report(site, test, name, left_out, ref, context)
                         break
 
     def _report(
-        self, site: Site, test: BackendTest, name: str, members: frozenset[str], ref: Ref, context: Context
+        self, site: Site, test: BackendTest, name: str, left_out: list[str], ref: Ref, context: Context
     ) -> Finding:
-        left_out = tuple(f"is_{member}()" for member in sorted(members - test.members))
-        questions = disj(Atom(f"{context.policy.profile.backend_getter}.{question}") for question in left_out)
-        shown = context.policy.configuration(questions, site.axis)
         facts = context.index.facts(ref.path)
         line = facts.header(ref.name)[0] if facts is not None else 1
         finding = self.finding(
             site,
-            f"a2a backends listed by hand: `{name}()` also counts {named(left_out)}, "
+            f"a2a backends listed by hand: `{name}()` also counts {named(tuple(f'is_{m}()' for m in left_out))}, "
             "with which this block takes the path that reduces",
             context,
-            witness=f"with {shown} the backend's combine has summed, and this block sums again" if shown else None,
+            witness=_shown(left_out, site.axis, context.policy),
             remedy=f"ask `{name}()`",
             related=(Related(ref.path, line, f"`{name}` is defined here"),),
         )
@@ -246,6 +292,49 @@ class HandListedBackends(Rule):
             relation=None,
             confidence=Confidence.LOW if len(test.members) == 1 else self.confidence,
         )
+
+
+def _groups(context: Context) -> Iterable[list[Site]]:
+    """The reductions after experts, by hand or by a wrapper, class by class."""
+    found: dict[tuple[str, str], list[Site]] = {}
+    for site in context.sites:
+        judged = site.comparison is not None or site.route is Route.WRAPPER
+        if site.post_experts and judged and site.raw.class_name is not None:
+            found.setdefault((site.path, site.raw.class_name), []).append(site)
+    return found.values()
+
+
+def _question(member: str, policy: Policy) -> Atom:
+    return Atom(f"{policy.profile.backend_getter}.is_{member}()")
+
+
+def _reduces_with(member: str, group: Iterable[Site], policy: Policy) -> bool:
+    """Whether one of the reductions can run with that backend: the helper may know it even if the list does not."""
+    axes: tuple[Axis, ...] = ("TP", "EP")
+    wrapped = disj(negate(policy.skips(axis)) for axis in axes) if policy.helper is not None else TRUE
+    for site in group:
+        guard = conj((site.guard, wrapped)) if site.route is Route.WRAPPER else policy.with_helper(site.guard)
+        holds = policy.opened(conj((guard, _question(member, policy))))
+        try:
+            if satisfiable(conj((holds, policy.feasible(atom_set(holds))))):
+                return True
+        except TooManyAtoms:
+            return True
+    return False
+
+
+def _shown(left_out: list[str], axis: Axis, policy: Policy) -> str | None:
+    """A launch configuration for the first of the backends that has one; the others by name."""
+    shown: dict[str, Configuration] = {}
+    for member in left_out:
+        found = policy.configuration(_question(member, policy), axis)
+        if found is not None:
+            shown[member] = found
+    if not shown:
+        return None
+    first, *others = shown
+    more = f" (or {', '.join(f'`{member}`' for member in others)})" if others else ""
+    return f"with {shown[first]}{more} the backend's combine has summed, and this block sums again"
 
 
 def _tests(site: Site, reducing: set[str], context: Context) -> Iterable[BackendTest]:
