@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from textwrap import indent
 
 from msgspec.structs import replace
 
@@ -10,10 +11,10 @@ from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Axis, Confidence, Finding, Related, Route, Severity
 from moe_lint.policy import Policy
-from moe_lint.rules._cases import UTILS, case, experts, method
+from moe_lint.rules._cases import UTILS, case, experts, layer_case, method
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
-from moe_lint.sites import Site
+from moe_lint.sites import Site, is_ownership
 
 _BY_MEMBERS = """
     if get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake():{mark}
@@ -32,6 +33,16 @@ _ROUTED = experts(
     name="forward_normal",
 )
 _DEEPEP = method("x = self.experts(x)", name="forward_deepep", parameters="x")
+
+
+def _owned(name: str, given: str, mark: str = "") -> Case:
+    """A block that reduces where its layer has left the sum to it."""
+    init = "def __init__(self, config, reduce_results=True):\n    self.experts = FusedMoE(config)\n"
+    init += "    self.reduce_results = reduce_results\n"
+    body = "\nif self.reduce_results:\n    x = reduce_moe_output(x)"
+    methods = (init, method(_BY_MEMBERS.format(mark=mark)), experts(body, name="forward_normal"), _DEEPEP)
+    whole = "class Block:\n" + indent("\n".join(methods), "    ")
+    return layer_case(name, whole, build=f"self.mlp = Block(config{given})", layer="x = self.mlp(x)")
 
 
 def _with_reason(found: Case, reason: str) -> Case:
@@ -71,9 +82,16 @@ class HandListedBackends(Rule):
     severity = Severity.WARNING
     confidence = Confidence.MEDIUM
     VALID = (
+        _owned("left-to-the-layer", ", reduce_results=False"),
         case(
             "class-predicate-before-a-wrapper",
-            method("if is_deepep_class_backend():\n    return self.forward_deepep(x)\nreturn self.forward_normal(x)"),
+            method(
+                """
+                if is_deepep_class_backend():
+                    return self.forward_deepep(x)
+                return self.forward_normal(x)
+                """
+            ),
             experts("x = reduce_moe_output(x)", name="forward_normal"),
             _DEEPEP,
         ),
@@ -164,6 +182,7 @@ class HandListedBackends(Rule):
         ),
     )
     INVALID = (
+        _owned("left-to-the-block", "", mark="  # <- MOE103"),
         _with_reason(
             case("helper-knows-another", method(_BY_MEMBERS.format(mark="  # <- MOE103")), _ROUTED, _DEEPEP),
             "get_moe_a2a_backend().is_mooncake()",
@@ -299,9 +318,15 @@ def _groups(context: Context) -> Iterable[list[Site]]:
     found: dict[tuple[str, str], list[Site]] = {}
     for site in context.sites:
         judged = site.comparison is not None or site.route is Route.WRAPPER
-        if site.post_experts and judged and site.raw.class_name is not None:
+        if site.post_experts and judged and site.raw.class_name is not None and not _left_to_others(site, context):
             found.setdefault((site.path, site.raw.class_name), []).append(site)
     return found.values()
+
+
+def _left_to_others(site: Site, context: Context) -> bool:
+    """Whether every layer that uses the block has taken its sum over (`reduce_results=False`)."""
+    owned = any(is_ownership(name, context.policy.profile) for name in atom_set(site.guard))
+    return owned and not context.callers.routes_to(site)
 
 
 def _question(member: str, policy: Policy) -> Atom:
