@@ -72,8 +72,9 @@ class HandListedBackends(Rule):
             return self.forward_deepep(x)
         return self.forward_normal(x)
 
-    Reported only where the test decides whether a method with an all-reduce after the experts runs. A test for a
-    single backend may be meant as such, so it is reported at low confidence: select the rule to see those too. There
+    Reported only where the test decides whether a method with an all-reduce after the experts runs, and for those
+    backends for which the helper does not skip. A test for a single backend of the family may be meant as such, so it
+    is reported at low confidence: select the rule to see those too. There
     is no automatic fix: whether the model supports the other backends is for its maintainers to say.
     """
 
@@ -82,6 +83,18 @@ class HandListedBackends(Rule):
     severity = Severity.WARNING
     confidence = Confidence.MEDIUM
     VALID = (
+        case(
+            "all-members-and-one-of-another-family",
+            method(
+                """
+                if is_deepep_class_backend() or get_moe_a2a_backend().is_fuseep():
+                    return self.forward_deepep(x)
+                return self.forward_normal(x)
+                """,
+            ),
+            _ROUTED,
+            _DEEPEP,
+        ),
         _owned("left-to-the-layer", ", reduce_results=False"),
         case(
             "class-predicate-before-a-wrapper",
@@ -182,6 +195,22 @@ class HandListedBackends(Rule):
         ),
     )
     INVALID = (
+        case(
+            "one-of-another-family-listed-too",
+            method(
+                """
+                if (
+                    get_moe_a2a_backend().is_deepep()  # <- MOE103
+                    or get_moe_a2a_backend().is_mooncake()
+                    or get_moe_a2a_backend().is_fuseep()
+                ):
+                    return self.forward_deepep(x)
+                return self.forward_normal(x)
+                """,
+            ),
+            _ROUTED,
+            _DEEPEP,
+        ),
         _owned("left-to-the-block", "", mark="  # <- MOE103"),
         _with_reason(
             case("helper-knows-another", method(_BY_MEMBERS.format(mark="  # <- MOE103")), _ROUTED, _DEEPEP),
@@ -285,12 +314,13 @@ class HandListedBackends(Rule):
                     continue
                 for name, (members, ref) in sorted(classes.items()):
                     left_out = [m for m in sorted(members - test.members) if _reduces_with(m, group, context.policy)]
-                    if test.members < members and left_out:
-                        yield self._report(site, test, name, left_out, ref, context)
+                    common = test.members & members
+                    if common and left_out:
+                        yield self._report(site, test, name, left_out, ref, context, len(common))
                         break
 
     def _report(
-        self, site: Site, test: BackendTest, name: str, left_out: list[str], ref: Ref, context: Context
+        self, site: Site, test: BackendTest, name: str, left_out: list[str], ref: Ref, context: Context, common: int
     ) -> Finding:
         facts = context.index.facts(ref.path)
         line = facts.header(ref.name)[0] if facts is not None else 1
@@ -309,7 +339,7 @@ class HandListedBackends(Rule):
             guard=test.span,
             function=test.function.rsplit(".", 1)[-1],
             relation=None,
-            confidence=Confidence.LOW if len(test.members) == 1 else self.confidence,
+            confidence=Confidence.LOW if common == 1 else self.confidence,
         )
 
 
@@ -334,18 +364,21 @@ def _question(member: str, policy: Policy) -> Atom:
 
 
 def _reduces_with(member: str, group: Iterable[Site], policy: Policy) -> bool:
-    """Whether one of the reductions can run with that backend: the helper may know it even if the list does not."""
+    """Whether each of the reductions can run with that backend: the helper may know it even if the list does not.
+
+    Where only some of them can, their guards have drifted apart, which is another rule's business.
+    """
     axes: tuple[Axis, ...] = ("TP", "EP")
     wrapped = disj(negate(policy.skips(axis)) for axis in axes) if policy.helper is not None else TRUE
     for site in group:
         guard = conj((site.guard, wrapped)) if site.route is Route.WRAPPER else policy.with_helper(site.guard)
         holds = policy.opened(conj((guard, _question(member, policy))))
         try:
-            if satisfiable(conj((holds, policy.feasible(atom_set(holds))))):
-                return True
+            if not satisfiable(conj((holds, policy.feasible(atom_set(holds))))):
+                return False
         except TooManyAtoms:
-            return True
-    return False
+            continue
+    return True
 
 
 def _shown(left_out: list[str], axis: Axis, policy: Policy) -> str | None:
