@@ -63,6 +63,7 @@ class SkipReason(str, Enum):
     SYNTAX_ERROR = "syntax-error"  #: neither `ast` nor libcst can parse it
     NO_HELPER = "no-helper"  #: the tree has no helper, and its guards name no skip reason to make one from
     HELPER_NOT_BOOLEAN = "helper-not-boolean"  #: the helper's body is not a boolean function
+    PREDICATE_NOT_BOOLEAN = "predicate-not-boolean"  #: a central predicate beside the helper is none either
     TOO_MANY_ATOMS = "too-many-atoms"  #: a guard has more conditions than a truth table is built for
     UNKNOWN_AXIS = "unknown-axis"  #: a post-experts reduction whose group is neither TP nor EP
     UNKNOWN_ABSORBER = "unknown-absorber"  #: nobody in the tree was seen building this block
