@@ -121,7 +121,7 @@ def _unknown(site: Site, policy: Policy) -> str | None:
     if site.raw.shape == "consumed":
         return "a norm consumes the sum on the spot"
     if site.axis == "other":
-        return "the group is neither TP nor EP"
+        return "the group is not known to be TP or EP"
     if site.problem is SkipReason.TOO_MANY_ATOMS:
         return "too many conditions to enumerate"
     if site.absorber is None:

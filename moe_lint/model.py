@@ -65,7 +65,7 @@ class SkipReason(str, Enum):
     HELPER_NOT_BOOLEAN = "helper-not-boolean"  #: the helper's body is not a boolean function
     PREDICATE_NOT_BOOLEAN = "predicate-not-boolean"  #: a central predicate beside the helper is none either
     TOO_MANY_ATOMS = "too-many-atoms"  #: a guard has more conditions than a truth table is built for
-    UNKNOWN_AXIS = "unknown-axis"  #: a post-experts reduction whose group is neither TP nor EP
+    UNKNOWN_AXIS = "unknown-axis"  #: a post-experts reduction whose group is not known to be TP or EP
     UNKNOWN_ABSORBER = "unknown-absorber"  #: nobody in the tree was seen building this block
     DISAGREEMENT = "front-ends-disagree"  #: `ast` and libcst read a guard differently: a defect of moe-lint
 

@@ -143,7 +143,7 @@ def test_without_an_absorber_a_block_that_always_sums_sums_once(tmp_path: Path) 
         (ROUTED, False, "the block leaves sums out, and no absorber was found around it"),
         (f"if self.reduce_results:\n    {SUM}\n", True, "an argument decides who sums: each caller answers for itself"),
         ("x = self.norm(tensor_model_parallel_all_reduce(x))\n", True, "a norm consumes the sum on the spot"),
-        ("x = world_all_reduce(x)\n", True, "the group is neither TP nor EP"),
+        ("x = world_all_reduce(x)\n", True, "the group is not known to be TP or EP"),
     ],
 )
 def test_what_cannot_be_decided_is_said_to_be_undecided_and_why(
