@@ -179,7 +179,20 @@ def table(formula: Formula, names: Sequence[str]) -> int:
 
 
 def satisfiable(formula: Formula) -> bool:
-    return table(formula, sorted(atom_set(formula))) != 0
+    """Whether a formula can hold. Raises ``TooManyAtoms`` if too many of its conditions hang together."""
+    return all(table(part, sorted(atom_set(part))) != 0 for part in _independent(formula))
+
+
+def _independent(formula: Formula) -> Iterator[Formula]:
+    """The operands of a conjunction, those that share atoms as one: all of them hold if each of them can."""
+    groups: list[tuple[frozenset[str], list[Formula]]] = []
+    for part in formula.operands if isinstance(formula, And) else (formula,):
+        names, parts = frozenset(atom_set(part)), [part]
+        for group in [group for group in groups if group[0] & names]:
+            names, parts = names | group[0], parts + group[1]
+            groups.remove(group)
+        groups.append((names, parts))
+    return (conj(parts) for _, parts in groups)
 
 
 def assign(formula: Formula, name: str, value: Formula) -> Formula:

@@ -397,9 +397,16 @@ def test_one_atom_more_is_refused_with_both_numbers() -> None:
         compare(TRUE, Or(many(MAX_ATOMS + 1)))
 
 
+def test_conditions_that_have_nothing_in_common_are_not_too_many() -> None:
+    names = many(2 * MAX_ATOMS)
+    apart = And(tuple(Or((one, other)) for one, other in zip(names[::2], names[1::2], strict=True)))
+    assert satisfiable(apart)
+    assert not satisfiable(And((*apart.operands, Not(names[0]), Not(names[1]))))
+
+
 def test_satisfiable_refuses_too_many_atoms() -> None:
     with pytest.raises(TooManyAtoms):
-        satisfiable(And(many(MAX_ATOMS + 1)))
+        satisfiable(Or(many(MAX_ATOMS + 1)))
 
 
 def test_foreign_atoms_do_not_count_towards_the_limit() -> None:

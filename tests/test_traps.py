@@ -409,3 +409,15 @@ def test_a_layer_that_sums_where_it_has_not_decided_to(decided: str, condition: 
     routed = block(f"if self.tp_size > 1 and not {CALL}:\n    {SUM}")
     keeper = KEEPER.format(call=SCOPED, decided=decided, condition=condition)
     assert rules(judged(tmp_path, routed, keeper)) & {"MOE001", "MOE002"}
+
+
+@pytest.mark.parametrize(
+    ("guard", "rule"),
+    [
+        ("if self.tp_size > 1:\n    ", "MOE002"),
+        ("if self.tp_size > 1 and not exit.fuse_mlp_allreduce and not exit.mlp_reduce_scatter:\n    ", "MOE001"),
+    ],
+)
+def test_a_bare_sum_behind_a_stage_boundary_is_no_trap(guard: str, rule: str, tmp_path: Path) -> None:
+    layer = BEHIND[BEHIND.index("class Layer") :].replace("{contract}", "reduce=reduce_moe_output")
+    assert rules(judged(tmp_path, BOUNDARY, block(f"{guard}{SUM}"), layer)) == {rule}
