@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache, partial
 from msgspec import Struct
 
 from moe_lint.expressions import NotBoolean
-from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, disj, substitute
+from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, conj, disj, negate, substitute
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.policy import Policy, is_skip_predicate
 from moe_lint.profile import Flag
@@ -98,9 +98,31 @@ class Absorbers:
         for twin in self.twins:
             if twin.flag == flag:
                 words += [f"{name[5:]}=True" for name in atom_set(twin.summed) if name.startswith("self.")]
+        texts = self._texts(block)
+        return any(word in text for text in texts for word in words)
+
+    def kept(self, block: Ref) -> Formula:
+        """What the layers around a block make sure of: a flag is set wherever every communicator promises its sum.
+
+        A permission counts as given where all of their files give it.
+        """
+        texts, parts = self._texts(block), []
+        for flag in self.policy.profile.flags:
+            promises = []
+            for promised in (twin.promised for twin in self.twins if twin.flag == flag):
+                for name in sorted(n for n in atom_set(promised) if n.startswith("self.") and n[5:].isidentifier()):
+                    given = {value for text in texts for value in re.findall(rf"\b{name[5:]}=(\w+)", text)}
+                    promised = assign(promised, name, TRUE) if given == {"True"} else promised
+                promises.append(promised)
+            if promises:
+                parts.append(disj((negate(conj(promises)), Atom(flag.name))))
+        return conj(parts)
+
+    def _texts(self, block: Ref) -> list[str]:
+        """The files of the layers around a block, without those of the absorbers themselves."""
         layers = self.layers(block)
         paths = {ref.path for layer in layers for ref in self.index.mro(layer) if not self.index.is_absorber(ref)}
-        return any(word in self.index.texts.get(path, "") for path in sorted(paths) for word in words)
+        return [self.index.texts.get(path, "") for path in sorted(paths)]
 
 
 @lru_cache(maxsize=2)

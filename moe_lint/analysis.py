@@ -118,7 +118,7 @@ def _names_reduction(line: str, profile: Profile) -> bool:
 
 def _site_problems(sites: Iterable[Site]) -> list[Problem]:
     texts = {
-        SkipReason.UNKNOWN_AXIS: "sums over a group that is neither TP nor EP; not compared with the helper",
+        SkipReason.UNKNOWN_AXIS: "sums over a group that is not known to be TP or EP; not compared with the helper",
         SkipReason.UNKNOWN_ABSORBER: "has no skip condition, and no layer around it was found: right or wrong is open",
         SkipReason.TOO_MANY_ATOMS: "its guard has too many conditions for a truth table; not compared with the helper",
     }

@@ -179,7 +179,20 @@ def table(formula: Formula, names: Sequence[str]) -> int:
 
 
 def satisfiable(formula: Formula) -> bool:
-    return table(formula, sorted(atom_set(formula))) != 0
+    """Whether a formula can hold. Raises ``TooManyAtoms`` if too many of its conditions hang together."""
+    return all(table(part, sorted(atom_set(part))) != 0 for part in _independent(formula))
+
+
+def _independent(formula: Formula) -> Iterator[Formula]:
+    """The operands of a conjunction, those that share atoms as one: all of them hold if each of them can."""
+    groups: list[tuple[frozenset[str], list[Formula]]] = []
+    for part in formula.operands if isinstance(formula, And) else (formula,):
+        names, parts = frozenset(atom_set(part)), [part]
+        for group in [group for group in groups if group[0] & names]:
+            names, parts = names | group[0], parts + group[1]
+            groups.remove(group)
+        groups.append((names, parts))
+    return (conj(parts) for _, parts in groups)
 
 
 def assign(formula: Formula, name: str, value: Formula) -> Formula:
@@ -244,10 +257,12 @@ def compare(
     """Compare "the site reduces when" with "the helper skips when", over the feasible states.
 
     Atoms that only ``reduces`` has (foreign conjuncts such as ``hidden_states.shape[0] > 0``) do not count
-    for or against the site: it is taken to reduce in a state when some value of them makes it reduce. The atoms in
-    ``kept`` do count: they are skip reasons, whether or not the helper has them.
+    for or against the site: it is taken to reduce in a state when some feasible value of them makes it reduce. The
+    atoms in ``kept`` do count: they are skip reasons, whether or not the helper has them.
     """
     shared = atom_set(skips) | (kept & atom_set(reduces))
+    if (atom_set(reduces) - shared) & atom_set(feasible):
+        reduces = conj((reduces, feasible))  # their values must go together with the state
     for name in sorted(atom_set(reduces) - shared):
         reduces = exists(reduces, name)
     names = sorted(shared | atom_set(reduces) | (atom_set(feasible) & shared))

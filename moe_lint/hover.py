@@ -29,6 +29,7 @@ def _heading(site: Site) -> str:
         Route.WRAPPER: "is a sanctioned wrapper, which asks the helper itself",
         Route.INLINE: "decides by hand when to run",
         Route.DEFERRED: "settles a sum that an earlier block left owed",
+        Route.KEPT: "runs where the layer has told its block to leave the sum",
         Route.OWNED: "runs when its caller leaves the sum to it",
         Route.NONE: "runs whatever is absorbed downstream",
     }[site.route]

@@ -29,6 +29,7 @@ def judge(
         for finding in rule.check(context)
         if finding.confidence is not Confidence.LOW or rule.code in named
     }
+    unjudged = dict.fromkeys(problem for rule in rules for problem in rule.unjudged(context))
     disagreements = _disagreements(tree, raw)
     raw = {finding for finding in raw if (finding.path, finding.span) not in disagreements}
     findings, suppressed = apply_directives(
@@ -40,7 +41,7 @@ def judge(
     return Judgement(
         tuple(findings),
         _rows(tree.sites, tree.policy, verdicts(tree.sites, tree.policy) if law else {}),
-        (*disagreements.values(), *tree.problems),
+        (*disagreements.values(), *tree.problems, *unjudged),
         tuple(suppressed),
         _note(tree.policy),
         tuple(reason.text for reason in tree.policy.reasons("TP")) if tree.policy.helper else (),

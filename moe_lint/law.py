@@ -26,11 +26,10 @@ from moe_lint.formula import (
     exists,
     negate,
 )
-from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Route, SkipReason, Verdict
 from moe_lint.policy import Policy, Reason
-from moe_lint.sites import Site, is_ownership, is_skip_atom
+from moe_lint.sites import Site, is_ownership, is_skip_atom, owner_of
 
 
 class Example(Struct, frozen=True):
@@ -48,7 +47,8 @@ def doubled(site: Site, policy: Policy) -> Example | None:
     fallback = site.comparison.over if site.comparison is not None else None
     if fallback is None:
         return None
-    reduces = _reduces(site, policy)
+    block = owner_of(site)
+    reduces = conj((_reduces(site, policy), absorbers_of(policy).kept(block)))
     live = _live(site, policy)
     found: list[tuple[tuple[bool, int, int], Example]] = []
     for reason in policy.reasons(site.axis):
@@ -114,12 +114,14 @@ def _unknown(site: Site, policy: Policy) -> str | None:
     """Why a site cannot be decided, None if it can."""
     if site.route is Route.DEFERRED:
         return "this is the absorber: it runs the sum that an earlier block deferred"
+    if site.route is Route.KEPT:
+        return "this is the absorber: the layer has told its block to leave this sum"
     if site.route is Route.OWNED:
         return "an argument decides who sums: each caller answers for itself"
     if site.raw.shape == "consumed":
         return "a norm consumes the sum on the spot"
     if site.axis == "other":
-        return "the group is neither TP nor EP"
+        return "the group is not known to be TP or EP"
     if site.problem is SkipReason.TOO_MANY_ATOMS:
         return "too many conditions to enumerate"
     if site.absorber is None:
@@ -159,7 +161,7 @@ def _shown(holds: Formula, site: Site, policy: Policy) -> Configuration | None:
 def _live(site: Site, policy: Policy) -> list[Reason]:
     """The helper's reasons that can arise at a site: predicates, and flags that some layer around it can set."""
     absorbers = absorbers_of(policy)
-    block = Ref(site.path, site.raw.class_name if site.raw.class_name is not None else site.raw.function)
+    block = owner_of(site)
     dead = {flag.name for flag in policy.profile.flags if not absorbers.can_be_set(flag, block)}
     return [reason for reason in policy.reasons(site.axis) if not atom_set(reason.formula) & dead]
 

@@ -30,6 +30,7 @@ class Route(str, Enum):
     WRAPPER = "wrapper"  #: the call is a sanctioned wrapper, which asks the helper itself
     INLINE = "inline"  #: its guard names skip reasons by hand
     DEFERRED = "deferred"  #: it settles a sum that an earlier block marked as owed
+    KEPT = "kept"  #: its layer has told the block to leave this sum, in every state in which it runs
     OWNED = "owned"  #: an ownership parameter (`reduce_results`) decides, so the caller does
     NONE = "none"  #: nothing but topology guards it
 
@@ -62,8 +63,9 @@ class SkipReason(str, Enum):
     SYNTAX_ERROR = "syntax-error"  #: neither `ast` nor libcst can parse it
     NO_HELPER = "no-helper"  #: the tree has no helper, and its guards name no skip reason to make one from
     HELPER_NOT_BOOLEAN = "helper-not-boolean"  #: the helper's body is not a boolean function
+    PREDICATE_NOT_BOOLEAN = "predicate-not-boolean"  #: a central predicate beside the helper is none either
     TOO_MANY_ATOMS = "too-many-atoms"  #: a guard has more conditions than a truth table is built for
-    UNKNOWN_AXIS = "unknown-axis"  #: a post-experts reduction whose group is neither TP nor EP
+    UNKNOWN_AXIS = "unknown-axis"  #: a post-experts reduction whose group is not known to be TP or EP
     UNKNOWN_ABSORBER = "unknown-absorber"  #: nobody in the tree was seen building this block
     DISAGREEMENT = "front-ends-disagree"  #: `ast` and libcst read a guard differently: a defect of moe-lint
 

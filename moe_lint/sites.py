@@ -22,6 +22,7 @@ from moe_lint.formula import (
     conj,
     negate,
     satisfiable,
+    substitute,
 )
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.local_predicates import opened
@@ -136,7 +137,8 @@ def judge_site(found: FoundSite, policy: Policy) -> Site:
     comparison: Comparison | None = None
     missing: tuple[str, ...] = ()
     problem: SkipReason | None = None
-    judged = found.post_experts and policy.helper is not None and route not in (Route.WRAPPER, Route.DEFERRED)
+    settled = (Route.WRAPPER, Route.DEFERRED, Route.KEPT)
+    judged = found.post_experts and policy.helper is not None and route not in settled
     if judged and raw.axis == "other":
         problem = SkipReason.UNKNOWN_AXIS
     elif judged:
@@ -153,6 +155,8 @@ def judge_site(found: FoundSite, policy: Policy) -> Site:
                 comparison, missing = _as_called(found, policy, (comparison, missing), flags, scope, frozenset(named))
         except TooManyAtoms:
             problem = SkipReason.TOO_MANY_ATOMS
+        if route is Route.HELPER and missing and not policy.helper_calls(found.guard):
+            route = Route.INLINE  # it asks one half of the helper, and forgets the other
         unguarded = route is Route.NONE and comparison is not None and comparison.relation is not Relation.EQUAL
         if unguarded and found.absorber is None:
             problem = SkipReason.UNKNOWN_ABSORBER
@@ -218,6 +222,8 @@ def _route(found: FoundSite, policy: Policy) -> Route:
         return Route.DEFERRED
     if policy.helper_calls(guard):
         return Route.HELPER
+    if found.post_experts and _told_to_leave(found, policy.index):
+        return Route.KEPT
     if policy.helper is not None and names & policy.delegates():
         return Route.HELPER if not any(is_skip_atom(n, profile) for n in names - policy.delegates()) else Route.INLINE
     reasons = {reason.text for axis in ("TP", "EP") for reason in policy.reasons(axis)} if policy.helper else set()
@@ -226,6 +232,30 @@ def _route(found: FoundSite, policy: Policy) -> Route:
     if any(is_ownership(name, profile) for name in names):
         return Route.OWNED
     return Route.NONE
+
+
+def _told_to_leave(found: FoundSite, index: ProjectIndex) -> bool:
+    """Whether the function told a block that it calls to leave this sum, in every state in which it sums.
+
+    It must have worked that out by itself: the answer of a communicator is a promise that the communicator keeps.
+    """
+    raw, spellings, facts = found.raw, index.profile.flag_names, index.facts(found.path)
+    if facts is None or raw.function not in facts.functions or not raw.flags:
+        return False
+    conduct = facts.conduct(raw.function)
+    handed = {
+        spellings[name]
+        for call in conduct.calls
+        if call.span < raw.span
+        for passed in (*call.arguments, *call.published)
+        if (name := passed.keyword) is not None and name in spellings
+    }
+    decided = {flag: holds for flag, holds in conduct.decided.items() if flag in handed}
+    guard = substitute(conj(part.formula for part in raw.guard), decided.get)
+    try:
+        return any(not satisfiable(conj((guard, negate(holds)))) for holds in decided.values())
+    except TooManyAtoms:
+        return False
 
 
 def _requires(guard: Formula, words: Iterable[str]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_lint.engine import Options, run
-from moe_lint.model import Finding
+from moe_lint.model import Finding, SkipReason
 from moe_lint.profile import load_profile
 from moe_lint.rules.base import Case
 from moe_lint.rules.moe402_copied_predicate import CopiedPredicate
@@ -91,3 +91,55 @@ def test_two_whole_definitions_are_no_drift(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert findings(tmp_path, "MOE402") == []
+
+
+PROMISE = """\
+class LayerCommunicator:
+    def should_use_reduce_scatter(self, batch):
+        for row in batch:
+            if row.padded:
+                return True
+        return False
+"""
+
+
+def not_boolean(tree: Path, *select: str) -> list[str]:
+    report = run(Options((str(tree),), load_profile("sglang"), select=select))
+    problems = [p for p in report.problems if p.reason is SkipReason.PREDICATE_NOT_BOOLEAN]
+    assert not any(problem.failed for problem in problems)
+    return [f"{Path(p.path).name}:{p.line}: {p.message.partition(':')[0]}" for p in problems]
+
+
+@pytest.mark.parametrize(
+    ("select", "told"),
+    [
+        (("MOE401",), ["communicator.py:3: `should_use_reduce_scatter` is not a boolean function"]),
+        (("MOE402",), ["communicator.py:3: `should_use_reduce_scatter` is not a boolean function"]),
+        (("MOE401", "MOE402"), ["communicator.py:3: `should_use_reduce_scatter` is not a boolean function"]),
+        (("MOE403",), []),
+    ],
+)
+def test_a_promise_that_is_no_boolean_function_is_said_to_be_unjudged(
+    select: tuple[str, ...], told: list[str], tmp_path: Path
+) -> None:
+    tree = write_tree(tmp_path, ROUTED)
+    (tree / "layers" / "communicator.py").write_text(PROMISE)
+    assert not_boolean(tree, *select) == told
+
+
+@pytest.mark.parametrize(("rule", "told"), [("MOE401", 0), ("MOE402", 1), ("MOE403", 1)])
+def test_a_predicate_of_the_helper_that_is_no_boolean_function_is_said_to_be_unjudged(
+    rule: str, told: int, tmp_path: Path
+) -> None:
+    tree = write_tree(tmp_path, ROUTED)
+    utils = tree / "layers" / "moe" / "utils.py"
+    body = "    return _DP_SCATTER and get_moe_a2a_backend().is_none()\n"
+    assert body in utils.read_text()
+    utils.write_text(utils.read_text().replace(body, f"    log(_DP_SCATTER)\n{body}"))
+    messages = not_boolean(tree, rule)
+    assert len(messages) == told
+    assert all(message.endswith("`should_use_dp_reduce_scatterv` is not a boolean function") for message in messages)
+
+
+def test_nothing_is_said_of_predicates_that_could_be_read(tmp_path: Path) -> None:
+    assert not_boolean(write_tree(tmp_path, ROUTED), "MOE401", "MOE402", "MOE403") == []

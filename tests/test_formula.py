@@ -273,7 +273,7 @@ def brute_force(reduces: Formula, skips: Formula, feasible: Formula) -> tuple[se
     for state in states(shared):
         rest = list(states(foreign))
         possible = any(value(feasible, {**state, **more}) for more in rest)
-        site = any(value(reduces, {**state, **more}) for more in rest)
+        site = any(value(And((reduces, feasible)), {**state, **more}) for more in rest)
         helper = value(skips, state)
         held = frozenset(name for name, on in state.items() if on)
         if possible and site and helper:
@@ -358,6 +358,13 @@ def test_a_difference_in_infeasible_states_only_is_no_difference() -> None:
     assert compare(reduces, Or((A, B)), exclusive).relation is Relation.EQUAL
 
 
+def test_a_foreign_atom_that_excludes_a_reason_protects_the_site_from_it() -> None:
+    none, alpha = Atom("is_none"), Atom("is_alpha")
+    exclusive = Not(And((none, alpha)))
+    assert compare(And((none, Not(A))), Or((A, alpha))).relation is Relation.WEAKER
+    assert compare(And((none, Not(A))), Or((A, alpha)), exclusive).over is None
+
+
 def test_a_feasibility_constraint_on_atoms_of_neither_side_does_not_matter() -> None:
     assert compare(Not(A), Or((A, B)), feasible=Atom("z")).relation is Relation.WEAKER
 
@@ -390,9 +397,16 @@ def test_one_atom_more_is_refused_with_both_numbers() -> None:
         compare(TRUE, Or(many(MAX_ATOMS + 1)))
 
 
+def test_conditions_that_have_nothing_in_common_are_not_too_many() -> None:
+    names = many(2 * MAX_ATOMS)
+    apart = And(tuple(Or((one, other)) for one, other in zip(names[::2], names[1::2], strict=True)))
+    assert satisfiable(apart)
+    assert not satisfiable(And((*apart.operands, Not(names[0]), Not(names[1]))))
+
+
 def test_satisfiable_refuses_too_many_atoms() -> None:
     with pytest.raises(TooManyAtoms):
-        satisfiable(And(many(MAX_ATOMS + 1)))
+        satisfiable(Or(many(MAX_ATOMS + 1)))
 
 
 def test_foreign_atoms_do_not_count_towards_the_limit() -> None:

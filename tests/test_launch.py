@@ -244,3 +244,20 @@ def test_an_entry_of_a_derived_profile_replaces_the_base_entry_of_that_name(tmp_
         "name = 'own'\nextends = 'sglang'\n[[launch.sizes]]\nname = 'tp'\nnames = ['tp_size']\noption = '-tp={}'\n"
     )
     assert str(load_profile(str(path)).launch.find(Atom("self.tp_size > 2"))) == "`-tp=4`"
+
+
+@pytest.mark.parametrize(
+    ("backend", "told"),
+    [
+        ("deepep", "`--tp 2 --ep 2 --moe-a2a-backend deepep`"),
+        ("pplx", "`--tp 2 --dp 2 --ep 2 --enable-dp-attention --moe-a2a-backend pplx`"),
+        (
+            "flashinfer",
+            "`--tp 2 --dp 2 --ep 2 --enable-dp-attention --moe-a2a-backend flashinfer "
+            "--moe-runner-backend flashinfer_cutlass`",
+        ),
+    ],
+)
+def test_a_backend_comes_with_the_options_that_the_server_asks_for_beside_it(backend: str, told: str) -> None:
+    launch = load_profile("sglang").launch
+    assert str(launch.find(Atom(f"get_moe_a2a_backend().is_{backend}()"), ("ep",))) == told

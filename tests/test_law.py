@@ -15,6 +15,7 @@ from moe_lint.cli import main
 from moe_lint.engine import Options, run
 from moe_lint.model import Finding, Verdict
 from moe_lint.profile import load_profile
+from moe_lint.rules._central import communicator
 from tests.trees import COMPLETE, FORGETFUL, ROUTED, model, write_tree
 
 SUM = "x = tensor_model_parallel_all_reduce(x)"
@@ -143,7 +144,7 @@ def test_without_an_absorber_a_block_that_always_sums_sums_once(tmp_path: Path) 
         (ROUTED, False, "the block leaves sums out, and no absorber was found around it"),
         (f"if self.reduce_results:\n    {SUM}\n", True, "an argument decides who sums: each caller answers for itself"),
         ("x = self.norm(tensor_model_parallel_all_reduce(x))\n", True, "a norm consumes the sum on the spot"),
-        ("x = world_all_reduce(x)\n", True, "the group is neither TP nor EP"),
+        ("x = world_all_reduce(x)\n", True, "the group is not known to be TP or EP"),
     ],
 )
 def test_what_cannot_be_decided_is_said_to_be_undecided_and_why(
@@ -294,3 +295,27 @@ def test_a_dispatcher_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
         ("dispatcher.py", "syntax-error")
     ]
     assert report.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("permission", "reason"),
+    [
+        ("allow_reduce_scatter=True", "should_use_flashinfer_cutlass_moe_fp4_allgather()"),
+        ("", "should_use_dp_reduce_scatterv()"),
+    ],
+)
+def test_a_state_in_which_the_communicator_sets_a_flag_that_the_guard_asks_is_no_witness(
+    permission: str, reason: str, tmp_path: Path
+) -> None:
+    tree = write_tree(tmp_path, FORGETFUL)
+    promise = (
+        "return self.allow_reduce_scatter and self.step is Steps.scatter "
+        "and (should_use_dp_reduce_scatterv() or batch.padded)"
+    )
+    step = "if should_use_dp_reduce_scatterv():\n    get_tp_group().reduce_scatterv(x)"
+    (tree / "layers" / "communicator.py").write_text(communicator(promise, f"\n{step}"))
+    for path in (tree / "models").glob("*.py"):
+        path.write_text(path.read_text().replace("LayerCommunicator()", f"LayerCommunicator({permission})"))
+    (finding,) = run(Options((str(tree),), load_profile("sglang"), select=("MOE001",))).findings
+    assert finding.witness is not None
+    assert finding.witness.startswith(f"with `{reason}` true ")

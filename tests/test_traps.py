@@ -300,6 +300,14 @@ def test_the_halves_of_the_helper_asked_one_by_one(tmp_path: Path) -> None:
     path = tree / "models" / "x.py"
     path.write_text(HEAD + block(guard) + LAYER)
     assert run(Options((str(tree),), SGLANG)).findings == ()
+    path.write_text(HEAD + block(guard.replace(" and not post_experts_output_is_complete(True)", "")) + LAYER)
+    (finding,) = run(Options((str(tree),), SGLANG)).findings
+    assert (finding.rule, finding.message) == (
+        "MOE001",
+        "hand-written guard bypasses `should_skip_post_experts_all_reduce`: it still reduces for "
+        "`should_use_dp_reduce_scatterv()` and `should_use_flashinfer_cutlass_moe_fp4_allgather()`, "
+        "where the helper skips",
+    )
 
 
 def test_a_wrapper_under_an_ownership_switch(tmp_path: Path) -> None:
@@ -347,3 +355,69 @@ def test_a_block_that_leaves_its_partial_sum_to_the_stage_boundary(contract: str
 def test_a_wrapper_handed_over_as_a_value_is_no_call(tmp_path: Path) -> None:
     report = judged(tmp_path, BOUNDARY, BEHIND.replace("{contract}", "reduce=reduce_moe_output"))
     assert [row for row in report.rows if row.path.endswith("x.py")] == []
+
+
+# --- a layer that tells its block to leave the sum, and sums itself
+
+KEEPER = """
+class Layer:
+    def __init__(self, config):
+        self.mlp = Block(config)
+        self.layer_communicator = LayerCommunicator(config)
+
+    def forward(self, x, batch):
+        gathered = is_gathered(batch)
+        use_reduce_scatter = {decided}
+        {call}
+        if {condition}:
+            x = get_tp_group().all_reduce(x)
+        return x
+"""
+SCOPED = "with get_forward().scoped(use_reduce_scatter=use_reduce_scatter):\n            x = self.mlp(x)"
+HANDED = "x = self.mlp(x, use_reduce_scatter=use_reduce_scatter)"
+
+
+@pytest.mark.parametrize("call", [SCOPED, HANDED])
+@pytest.mark.parametrize(
+    ("decided", "condition"),
+    [
+        ("gathered", "gathered"),
+        ("gathered or should_use_dp_reduce_scatterv()", "gathered"),
+        ("gathered or batch.padded", "gathered and batch.contiguous"),
+    ],
+)
+def test_a_layer_that_sums_where_it_has_told_its_block_not_to(
+    call: str, decided: str, condition: str, tmp_path: Path
+) -> None:
+    routed = block(f"if self.tp_size > 1 and not {CALL}:\n    {SUM}")
+    keeper = KEEPER.format(call=call, decided=decided, condition=condition)
+    report = judged(tmp_path, routed, keeper)
+    assert report.findings == ()
+    assert [row.route for row in report.rows if row.path.endswith("x.py")] == ["helper", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("decided", "condition"),
+    [
+        ("gathered and batch.padded", "gathered"),  # where the batch is not padded the block has summed
+        ("gathered", "batch.contiguous"),
+        ("self.layer_communicator.should_use_reduce_scatter(batch)", "use_reduce_scatter"),  # the communicator sums
+        ("True", "gathered"),
+    ],
+)
+def test_a_layer_that_sums_where_it_has_not_decided_to(decided: str, condition: str, tmp_path: Path) -> None:
+    routed = block(f"if self.tp_size > 1 and not {CALL}:\n    {SUM}")
+    keeper = KEEPER.format(call=SCOPED, decided=decided, condition=condition)
+    assert rules(judged(tmp_path, routed, keeper)) & {"MOE001", "MOE002"}
+
+
+@pytest.mark.parametrize(
+    ("guard", "rule"),
+    [
+        ("if self.tp_size > 1:\n    ", "MOE002"),
+        ("if self.tp_size > 1 and not exit.fuse_mlp_allreduce and not exit.mlp_reduce_scatter:\n    ", "MOE001"),
+    ],
+)
+def test_a_bare_sum_behind_a_stage_boundary_is_no_trap(guard: str, rule: str, tmp_path: Path) -> None:
+    layer = BEHIND[BEHIND.index("class Layer") :].replace("{contract}", "reduce=reduce_moe_output")
+    assert rules(judged(tmp_path, BOUNDARY, block(f"{guard}{SUM}"), layer)) == {rule}

@@ -86,11 +86,13 @@ class Conduct(Struct, frozen=True):
     truths: frozenset[str]
     #: attribute -> the parameter or constant that `self.attribute` is set to
     kept: Mapping[str, str]
+    #: flag -> when it is set, where the function works that out by itself, once, and asks nobody
+    decided: Mapping[str, Formula]
 
     @classmethod
     def unread(cls) -> Conduct:
         """That of a function which could not be read (the reason is reported)."""
-        return cls((), frozenset(), (None, None), (), (), (), frozenset(), frozenset(), {})
+        return cls((), frozenset(), (None, None), (), (), (), frozenset(), frozenset(), {}, {})
 
 
 class _State(Struct):
@@ -137,6 +139,7 @@ class ConductReader:
         self.marks: list[Mark] = []
         self.additions: list[Addition] = []
         self.kept: dict[str, str] = {}
+        self.decided: dict[str, Formula | None] = {}
         self.built: dict[str, list[Call]] = {}
         self.questions = {flag.predicate: flag.name for flag in self.profile.flags if flag.predicate}
 
@@ -162,6 +165,7 @@ class ConductReader:
             frozenset(p.arg for p in params if p.annotation is not None and "bool" in ast.unparse(p.annotation))
             | {name for name, default in defaults_of(arguments) if default is not None},
             self.kept,
+            {flag: holds for flag, holds in self.decided.items() if holds is not None},
         )
 
     def _reads(self, node: ast.AST, params: set[str]) -> frozenset[str]:
@@ -369,6 +373,8 @@ class ConductReader:
                 self.state.env[name] = resolved
         if spelled is not None:
             self.state.known[spelled] = name
+            once = spelled not in self.decided
+            self.decided[spelled] = self._own(value) if once and is_condition(value) and not itself else None
         elif len(flags) == 1:
             self.state.known.setdefault(next(iter(flags)), name)
         if isinstance(value, ast.Call) and self._last(value) in self.profile.publishers:
@@ -381,6 +387,12 @@ class ConductReader:
             text = dotted(value)
             if text is not None:
                 self.state.classes[name] = text
+
+    def _own(self, value: ast.expr) -> Formula | None:
+        """When a flag's value is true, if the function works it out by itself: no constant, and no flag in it."""
+        holds = self.formula(value)
+        names = atom_set(holds)
+        return holds if names and not names & set(self.profile.flag_names.values()) else None
 
     def _attribute(self, target: ast.Attribute, value: ast.expr) -> None:
         if target.attr in self.profile.markers:

@@ -10,6 +10,7 @@ from moe_lint.model import MatrixRow, Report, Route
 _ROUTES = {
     Route.WRAPPER.value: "the wrapper decides, and is judged where it is defined",
     Route.DEFERRED.value: "it settles a sum that an earlier block left owed",
+    Route.KEPT.value: "the layer has told its block to leave this sum",
 }
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from inspect import cleandoc
 from textwrap import indent
 
+from moe_lint.expressions import NotBoolean
 from moe_lint.formula import Atom, Formula, State, atom_set, conj, evaluate, negate
 from moe_lint.index import Ref
-from moe_lint.model import Confidence, Finding, Related, Severity, Span
+from moe_lint.model import Confidence, Finding, Problem, Related, Severity, SkipReason, Span
 from moe_lint.rules._cases import COMMUNICATOR, UTILS, experts, model
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
+
+#: an atom that is nothing but the call of a function
+_CALL = re.compile(r"^(\w+)\([^()]*\)$")
 
 
 def at_definition(
@@ -43,6 +49,43 @@ def at_definition(
         related=related,
         remedy=remedy,
     )
+
+
+def defined(name: str, context: Context) -> Iterator[Ref]:
+    """Every function or method of that name in the files at hand."""
+    for path, text in context.index.texts.items():
+        facts = context.index.facts(path) if f"def {name}(" in text else None
+        for qualname in facts.functions if facts is not None else ():
+            if qualname.rsplit(".", 1)[-1] == name:
+                yield Ref(path, qualname)
+
+
+def questions(context: Context) -> tuple[str, ...]:
+    """The predicates by which layers ask for the flags."""
+    return tuple(flag.predicate for flag in context.policy.profile.flags if flag.predicate)
+
+
+def asked_by_helper(context: Context) -> tuple[str, ...]:
+    """The predicates that the helper asks, at first hand or not, down to what a launch option decides."""
+    policy = context.policy
+    if policy.helper is None or policy.helper.proposed:
+        return ()
+    names = atom_set(policy.helper.skips) | atom_set(policy.opened(policy.helper.skips))
+    meaning = policy.profile.launch.meaning
+    return tuple(sorted({m[1] for name in names if (m := _CALL.match(name)) is not None and meaning(name) is None}))
+
+
+def unread(names: Iterable[str], context: Context) -> Iterator[Problem]:
+    """Definitions of these predicates that are no boolean functions: nothing is said about them."""
+    for ref in (ref for name in names for ref in defined(name, context)):
+        facts = context.index.facts(ref.path)
+        try:
+            if facts is not None:
+                facts.condition(ref.name)
+        except NotBoolean as error:
+            name = ref.name.rsplit(".", 1)[-1]
+            message = f"`{name}` is not a boolean function: {error.what}; its copies and its twin are not compared"
+            yield Problem(SkipReason.PREDICATE_NOT_BOOLEAN, ref.path, error.line, message, failed=False)
 
 
 def line_of(ref: Ref, context: Context) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from moe_lint.callers import Callers
 from moe_lint.formula import FALSE, TRUE, Relation, assign, atom_set, conj, disj, satisfiable
 from moe_lint.index import ProjectIndex
-from moe_lint.model import Confidence, Finding, FixPlan, Related, Severity
+from moe_lint.model import Confidence, Finding, FixPlan, Problem, Related, Severity
 from moe_lint.policy import Policy
 from moe_lint.sites import Site, deciding_part
 
@@ -139,6 +139,10 @@ class Rule:
     def check(self, context: Context) -> Iterable[Finding]:
         """The findings in a tree. Looks at values only; reads no file."""
         raise NotImplementedError
+
+    def unjudged(self, context: Context) -> Iterable[Problem]:
+        """What the rule had to leave out, so that its silence is not taken for approval."""
+        return ()
 
     def finding(
         self,

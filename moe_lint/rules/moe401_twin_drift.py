@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from moe_lint.absorbers import Twin, absorbers_of
 from moe_lint.formula import FALSE, Formula, State, TooManyAtoms, assign, atom_set, compare, conj, disj, negate, table
-from moe_lint.model import Confidence, Finding, Related, Severity
-from moe_lint.rules._central import at_definition, communicator, engine, holds, told
+from moe_lint.model import Confidence, Finding, Problem, Related, Severity
+from moe_lint.rules._central import at_definition, communicator, engine, holds, questions, told, unread
 from moe_lint.rules.base import Context, Rule
 from moe_lint.sites import is_skip_atom
 
@@ -208,6 +208,9 @@ class TwinDrift(Rule):
                     remedy=f"ask in `{twin.flag.predicate}` what `{step}` asks",
                     related=(sums,),
                 )
+
+    def unjudged(self, context: Context) -> Iterable[Problem]:
+        return unread(questions(context), context)
 
 
 def _differences(twin: Twin, context: Context) -> tuple[State | None, State | None]:

@@ -22,9 +22,9 @@ from moe_lint.formula import (
     substitute,
 )
 from moe_lint.index import Ref
-from moe_lint.model import Confidence, Finding, Related, Severity
+from moe_lint.model import Confidence, Finding, Problem, Related, Severity
 from moe_lint.rules._cases import COMMUNICATOR
-from moe_lint.rules._central import at_definition, engine, line_of
+from moe_lint.rules._central import asked_by_helper, at_definition, defined, engine, line_of, questions, unread
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Context, Rule
 from moe_lint.sites import is_skip_atom
@@ -153,6 +153,9 @@ class CopiedPredicate(Rule):
                 related=(Related(pair.original.path, line, f"the other definition of `{name}`"),),
             )
 
+    def unjudged(self, context: Context) -> Iterable[Problem]:
+        return unread((*questions(context), *asked_by_helper(context)), context)
+
 
 class _Pair(Struct, frozen=True):
     kind: str
@@ -167,7 +170,7 @@ def _overrides(context: Context) -> Iterator[_Pair]:
     for flag in context.policy.profile.flags:
         if not flag.predicate:
             continue
-        for ref in _defined(flag.predicate, context):
+        for ref in defined(flag.predicate, context):
             owner = ref.name.rpartition(".")[0]
             original = index.method(Ref(ref.path, owner), flag.predicate, skip=1) if owner else None
             if original is not None and original != ref:
@@ -184,7 +187,7 @@ def _copies(context: Context) -> Iterator[_Pair]:
         original = context.index.resolve(helper.path, name)
         if original is None:
             continue
-        for ref in _defined(name, context):
+        for ref in defined(name, context):
             if ref != original and ref.name == name and not _is_test(ref.path, original.path):
                 remedy = f"keep one definition of `{name}` and import it"
                 yield _Pair("copy", original, ref, remedy)
@@ -195,15 +198,6 @@ def _is_test(path: str, beside: str) -> bool:
     """Whether a file is a test's, as far as its path inside the tree says."""
     root = os.path.commonpath([os.path.dirname(path), os.path.dirname(beside)])
     return any("test" in part for part in PurePath(os.path.relpath(path, root)).parts)
-
-
-def _defined(name: str, context: Context) -> Iterator[Ref]:
-    """Every function or method of that name in the files at hand."""
-    for path, text in context.index.texts.items():
-        facts = context.index.facts(path) if f"def {name}(" in text else None
-        for qualname in facts.functions if facts is not None else ():
-            if qualname.rsplit(".", 1)[-1] == name:
-                yield Ref(path, qualname)
 
 
 def _compared(pair: _Pair, context: Context) -> tuple[tuple[str, ...], Comparison, Formula] | None:

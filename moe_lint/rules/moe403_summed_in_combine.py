@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from moe_lint.absorbers import CombineSum, absorbers_of
 from moe_lint.formula import FALSE, Formula, TooManyAtoms, assign, conj, disj, negate, satisfiable
 from moe_lint.index import Ref
-from moe_lint.model import Axis, Finding, Related, Route
+from moe_lint.model import Axis, Finding, Problem, Related, Route
 from moe_lint.rules._cases import UTILS
-from moe_lint.rules._central import at_definition, engine
+from moe_lint.rules._central import asked_by_helper, at_definition, engine, unread
 from moe_lint.rules.base import Context, Rule
 
 _DISPATCHER = """\
@@ -112,6 +112,9 @@ class SummedInCombine(Rule):
                 remedy=f"skip for `{found.condition}` on both axes",
                 related=(Related(found.path, found.line, f"`{found.owner}` sums here"),),
             )
+
+    def unjudged(self, context: Context) -> Iterable[Problem]:
+        return unread(asked_by_helper(context), context)
 
 
 def _axes(context: Context) -> list[Axis]:

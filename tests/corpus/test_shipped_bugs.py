@@ -137,3 +137,34 @@ def test_replicated_shared_expert_that_joins_a_deferred_sum() -> None:
 @pytest.mark.parametrize("version", ["0.5.21", "0.5.22", "0.5.23"])
 def test_where_the_boundary_of_the_layer_owns_the_sums_no_rule_on_callers_speaks(version: str) -> None:
     assert [f for f in findings(version) if "MOE200" < f.rule < "MOE400"] == []
+
+
+def test_backends_listed_by_hand_before_a_wrapper() -> None:
+    found = in_file("0.5.21", "models/qwen2_moe.py", "MOE103")
+    assert found.keys() == {("MOE103", 824)}
+    assert "`is_mooncake()`" in found["MOE103", 824]
+    assert "is_pplx" not in found["MOE103", 824]  # the helper skips for it
+    assert in_file("0.5.22", "models/qwen2_moe.py", "MOE103") == {}  # every layer takes the sum over
+
+
+def test_backends_listed_by_hand_beside_one_of_another_family() -> None:
+    found = in_file("0.5.15", "models/mimo_v2.py", "MOE103")
+    assert found.keys() == {("MOE103", 323)}
+    assert "`--tp 2 --ep 2 --moe-a2a-backend mori`" in found["MOE103", 323]
+
+
+def test_guard_that_asks_one_half_of_the_helper() -> None:
+    found = in_file("0.5.21", "models/longcat_flash.py", "MOE001")
+    assert found.keys() == {("MOE001", 338)}
+    assert "`should_use_flashinfer_cutlass_moe_fp4_allgather()`" in found["MOE001", 338]
+    assert "is_flashinfer" not in found["MOE001", 338]  # the guard asks for no backend at all
+    assert in_file("0.5.22", "models/longcat_flash.py", "MOE001", "MOE002") == {}
+
+
+def test_layer_that_sums_where_it_has_told_its_block_not_to() -> None:
+    assert in_file("0.5.22", "models/deepseek_v4.py", "MOE001", "MOE002") == {}
+
+
+@pytest.mark.parametrize("version", ["0.5.22", "0.5.23"])
+def test_nothing_is_found_where_every_layer_has_a_boundary_that_sums(version: str) -> None:
+    assert findings(version) == ()
