@@ -7,7 +7,7 @@ Reads what `FunctionReader` leaves out: the condition of every call, the flags t
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, unparse
 from moe_lint.facts.reader import FileContext
 from moe_lint.facts.syntax import defaults_of, span_of
-from moe_lint.formula import Atom, Formula, atom_set, conj, negate
+from moe_lint.formula import TRUE, Atom, Formula, atom_set, conj, negate
 from moe_lint.model import Span
 from moe_lint.profile import Profile
 
@@ -39,7 +39,10 @@ class Passed(Struct, frozen=True):
 
 
 class Call(Struct, frozen=True):
-    """One call, with the condition under which it runs and the flags known there (flag -> its spelling)."""
+    """One call, with the condition under which it runs and the flags known there (flag -> its spelling).
+
+    A call of a local that may hold one of several functions or classes counts once for each.
+    """
 
     callee: str
     span: Span
@@ -98,7 +101,8 @@ class _State(Struct):
 
     env: dict[str, ast.expr] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
-    classes: dict[str, str] = field(default_factory=dict)
+    #: local -> what it may stand for, each with the condition under which it does
+    classes: dict[str, tuple[tuple[str, Formula], ...]] = field(default_factory=dict)
 
     def copy(self) -> _State:
         return _State(dict(self.env), dict(self.known), dict(self.classes))
@@ -281,7 +285,8 @@ class ConductReader:
                     merged.env[name] = both
         for flag, name in merged.known.items():
             merged.env.setdefault(name, ast.Name(flag, ast.Load()))
-        merged.classes = {**one.classes, **other.classes}
+        for name in {**one.classes, **other.classes}:
+            merged.classes[name] = tuple(dict.fromkeys((*one.classes.get(name, ()), *other.classes.get(name, ()))))
         return merged
 
     def _with(self, node: ast.With | ast.AsyncWith) -> bool:
@@ -377,10 +382,20 @@ class ConductReader:
         made = [call for span in makers for call in self.found.get(span, ())]
         if made:
             self.built.setdefault(name, []).extend(made)
-        if isinstance(value, ast.Name | ast.Attribute):
+        behind = tuple(self._behind(value))
+        if behind:
+            self.state.classes[name] = behind
+
+    def _behind(self, value: ast.expr, holds: Formula = TRUE) -> Iterator[tuple[str, Formula]]:
+        """The functions or classes that a value may be: `A`, `B if c else A`."""
+        if isinstance(value, ast.IfExp):
+            chosen = self.formula(value.test)
+            yield from self._behind(value.body, conj((holds, chosen)))
+            yield from self._behind(value.orelse, conj((holds, negate(chosen))))
+        elif isinstance(value, ast.Name | ast.Attribute):
             text = dotted(value)
             if text is not None:
-                self.state.classes[name] = text
+                yield text, holds
 
     def _attribute(self, target: ast.Attribute, value: ast.expr) -> None:
         if target.attr in self.profile.markers:
@@ -471,9 +486,7 @@ class ConductReader:
                 self.marks.append(Mark(span_of(node, self.file.lines), literal, self.reached()))
             return
         head, _, rest = callee.partition(".")
-        behind = self.state.classes.get(head)
-        if behind is not None and head != "self":
-            callee = f"{behind}.{rest}" if rest else behind
+        behind = self.state.classes.get(head, ()) if head != "self" else ()
         given = [self._passed("*" if isinstance(a, ast.Starred) else None, a) for a in node.args]
         given += [self._passed(k.arg or "**", k.value) for k in node.keywords]
         call = Call(
@@ -485,8 +498,12 @@ class ConductReader:
             tuple(sorted(self.state.known.items())),
             loop=self.loops[-1] if self.loops else None,
         )
-        self.calls.append(call)
-        self.found.setdefault(call.span, []).append(call)
+        made = [
+            replace(call, callee=f"{text}.{rest}" if rest else text, condition=conj((call.condition, holds)))
+            for text, holds in behind
+        ] or [call]
+        self.calls += made
+        self.found.setdefault(call.span, []).extend(made)
 
     def _passed(self, keyword: str | None, node: ast.expr) -> Passed:
         value = node.value if isinstance(node, ast.Starred) else node

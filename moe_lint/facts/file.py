@@ -26,6 +26,8 @@ from moe_lint.source import SourceError, parse, parse_part
 #: `self.x = …`, `self.x: X = …`, `for self.x in …`
 _ASSIGNED_ATTRIBUTE = re.compile(r"\bself\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")
 _CLASS_HEADER = re.compile(r"\bclass\s+\w+\s*\(([^:]*)")
+#: An assignment to one name at the left margin.
+_ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=(?!=)")
 _Value = TypeVar("_Value")
 
 
@@ -233,6 +235,13 @@ class FileFacts:
         """The innermost class around a line."""
         self._load_at([line])
         return _innermost(line, [(name, node.lineno, node.end_lineno) for name, node in self._class_nodes.items()])
+
+    def assigned_at(self, line: int) -> str | None:
+        """The name that the statement around a line at the top level assigns, if it is an assignment to one."""
+        while line > 0 and (not self.lines[line - 1].strip() or self.lines[line - 1][0] in " \t)]}#"):
+            line -= 1
+        found = _ASSIGNED.match(self.lines[line - 1]) if line else None
+        return found.group(1) if found is not None else None
 
     def classes_deriving(self, base: str) -> list[str]:
         """The classes with a base of this name, whatever it is an attribute of."""

@@ -17,9 +17,8 @@ from tests.corpus.releases import release
 
 @cache
 def findings(version: str) -> tuple[Finding, ...]:
-    """By the rules that are on by default, and those of the tests below that are not."""
-    options = Options((str(release(version) / "sglang"),), load_profile("sglang"), extend_select=("MOE303", "MOE308"))
-    return run(options).findings
+    """By the rules that are on by default."""
+    return run(Options((str(release(version) / "sglang"),), load_profile("sglang"))).findings
 
 
 def in_file(version: str, name: str, *rules: str) -> dict[tuple[str, int], str]:
@@ -125,6 +124,12 @@ def test_partial_sums_sent_to_the_next_pipeline_stage_until_the_model_settles_th
     assert found.keys() == {("MOE303", 814)}
     assert "next pipeline stage" in found["MOE303", 814]
     assert in_file("0.5.20", "models/qwen2_moe.py", "MOE303") == {}  # there the model reduces marked tensors first
+
+
+@pytest.mark.parametrize(("name", "line"), [("deepseek_v2.py", 2873), ("nemotron_h.py", 908)])
+def test_partial_sums_sent_by_a_model_whose_layers_are_chosen_at_run_time(name: str, line: int) -> None:
+    found = in_file("0.5.20", f"models/{name}", "MOE303")
+    assert found.keys() == {("MOE303", line)}
 
 
 def test_replicated_shared_expert_that_joins_a_deferred_sum() -> None:
