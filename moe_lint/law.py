@@ -72,7 +72,7 @@ def lost(site: Site, policy: Policy) -> Example | None:
     if state is None:
         return None
     reduces, skips = _reduces(site, policy), disj(reason.formula for reason in policy.reasons(site.axis))
-    neither = conj((negate(reduces), negate(skips), _no_backend((reduces, skips), policy)))
+    neither = conj((negate(reduces), negate(skips), no_backend((reduces, skips), policy)))
     return Example(state, policy.configuration(neither, site.axis, site.raw.collective))
 
 
@@ -143,7 +143,7 @@ def _counted(site: Site, reduces: Formula, policy: Policy) -> Verdict:
         shown, reason = min(twice, key=lambda item: _plainness(item[0]))
         return Verdict("doubled", str(shown), f"the block sums, and so does whoever acts on `{reason.text}`")
     absorbed = disj(reason.formula for reason in (*policy.reasons(site.axis), *combines))
-    never = conj((negate(reduces), negate(absorbed), _no_backend((reduces, absorbed), policy)))
+    never = conj((negate(reduces), negate(absorbed), no_backend((reduces, absorbed), policy)))
     shown = _shown(never, site, policy)
     if shown is not None:
         return Verdict("lost", str(shown), "neither the block nor anybody after it sums")
@@ -164,7 +164,7 @@ def _live(site: Site, policy: Policy) -> list[Reason]:
     return [reason for reason in policy.reasons(site.axis) if not atom_set(reason.formula) & dead]
 
 
-def _no_backend(formulas: Iterable[Formula], policy: Policy) -> Formula:
+def no_backend(formulas: Iterable[Formula], policy: Policy) -> Formula:
     """No a2a backend is in use, in terms of the questions about the backend in the formulas."""
     getter = policy.profile.backend_getter
     if not getter:

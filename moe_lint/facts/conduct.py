@@ -31,6 +31,8 @@ class Passed(Struct, frozen=True):
     formula: Formula | None
     #: the layer-context flags that its value depends on
     flags: frozenset[str]
+    #: of an unpacked one that is written out, `**(dict(size=1) if alone else {})`: (keyword, text, when it is given)
+    given: tuple[tuple[str, str, Formula], ...] | None = None
 
     @property
     def hides(self) -> bool:
@@ -488,7 +490,12 @@ class ConductReader:
         head, _, rest = callee.partition(".")
         behind = self.state.classes.get(head, ()) if head != "self" else ()
         given = [self._passed("*" if isinstance(a, ast.Starred) else None, a) for a in node.args]
-        given += [self._passed(k.arg or "**", k.value) for k in node.keywords]
+        given += [
+            self._passed(k.arg, k.value)
+            if k.arg is not None
+            else replace(self._passed("**", k.value), given=self._written_out(k.value))
+            for k in node.keywords
+        ]
         call = Call(
             callee,
             span_of(node, self.file.lines),
@@ -504,6 +511,25 @@ class ConductReader:
         ] or [call]
         self.calls += made
         self.found.setdefault(call.span, []).extend(made)
+
+    def _written_out(self, node: ast.expr, holds: Formula = TRUE) -> tuple[tuple[str, str, Formula], ...] | None:
+        """The keywords of an unpacked argument and when each is given; None where they cannot be seen."""
+        if isinstance(node, ast.IfExp):
+            chosen = self.formula(node.test)
+            one = self._written_out(node.body, conj((holds, chosen)))
+            other = self._written_out(node.orelse, conj((holds, negate(chosen))))
+            return None if one is None or other is None else (*one, *other)
+        if isinstance(node, ast.Call) and dotted(node.func) == "dict" and not node.args:
+            pairs = [(k.arg, k.value) for k in node.keywords]
+        elif isinstance(node, ast.Dict):
+            pairs = [
+                (key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None, value)
+                for key, value in zip(node.keys, node.values, strict=True)
+            ]
+        else:
+            return None
+        found = tuple((name, ast.unparse(value), holds) for name, value in pairs if name is not None)
+        return found if len(found) == len(pairs) else None
 
     def _passed(self, keyword: str | None, node: ast.expr) -> Passed:
         value = node.value if isinstance(node, ast.Starred) else node
