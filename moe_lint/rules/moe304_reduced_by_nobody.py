@@ -4,12 +4,13 @@ import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.absorbers import absorbers_of
+from moe_lint.callers import Frame, Instance
 from moe_lint.dataflow import OutputOf, Where
 from moe_lint.facts import is_reduction_name
 from moe_lint.formula import FALSE, TRUE, assign, conj, negate
 from moe_lint.index import Ref
 from moe_lint.law import no_backend
-from moe_lint.model import Finding
+from moe_lint.model import Finding, Route
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import launch
 from moe_lint.rules._parts import Part, is_shared, parts
@@ -139,8 +140,8 @@ class ReducedByNobody(Rule):
     )
 
     def check(self, context: Context) -> Iterable[Finding]:
-        if not absorbers_of(context.policy).asked:
-            return  # the layer boundary takes sums by contract
+        if not absorbers_of(context.policy).asked or _experts_decide(context):
+            return  # the layer boundary takes sums by contract, or the experts sum whatever they are told
         for part in _partial(context):
             if _leaves_unsummed(part, context):
                 yield Finding(
@@ -157,6 +158,20 @@ class ReducedByNobody(Rule):
                     part.owner.name,
                     remedy=f"reduce in `{part.owner.name}`, or build it with `{part.by.partition('=')[0]}=True`",
                 )
+
+
+def _experts_decide(context: Context) -> bool:
+    """Whether the helper is the expert layer's own, and that layer sums where it says so."""
+    helper = context.policy.helper
+    return (
+        helper is not None
+        and helper.owner is not None
+        and any(
+            site.path == helper.path and site.raw.class_name == helper.owner and site.route is Route.HELPER
+            for site in context.sites
+            if site.method not in context.index.profile.wrappers
+        )
+    )
 
 
 def _partial(context: Context) -> Iterator[Part]:
@@ -183,7 +198,9 @@ def _leaves_unsummed(part: Part, context: Context) -> bool:
         return False
     if any(p.hides and p.given is None for p in part.call.arguments):
         return False
-    if not _is_run(part, context) or _is_handed_on(part, context) or _calls_a_reducer(part.owner, context):
+    if not _is_run(part, context) or _is_handed_on(part, context):
+        return False
+    if _sums_all_the_same(part, context) or _calls_a_reducer(part.owner, context):
         return False
     output = OutputOf(index, part.owner, part.attribute)
     entries = [m for name in ("forward", "__call__") if (m := index.method(part.owner, name)) is not None]
@@ -207,12 +224,20 @@ def _nobody_absorbs(part: Part, context: Context) -> bool:
     flags = [flag.name for flag in context.index.profile.flags]
     for layer in context.callers.layers if absorber else ():
         if layer.owner in around:
+            if not all(_is_asked(built.owner, context) for built in layer.absorbers):
+                return False  # a boundary that takes sums by contract
             for mark in context.callers.marks(layer):
                 for flag in flags:
                     mark = assign(mark, flag, FALSE)
                 if context.callers.possible(mark):
                     return False
     return True
+
+
+def _is_asked(absorber: Ref, context: Context) -> bool:
+    """Whether an absorber sums only when the layer has asked it whether it will, and told the block so."""
+    questions = [flag.predicate for flag in context.index.profile.flags if flag.predicate]
+    return not questions or any(context.index.method(absorber, name) is not None for name in questions)
 
 
 def _is_run(part: Part, context: Context) -> bool:
@@ -225,6 +250,18 @@ def _is_run(part: Part, context: Context) -> bool:
             if call.callee == f"self.{part.attribute}" or call.callee.startswith(f"self.{part.attribute}."):
                 reached = context.policy.opened(without_topology(call.condition, profile))
                 if context.callers.possible(conj((reached, no_backend((reached,), context.policy)))):
+                    return True
+    return False
+
+
+def _sums_all_the_same(part: Part, context: Context) -> bool:
+    """Whether the layer reaches a reduction of its own although it is told not to reduce."""
+    callers, instance = context.callers, Instance(part.owner)
+    facts = context.index.facts(part.path)
+    for name in facts.functions_in(part.owner.name) if facts is not None else ():
+        for edge in callers.edges(Frame(Ref(part.path, name), instance)):
+            if edge.built is not None and edge.built.attribute == part.attribute:
+                if any(callers.possible(found.condition) for found in callers.sums(edge)):
                     return True
     return False
 
