@@ -67,7 +67,10 @@ class Mark(Struct, frozen=True):
 
 
 class Addition(Struct, frozen=True):
-    """A term added to a tensor: `x += y`, `x = x + y`, `x.add_(y)`."""
+    """A term added to a tensor: `x += y`, `x.add_(y)`, `z = x + y`, `return x + y`.
+
+    In a sum each term is added to each other one.
+    """
 
     target: str
     term: str
@@ -196,6 +199,7 @@ class ConductReader:
         if isinstance(node, ast.Return):
             if node.value is not None:
                 self._value(node.value, ("return",))
+                self._sum(node.value)
             return True
         if isinstance(node, ast.Raise | ast.Continue | ast.Break):
             if isinstance(node, ast.Raise) and node.exc is not None:
@@ -321,12 +325,24 @@ class ConductReader:
         names = [key for target in targets if (key := dotted(target)) is not None]
         stored = tuple(key[5:] for key in names if key.startswith("self.") and "." not in key[5:])
         self._value(value, stored)
+        self._sum(value)
         for target in targets:
-            if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
-                for one, other in ((value.left, value.right), (value.right, value.left)):
-                    if dotted(target) is not None and dotted(one) == dotted(target):
-                        self._addition(target, other, value)
             self._bind(target, value)
+
+    def _sum(self, value: ast.expr) -> None:
+        """Record what is added to what in a sum: each term joins each other one that has a name."""
+        if isinstance(value, ast.IfExp):
+            for branch, holds in ((value.body, self.formula(value.test)), (value.orelse, None)):
+                if isinstance(branch, ast.BinOp):
+                    self.guard.append(negate(self.formula(value.test)) if holds is None else holds)
+                    self._sum(branch)
+                    self.guard.pop()
+        elif isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+            terms = _terms(value)
+            for target in terms:
+                for term in terms:
+                    if term is not target:
+                        self._addition(target, term, value)
 
     def _addition(self, target: ast.expr, term: ast.expr, node: ast.expr | ast.stmt) -> None:
         name = dotted(target)
@@ -566,6 +582,13 @@ def _is_opaque(node: ast.expr) -> bool:
 def _calls(node: ast.expr) -> bool:
     """Whether there is a call in an expression (or a name bound that others could call)."""
     return any(isinstance(n, ast.Call | ast.NamedExpr) for n in nodes(node))
+
+
+def _terms(value: ast.expr) -> list[ast.expr]:
+    """The terms of `a + b + c`."""
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+        return [*_terms(value.left), *_terms(value.right)]
+    return [value]
 
 
 def _makers(value: ast.expr) -> list[ast.Call]:
