@@ -10,7 +10,7 @@ from moe_lint.model import Confidence, Finding, Related
 from moe_lint.profile import Flag, matches
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, layer_case
 from moe_lint.rules._layers import launch
-from moe_lint.rules._terms import counts_once
+from moe_lint.rules._terms import counts_once, on_one_rank
 from moe_lint.rules.base import Context, Rule, short_name
 from moe_lint.sites import Site, without_topology
 
@@ -84,6 +84,12 @@ if not should_allreduce_fusion and not use_reduce_scatter:
             layer=_LAYER,
         ),
         layer_case(
+            "on-the-first-rank-alone-by-a-predicate",
+            "def counts_here():\n    return get_tensor_model_parallel_rank() == 0",
+            block(_forward("if not should_allreduce_fusion or counts_here():\n    x += shared")),
+            layer=_LAYER.replace("use_reduce_scatter)", "False)"),
+        ),
+        layer_case(
             "divided-before",
             block(_forward("", "x = x + shared / self.tp_size")),
             layer=_LAYER,
@@ -119,6 +125,12 @@ if not should_allreduce_fusion and not use_reduce_scatter:
             "scaled-by-something-else",
             block(_forward("x = x + shared / self.scale  # <- MOE308")),
             layer=_LAYER,
+        ),
+        layer_case(
+            "by-a-predicate-that-asks-for-another-rank",
+            "def counts_here():\n    return get_tensor_model_parallel_rank() > 0",
+            block(_forward("if not should_allreduce_fusion or counts_here():\n    x += shared  # <- MOE308")),
+            layer=_LAYER.replace("use_reduce_scatter)", "False)"),
         ),
         layer_case(
             "on-every-rank-but-the-first",
@@ -184,6 +196,8 @@ def _leaves(site: Site, flag: Flag, added: Formula, context: Context) -> bool:
         return False  # it runs in spite of the flag: that is another rule's finding
     # it must be the flag that keeps the reduction from running, on a path that otherwise comes to it
     otherwise = conj((added, negate(_skips(site, context))))
+    if on_one_rank(conj((context.policy.expanded(added), set_))):
+        return False  # a predicate of the tree sees to that
     return callers.possible(conj((added, set_)), unknown=False) and callers.possible(otherwise)
 
 
