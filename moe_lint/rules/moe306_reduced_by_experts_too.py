@@ -9,7 +9,8 @@ from moe_lint.facts.conduct import Addition
 from moe_lint.formula import FALSE, TRUE, Formula, atom_set, conj, disj
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
-from moe_lint.model import Finding, Related
+from moe_lint.model import Finding, Related, Route
+from moe_lint.policy import find_definition
 from moe_lint.profile import matches
 from moe_lint.reaching import reaching
 from moe_lint.rules._cases import ROUTED, block, experts, layer_case, method
@@ -54,6 +55,13 @@ def _indented(text: str) -> str:
     return indent(text.strip(), "    ")
 
 
+_WRAPPER = """
+
+def reduce_moe_output(x):
+    if get_tp_world_size() > 1 and not should_skip_post_experts_all_reduce(is_tp_path=True):
+        x = tensor_model_parallel_all_reduce(x)
+    return x
+"""
 _JOINED = """
 def joined(self, x, shared):
     return x + shared / self.tp_size
@@ -67,6 +75,17 @@ def _with_shared(name: str, arguments: str, body: str, *more: str) -> Case:
     init = f"self.experts = FusedMoE(config, reduce_results=False)\nself.shared_experts = {dense}(config{options})"
     forward = experts(f"shared = self.shared_experts(x)\n{body}")
     return layer_case(name, _MLP, block(forward, *more, init=init), layer=_LAYER)
+
+
+def _wrapped(name: str, condition: str, mark: str = "") -> Case:
+    """A block that adds shared experts, replicated where the condition holds, before it calls a wrapper."""
+    plain = _with_shared(
+        name,
+        f"reduce_results=False, **(dict(tp_size=1) if {condition} else {{}})",
+        f"x = x + shared\nx = reduce_moe_output(x){mark}",
+    )
+    path = "engine/layers/moe/utils.py"
+    return Case(name, {**plain.files, path: plain.files[path] + _WRAPPER})
 
 
 class ReducedByExpertsToo(Rule):
@@ -143,6 +162,7 @@ class ReducedByExpertsToo(Rule):
             "x = x if self.whole else self.summed(x, shared)",
             method("\nx = x + shared\nx = tensor_model_parallel_all_reduce(x)", "summed", "x, shared"),
         ),
+        _wrapped("replicated-where-the-wrapper-skips", "should_use_flashinfer_cutlass_moe_fp4_allgather()"),
         _with_shared("divided-in-another-method", "", "x = self.joined(x, shared)\n" + ROUTED, _JOINED),
     )
     INVALID = (
@@ -165,6 +185,7 @@ class ReducedByExpertsToo(Rule):
             "reduce_results=False, **(dict(tp_size=1) if get_moe_a2a_backend().is_mori() else {})",
             _JOINS_MARKED,
         ),
+        _wrapped("replicated-where-the-wrapper-reduces", "get_moe_a2a_backend().is_mori()", "  # <- MOE306"),
         _with_shared("divided-by-something-else", "", "x = x + shared / self.scale\n" + _MARKED),
     )
 
@@ -241,6 +262,10 @@ def _runs(site: Site, context: Context) -> tuple[Formula, bool]:
     function = Ref(site.path, site.raw.function.removesuffix(".<lambda>"))
     above = reaching(context.index, function, site.raw.class_name)
     known = above != TRUE or function.name.rsplit(".", 1)[-1] in ("forward", "__call__")
+    if site.route is Route.WRAPPER:
+        definition = find_definition(context.index, site.raw.collective)
+        inside = context.callers.sums_of(definition) if definition is not None else ()
+        above = conj((above, disj(found.condition for found in inside)))
     return context.policy.with_helper(conj((*(part.formula for part in site.raw.guard), above))), known
 
 
