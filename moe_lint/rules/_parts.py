@@ -7,7 +7,8 @@ that the constructor has for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from moe_lint.callers import Built, Callers
 from moe_lint.facts import Call, CallResult
@@ -19,8 +20,7 @@ from moe_lint.profile import matches
 _DEPTH = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """What ``self.attribute`` of class ``owner`` is built as.
 
     ``sums`` is whether it was made to sum over the ranks, ``by`` why (a keyword, or the class that does so by itself);
