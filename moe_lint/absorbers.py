@@ -152,8 +152,10 @@ def _may_scatter(text: str, index: ProjectIndex) -> bool:
 
 
 def _is_global(condition: Formula, policy: Policy) -> bool:
-    names = atom_set(condition)
-    return bool(names) and all(is_skip_predicate(name, policy.profile) for name in names)
+    names, getter = atom_set(condition), policy.profile.backend_getter
+    return bool(names) and all(
+        is_skip_predicate(name, policy.profile) or bool(getter and name.startswith(f"{getter}.")) for name in names
+    )
 
 
 def _twins(policy: Policy) -> Iterator[Twin]:

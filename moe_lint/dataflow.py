@@ -77,7 +77,7 @@ class Dataflow:
         params = [p for p in facts.params if p not in ("self", "cls")]
         for path, call in self.index.calls_of(function):
             owners = call.callee.split(".")[:-1]
-            if any(self.profile.is_expert_attribute(owner) for owner in owners):
+            if self._asks_experts(owners):
                 return True  # the experts themselves are asked to reduce
             if param not in params or any(self.profile.is_barrier(owner) for owner in owners):
                 continue
@@ -86,18 +86,24 @@ class Dataflow:
                 return True
         return False
 
+    def _asks_experts(self, owners: list[str]) -> bool:
+        return any(self.profile.is_expert_attribute(owner) for owner in owners)
+
     def _sources(self, origins: Origins, where: Where) -> _Sources:
         found = _NONE
         for origin in sorted(origins, key=_cheapest_first):
             if isinstance(origin, Experts):
-                return _EXPERTS
-            if isinstance(origin, Param):
+                found |= self._named(origin)
+            elif isinstance(origin, Param):
                 found |= _Sources(params=frozenset({origin.name}))
             else:
                 found |= self._call_sources(origin, where)
             if found.experts:
                 return found
         return found
+
+    def _named(self, origin: Experts) -> _Sources:
+        return _EXPERTS
 
     def _call_sources(self, call: CallResult, where: Where) -> _Sources:
         own_method = (
@@ -106,11 +112,9 @@ class Dataflow:
             and where.class_name is not None
             and self.index.method(Ref(where.path, where.class_name), call.callee[5:]) is not None
         )
-        if call.element is not None and call.element == self.profile.shared_element and self._is_run(call, where):
+        if self._is_something_else(call, where):
             return _NONE
-        if call.named_experts and not own_method:
-            return _EXPERTS
-        if self._built_as_experts(call.callee, where) or self._runs_part_of_experts(call.callee, where):
+        if self._is_source(call, where, own_method):
             return _EXPERTS
         targets = [
             t
@@ -118,7 +122,7 @@ class Dataflow:
             if t.condition is None or _compatible(where.holds, t.condition)
         ]
         if not targets:
-            return _EXPERTS if self._inside_experts(call.callee, where) else self._sources(call.inputs, where)
+            return _EXPERTS if self._ends_inside(call.callee, where) else self._sources(call.inputs, where)
         found = _NONE
         for target in targets:
             returned = self._returned(target.function, call.element)
@@ -129,9 +133,23 @@ class Dataflow:
                 found |= self._sources(inputs, where)
         return found
 
+    def _is_something_else(self, call: CallResult, where: Where) -> bool:
+        """Whether a call returns the shared experts' output beside the experts', and this is it."""
+        shared = call.element is not None and call.element == self.profile.shared_element
+        return shared and self._is_run(call, where)
+
+    def _is_source(self, call: CallResult, where: Where, own_method: bool) -> bool:
+        if call.named_experts and not own_method:
+            return True
+        return self._built_as_experts(call.callee, where) or self._runs_part_of_experts(call.callee, where)
+
     def _is_run(self, call: CallResult, where: Where) -> bool:
         """Whether a call runs an expert layer."""
         return call.named_experts or self._built_as_experts(call.callee, where)
+
+    def _ends_inside(self, callee: str, where: Where) -> bool:
+        """Whether a call that cannot be followed runs the experts all the same."""
+        return self._inside_experts(callee, where)
 
     def _inside_experts(self, callee: str, where: Where) -> bool:
         """A call of an own part inside an expert layer (`self.quant_method.apply(…)` in a `FusedMoE`)."""
@@ -179,6 +197,42 @@ class Dataflow:
                         found |= self._sources(origins, where) | _Sources(whole=whole)
             self._returns[key] = found
         return self._returns[key]
+
+
+class OutputOf(Dataflow):
+    """Answers "is this operand the output of ``self.attribute`` of a class?", in the class, below and around it."""
+
+    def __init__(self, index: ProjectIndex, owner: Ref, attribute: str) -> None:
+        super().__init__(index)
+        self.owner = owner
+        self.attribute = attribute
+
+    def reaches(self, origins: Origins, where: Where) -> bool:
+        return self.is_post_experts(origins, where)
+
+    def leaves(self, function: Ref) -> bool:
+        """Whether the output is part of what a function returns."""
+        return self._returned(function, None).experts
+
+    def _asks_experts(self, owners: list[str]) -> bool:
+        return False
+
+    def _named(self, origin: Experts) -> _Sources:
+        return _EXPERTS if origin.via.startswith(f"self.{self.attribute}") else _NONE
+
+    def _is_something_else(self, call: CallResult, where: Where) -> bool:
+        return False
+
+    def _is_source(self, call: CallResult, where: Where, own_method: bool) -> bool:
+        head, _, rest = call.callee.partition(".")
+        name, _, entry = rest.partition(".")
+        if head != "self" or name != self.attribute or "." in entry or where.class_name is None:
+            return False
+        here = Ref(where.path, where.class_name)
+        return self.owner in self.index.mro(here) or here in self.index.mro(self.owner)
+
+    def _ends_inside(self, callee: str, where: Where) -> bool:
+        return False
 
 
 def _cheapest_first(origin: Origin) -> tuple[int, str]:

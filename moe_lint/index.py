@@ -264,6 +264,9 @@ class ProjectIndex:
                 inside = facts.functions_at([line])
                 if inside and Ref(path, inside[0]) != ref:
                     yield from self.users(Ref(path, inside[0]))  # a factory: whoever calls it
+                table = facts.assigned_at(line) if not inside and path == ref.path else None
+                if table is not None and table != short:
+                    yield from self.users(Ref(path, table))  # `LAYERS = {"moe": Block, …}`: whoever looks it up
             elif Ref(path, owner) != ref and facts.classes[owner].line != line:
                 yield Ref(path, owner)
 

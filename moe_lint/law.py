@@ -7,11 +7,13 @@ that a verdict comes with a command line that shows it. What cannot be decided i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from moe_lint.absorbers import absorbers_of
+from moe_lint.callers import Callers
 from moe_lint.formula import (
     FALSE,
     TRUE,
@@ -28,7 +30,7 @@ from moe_lint.formula import (
 )
 from moe_lint.launch import Configuration
 from moe_lint.model import Route, SkipReason, Verdict
-from moe_lint.policy import Policy, Reason
+from moe_lint.policy import Policy, Reason, find_definition
 from moe_lint.sites import Site, is_ownership, is_skip_atom, owner_of
 
 
@@ -72,19 +74,41 @@ def lost(site: Site, policy: Policy) -> Example | None:
     if state is None:
         return None
     reduces, skips = _reduces(site, policy), disj(reason.formula for reason in policy.reasons(site.axis))
-    neither = conj((negate(reduces), negate(skips), _no_backend((reduces, skips), policy)))
+    neither = conj((negate(reduces), negate(skips), no_backend((reduces, skips), policy)))
     return Example(state, policy.configuration(neither, site.axis, site.raw.collective))
 
 
 def verdicts(sites: Iterable[Site], policy: Policy) -> dict[Site, Verdict]:
     """The verdict on each reduction after the experts. A wrapper's call is as good as the sums inside the wrapper."""
+    sites = tuple(sites)
+    callers = Callers(policy.index, policy, sites)
     sums = [site for site in sites if site.post_experts]
     found = {site: _verdict(site, policy) for site in sums if site.route is not Route.WRAPPER}
     for site in sums:
         if site.route is Route.WRAPPER:
             inside = [v for s, v in found.items() if s.raw.class_name is None and s.raw.function == site.raw.collective]
+            inside = inside or [_verdict(one, policy) for one in _inside(site, callers)]
             found[site] = _worst(inside, site.raw.collective)
     return found
+
+
+def _inside(wrapper: Site, callers: Callers) -> Iterator[Site]:
+    """The sums that a wrapper reaches through functions of its own, one for each axis, as if they stood at its call.
+
+    A sum over all ranks that takes the place of both counts for both.
+    """
+    policy = callers.policy
+    launch, definition = policy.profile.launch, find_definition(policy.index, wrapper.raw.collective)
+    reached = callers.sums_of(definition) if definition is not None else ()
+    known = [one for one in reached if one.site.raw.collective in policy.profile.collectives]
+    whole = launch.group_of("", "TP")
+    for axis in ("EP", "TP"):
+        own = [one for one in known if one.site.axis == axis]
+        over_all = [one for one in known if launch.group_of(one.site.raw.collective, one.site.axis) == whole]
+        if own:
+            narrow = next((one for one in own if one not in over_all), own[0])
+            condition = disj(one.condition for one in dict.fromkeys((*own, *over_all)))
+            yield replace(narrow.site, guard=condition, route=Route.HELPER, absorber=wrapper.absorber)
 
 
 def _worst(inside: list[Verdict], wrapper: str) -> Verdict:
@@ -100,12 +124,8 @@ def _verdict(site: Site, policy: Policy) -> Verdict:
     if unknown is not None:
         return Verdict("undecided", None, unknown)
     reduces = _reduces(site, policy)
-    if not site.absorber:
-        if reduces == TRUE:
-            return Verdict("once", None, "the block always sums, and no layer around it takes sums over")
-        return Verdict("undecided", None, "the block leaves sums out, and no absorber was found around it")
     try:
-        return _counted(site, reduces, policy)
+        return _counted(site, reduces, policy) if site.absorber else _alone(site, reduces, policy)
     except TooManyAtoms:
         return Verdict("undecided", None, "too many conditions to enumerate")
 
@@ -133,6 +153,30 @@ def _unknown(site: Site, policy: Policy) -> str | None:
     return None
 
 
+def _alone(site: Site, reduces: Formula, policy: Policy) -> Verdict:
+    """The verdict where no layer around the block absorbs: the experts' combine may sum, nobody else."""
+    if reduces == TRUE:
+        return Verdict("once", None, "the block always sums, and no layer around it takes sums over")
+    flags = {flag.name for flag in policy.profile.flags}
+    for flag in sorted(flags):
+        reduces = assign(reduces, flag, FALSE)  # nobody sets it
+    combined = disj(found.condition for found in absorbers_of(policy).combines)
+    if _shown(conj((reduces, combined)), site, policy) is not None:
+        why = f"the block sums, and so does the experts' combine for `{combined}`"
+        return Verdict("undecided", None, f"{why}: whether this model runs with that is not known")
+    left = conj((negate(reduces), negate(combined), no_backend((reduces, combined), policy)))
+    if _shown(left, site, policy) is None:
+        return Verdict("once", None, "the block sums where the experts' combine has not, and no layer takes sums over")
+    reasons = [
+        f"`{reason.text}`"
+        for reason in policy.reasons(site.axis)
+        if not atom_set(policy.opened(reason.formula)) & flags
+        and _shown(conj((left, reason.formula)), site, policy) is not None
+    ]
+    why = f" for {' or '.join(reasons)}" if reasons else ""
+    return Verdict("undecided", None, f"the block leaves its sum out{why}, and no absorber was found around it")
+
+
 def _counted(site: Site, reduces: Formula, policy: Policy) -> Verdict:
     """The verdict from the number of sums in each configuration."""
     combines = [Reason(str(found.condition), found.condition) for found in absorbers_of(policy).combines]
@@ -145,7 +189,7 @@ def _counted(site: Site, reduces: Formula, policy: Policy) -> Verdict:
         shown, reason = min(twice, key=lambda item: _plainness(item[0]))
         return Verdict("doubled", str(shown), f"the block sums, and so does whoever acts on `{reason.text}`")
     absorbed = disj(reason.formula for reason in (*policy.reasons(site.axis), *combines))
-    never = conj((negate(reduces), negate(absorbed), _no_backend((reduces, absorbed), policy)))
+    never = conj((negate(reduces), negate(absorbed), no_backend((reduces, absorbed), policy)))
     shown = _shown(never, site, policy)
     if shown is not None:
         return Verdict("lost", str(shown), "neither the block nor anybody after it sums")
@@ -166,7 +210,7 @@ def _live(site: Site, policy: Policy) -> list[Reason]:
     return [reason for reason in policy.reasons(site.axis) if not atom_set(reason.formula) & dead]
 
 
-def _no_backend(formulas: Iterable[Formula], policy: Policy) -> Formula:
+def no_backend(formulas: Iterable[Formula], policy: Policy) -> Formula:
     """No a2a backend is in use, in terms of the questions about the backend in the formulas."""
     getter = policy.profile.backend_getter
     if not getter:

@@ -17,6 +17,8 @@ class Prefilter:
         absorbers = [name for name in plain if "*" not in name]
         absorbers += [f"def {name}(" for name in profile.combines]
         ours = ["moe-lint"]  # a directive may silence something, or nothing
+        #: experts told not to reduce, in a file where perhaps nobody does
+        self._partial = [f"{name}=False".encode() for name in profile.reducing]
         self._words = [word.encode() for word in _shortest([*names, *absorbers, *central, *ours])]
         #: each of the words, and each other reduction, holds one of these
         self._stems = [stem.encode() for stem in _shortest(["all_reduce", *names, *absorbers, *central, *ours])]
@@ -26,7 +28,7 @@ class Prefilter:
     def is_candidate(self, data: bytes) -> bool:
         """Whether a file with this content may matter."""
         if not _holds(data, self._stems):
-            return False
+            return b"expert" in data and _holds(data, self._partial)
         # a reduction under a name that the profile does not list matters only beside experts
         return (b"all_reduce" in data and b"expert" in data) or _holds(data, self._words)
 

@@ -134,6 +134,82 @@ def test_a_sum_in_the_dispatcher_counts(tmp_path: Path) -> None:
     assert (found.verdict, found.configuration) == ("doubled", "`--tp 2 --ep 2`, where `_FP4_GATHER` holds")
 
 
+#: A wrapper whose sums stand in a function of their own, under conditions that it is handed.
+TWO_STEPS = """
+
+
+def reduce_moe_output(x, *, use_reduce_scatter=False, should_allreduce_fusion=False):
+    return _sum(
+        x,
+        reduce_ep=get_moe_ep_size() > 1 and not should_skip_post_experts_all_reduce(
+            is_tp_path=False,
+            use_reduce_scatter=use_reduce_scatter,
+            should_allreduce_fusion=should_allreduce_fusion,
+        ),
+        reduce_tp=get_tp_world_size() > 1 and not {},
+    )
+
+
+def _sum(x, *, reduce_ep, reduce_tp):
+    if reduce_ep:
+        x = moe_expert_parallel_all_reduce(x)
+    if reduce_tp:
+        x = moe_tensor_model_parallel_all_reduce(x)
+    return x
+"""
+WRAPPED = """
+x = reduce_moe_output(
+    x, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (ROUTED[ROUTED.index("should_skip") : ROUTED.index("):") + 1], "once"),
+        ("(use_reduce_scatter or should_allreduce_fusion)", "doubled"),
+        ("get_moe_a2a_backend().is_none()", "lost"),
+    ],
+)
+def test_the_sums_of_a_wrapper_are_found_behind_the_function_that_it_hands_its_conditions(
+    condition: str, expected: str, tmp_path: Path
+) -> None:
+    tree = write_tree(tmp_path, WRAPPED)
+    utils = tree / "layers" / "moe" / "utils.py"
+    utils.write_text(utils.read_text() + TWO_STEPS.format(condition))
+    rows = run(Options((str(tree),), load_profile("sglang"), law=True)).rows
+    (law,) = [row.law for row in rows if row.path.endswith("x.py") and row.post_experts]
+    assert law is not None
+    assert (law.verdict, law.reason.split(":")[0]) == (expected, "inside `reduce_moe_output`")
+    assert (law.configuration is not None) is (expected != "once")
+
+
+@pytest.mark.parametrize(("axis", "expected"), [("True", "once"), ("False", "undecided")])
+def test_without_an_absorber_the_experts_combine_alone_may_have_summed(
+    axis: str, expected: str, tmp_path: Path
+) -> None:
+    guard = f"""
+if self.moe_tp_size > 1 and not should_skip_post_experts_all_reduce(
+    is_tp_path={axis}, use_reduce_scatter=use_reduce_scatter
+):
+    {SUM}
+"""
+    tree = write_tree(tmp_path, guard, absorber=False)
+    utils = tree / "layers" / "moe" / "utils.py"
+    kept = utils.read_text().replace("    if should_use_dp_reduce_scatterv():\n        return True\n", "")
+    utils.write_text(kept)
+    (tree / "layers" / "moe" / "dispatcher.py").write_text(
+        "from engine.layers.moe.utils import should_use_flashinfer_cutlass_moe_fp4_allgather\n\n\n"
+        "class Dispatcher:\n"
+        "    def combine(self, x):\n"
+        "        if should_use_flashinfer_cutlass_moe_fp4_allgather():\n"
+        "            get_tp_group().reduce_scatterv(x)\n"
+        "        return x\n"
+    )
+    assert verdict(tree).verdict == expected
+
+
 def test_without_an_absorber_a_block_that_always_sums_sums_once(tmp_path: Path) -> None:
     assert verdict_on(tmp_path, f"if self.tp_size > 1:\n    {SUM}\n", absorber=False).verdict == "once"
 
@@ -141,7 +217,12 @@ def test_without_an_absorber_a_block_that_always_sums_sums_once(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("guard", "absorber", "reason"),
     [
-        (ROUTED, False, "the block leaves sums out, and no absorber was found around it"),
+        (
+            ROUTED,
+            False,
+            "the block leaves its sum out for `should_use_dp_reduce_scatterv()` or "
+            "`should_use_flashinfer_cutlass_moe_fp4_allgather()`, and no absorber was found around it",
+        ),
         (f"if self.reduce_results:\n    {SUM}\n", True, "an argument decides who sums: each caller answers for itself"),
         ("x = self.norm(tensor_model_parallel_all_reduce(x))\n", True, "a norm consumes the sum on the spot"),
         ("x = world_all_reduce(x)\n", True, "the group is not known to be TP or EP"),
@@ -271,7 +352,8 @@ def test_the_matrix_has_the_verdict_in_its_table_and_the_configuration_below(tmp
 
 def test_the_matrix_counts_what_is_undecided_by_its_reason(tmp_path: Path) -> None:
     text = shown(write_tree(tmp_path, ROUTED, absorber=False))
-    assert "undecided (1): the block leaves sums out, and no absorber was found around it" in text.splitlines()
+    (counted,) = [line for line in text.splitlines() if line.startswith("undecided")]
+    assert counted.startswith("undecided (1): the block leaves its sum out for `should_use_dp_reduce_scatterv()` or ")
 
 
 def test_the_json_matrix_has_the_verdict_of_each_reduction_after_the_experts(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moe_lint.engine import Options, run
+from moe_lint.model import Report, Severity
 from moe_lint.profile import load_profile
 from moe_lint.rules import Case, Rule, all_rules
 
@@ -30,6 +31,7 @@ CODES = {
     "MOE301": "deferred-without-marker",
     "MOE302": "last-layer-defers",
     "MOE303": "deferred-sum-leaves",
+    "MOE304": "reduced-by-nobody",
     "MOE305": "helper-without-absorber",
     "MOE306": "reduced-by-experts-too",
     "MOE308": "added-behind-a-deferred-sum",
@@ -61,6 +63,7 @@ CONSEQUENCES = {
     "MOE301": "loses the sum",
     "MOE302": "sum is lost",
     "MOE303": "every token after it is wrong",
+    "MOE304": "its own partial sum",
     "MOE305": "the sum is lost",
     "MOE306": "scaled by the group size",
     "MOE308": "once for every rank",
@@ -76,11 +79,11 @@ MARK = re.compile(r"[ \t]*# <- (MOE\d{3})$", re.MULTILINE)
 RULES = {rule.code: rule for rule in all_rules()}
 
 
-def every_case() -> list[object]:
+def every_case(valid: bool = True) -> list[object]:
     return [
         pytest.param(rule, case, id=f"{rule.code}-{case.name}")
         for rule in all_rules()
-        for case in (*rule.VALID, *rule.INVALID)
+        for case in (*(rule.VALID if valid else ()), *rule.INVALID)
     ]
 
 
@@ -93,16 +96,20 @@ def marked(case: Case, code: str) -> set[tuple[str, int]]:
     }
 
 
-@pytest.mark.parametrize(("rule", "case"), every_case())
-def test_a_rule_reports_exactly_the_marked_lines(rule: Rule, case: Case, tmp_path: Path) -> None:
+def judged(rule: Rule, case: Case, folder: Path) -> Report:
     for name, text in case.files.items():
-        path = tmp_path / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(MARK.sub("", text))  # in a directive's line the mark would be part of its reason
     select: tuple[str, ...] = (rule.code,)
     if rule.code.startswith("MOE9"):  # a directive is about other rules' findings
         select = (*(other.code for other in all_rules() if other.on_by_default), rule.code)
-    report = run(Options((str(tmp_path),), load_profile("sglang"), select=select))
+    return run(Options((str(folder),), load_profile("sglang"), select=select))
+
+
+@pytest.mark.parametrize(("rule", "case"), every_case())
+def test_a_rule_reports_exactly_the_marked_lines(rule: Rule, case: Case, tmp_path: Path) -> None:
+    report = judged(rule, case, tmp_path)
     assert report.problems == ()
     found = [
         (Path(finding.path).resolve().relative_to(tmp_path.resolve()).as_posix(), finding.span.line)
@@ -138,3 +145,16 @@ def test_a_rule_has_a_summary_and_names_its_consequence(code: str) -> None:
     assert rule.summary.endswith(".")
     assert len(rule.summary) < 120
     assert CONSEQUENCES[code] in " ".join(rule.documentation.split())
+
+
+@pytest.mark.parametrize(
+    ("rule", "case"), [param for param in every_case() if param.values[1] in param.values[0].INVALID]
+)
+def test_a_finding_of_wrong_numbers_names_a_launch_configuration_in_which_they_are_wrong(
+    rule: Rule, case: Case, tmp_path: Path
+) -> None:
+    found = [finding for finding in judged(rule, case, tmp_path).findings if finding.rule == rule.code]
+    assert found
+    for finding in found:
+        if finding.severity is Severity.ERROR:
+            assert re.search(r"`--\w", f"{finding.message} {finding.witness}"), finding.message

@@ -277,6 +277,11 @@ class Callers(Constructions):
         """The reductions that a call reaches, with when they run."""
         return tuple(self._sums(edge.target, (edge,), frozenset()))
 
+    def sums_of(self, function: Ref) -> tuple[Sum, ...]:
+        """The reductions that a module-level function reaches, whatever flags are published around its call."""
+        context = tuple((flag.name, Atom(flag.name)) for flag in self.index.profile.flags)
+        return tuple(self._sums(Frame(function, None, context=context), (), frozenset()))
+
     @cached_property
     def flags_at(self) -> dict[tuple[str, Span], frozenset[str]]:
         """(file, place) of a reduction -> the flags that some layer decides it with; none for one out of reach."""

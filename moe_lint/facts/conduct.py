@@ -7,7 +7,7 @@ Reads what `FunctionReader` leaves out: the condition of every call, the flags t
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, unparse
 from moe_lint.facts.reader import FileContext
 from moe_lint.facts.syntax import defaults_of, span_of
-from moe_lint.formula import Atom, Formula, atom_set, conj, negate
+from moe_lint.formula import TRUE, Atom, Formula, atom_set, conj, negate
 from moe_lint.model import Span
 from moe_lint.profile import Profile
 
@@ -31,6 +31,8 @@ class Passed(Struct, frozen=True):
     formula: Formula | None
     #: the layer-context flags that its value depends on
     flags: frozenset[str]
+    #: of an unpacked one that is written out, `**(dict(size=1) if alone else {})`: (keyword, text, when it is given)
+    given: tuple[tuple[str, str, Formula], ...] | None = None
 
     @property
     def hides(self) -> bool:
@@ -39,7 +41,10 @@ class Passed(Struct, frozen=True):
 
 
 class Call(Struct, frozen=True):
-    """One call, with the condition under which it runs and the flags known there (flag -> its spelling)."""
+    """One call, with the condition under which it runs and the flags known there (flag -> its spelling).
+
+    A call of a local that may hold one of several functions or classes counts once for each.
+    """
 
     callee: str
     span: Span
@@ -62,7 +67,10 @@ class Mark(Struct, frozen=True):
 
 
 class Addition(Struct, frozen=True):
-    """A term added to a tensor: `x += y`, `x = x + y`, `x.add_(y)`."""
+    """A term added to a tensor: `x += y`, `x.add_(y)`, `z = x + y`, `return x + y`.
+
+    In a sum each term is added to each other one.
+    """
 
     target: str
     term: str
@@ -100,7 +108,8 @@ class _State(Struct):
 
     env: dict[str, ast.expr] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
-    classes: dict[str, str] = field(default_factory=dict)
+    #: local -> what it may stand for, each with the condition under which it does
+    classes: dict[str, tuple[tuple[str, Formula], ...]] = field(default_factory=dict)
 
     def copy(self) -> _State:
         return _State(dict(self.env), dict(self.known), dict(self.classes))
@@ -194,6 +203,7 @@ class ConductReader:
         if isinstance(node, ast.Return):
             if node.value is not None:
                 self._value(node.value, ("return",))
+                self._sum(node.value)
             return True
         if isinstance(node, ast.Raise | ast.Continue | ast.Break):
             if isinstance(node, ast.Raise) and node.exc is not None:
@@ -285,7 +295,8 @@ class ConductReader:
                     merged.env[name] = both
         for flag, name in merged.known.items():
             merged.env.setdefault(name, ast.Name(flag, ast.Load()))
-        merged.classes = {**one.classes, **other.classes}
+        for name in {**one.classes, **other.classes}:
+            merged.classes[name] = tuple(dict.fromkeys((*one.classes.get(name, ()), *other.classes.get(name, ()))))
         return merged
 
     def _with(self, node: ast.With | ast.AsyncWith) -> bool:
@@ -318,12 +329,24 @@ class ConductReader:
         names = [key for target in targets if (key := dotted(target)) is not None]
         stored = tuple(key[5:] for key in names if key.startswith("self.") and "." not in key[5:])
         self._value(value, stored)
+        self._sum(value)
         for target in targets:
-            if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
-                for one, other in ((value.left, value.right), (value.right, value.left)):
-                    if dotted(target) is not None and dotted(one) == dotted(target):
-                        self._addition(target, other, value)
             self._bind(target, value)
+
+    def _sum(self, value: ast.expr) -> None:
+        """Record what is added to what in a sum: each term joins each other one that has a name."""
+        if isinstance(value, ast.IfExp):
+            for branch, holds in ((value.body, self.formula(value.test)), (value.orelse, None)):
+                if isinstance(branch, ast.BinOp):
+                    self.guard.append(negate(self.formula(value.test)) if holds is None else holds)
+                    self._sum(branch)
+                    self.guard.pop()
+        elif isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+            terms = _terms(value)
+            for target in terms:
+                for term in terms:
+                    if term is not target:
+                        self._addition(target, term, value)
 
     def _addition(self, target: ast.expr, term: ast.expr, node: ast.expr | ast.stmt) -> None:
         name = dotted(target)
@@ -383,10 +406,20 @@ class ConductReader:
         made = [call for span in makers for call in self.found.get(span, ())]
         if made:
             self.built.setdefault(name, []).extend(made)
-        if isinstance(value, ast.Name | ast.Attribute):
+        behind = tuple(self._behind(value))
+        if behind:
+            self.state.classes[name] = behind
+
+    def _behind(self, value: ast.expr, holds: Formula = TRUE) -> Iterator[tuple[str, Formula]]:
+        """The functions or classes that a value may be: `A`, `B if c else A`."""
+        if isinstance(value, ast.IfExp):
+            chosen = self.formula(value.test)
+            yield from self._behind(value.body, conj((holds, chosen)))
+            yield from self._behind(value.orelse, conj((holds, negate(chosen))))
+        elif isinstance(value, ast.Name | ast.Attribute):
             text = dotted(value)
             if text is not None:
-                self.state.classes[name] = text
+                yield text, holds
 
     def _own(self, value: ast.expr) -> Formula | None:
         """When a flag's value is true, if the function works it out by itself: no constant, and no flag in it."""
@@ -483,11 +516,14 @@ class ConductReader:
                 self.marks.append(Mark(span_of(node, self.file.lines), literal, self.reached()))
             return
         head, _, rest = callee.partition(".")
-        behind = self.state.classes.get(head)
-        if behind is not None and head != "self":
-            callee = f"{behind}.{rest}" if rest else behind
+        behind = self.state.classes.get(head, ()) if head != "self" else ()
         given = [self._passed("*" if isinstance(a, ast.Starred) else None, a) for a in node.args]
-        given += [self._passed(k.arg or "**", k.value) for k in node.keywords]
+        given += [
+            self._passed(k.arg, k.value)
+            if k.arg is not None
+            else replace(self._passed("**", k.value), given=self._written_out(k.value))
+            for k in node.keywords
+        ]
         call = Call(
             callee,
             span_of(node, self.file.lines),
@@ -497,8 +533,31 @@ class ConductReader:
             tuple(sorted(self.state.known.items())),
             loop=self.loops[-1] if self.loops else None,
         )
-        self.calls.append(call)
-        self.found.setdefault(call.span, []).append(call)
+        made = [
+            replace(call, callee=f"{text}.{rest}" if rest else text, condition=conj((call.condition, holds)))
+            for text, holds in behind
+        ] or [call]
+        self.calls += made
+        self.found.setdefault(call.span, []).extend(made)
+
+    def _written_out(self, node: ast.expr, holds: Formula = TRUE) -> tuple[tuple[str, str, Formula], ...] | None:
+        """The keywords of an unpacked argument and when each is given; None where they cannot be seen."""
+        if isinstance(node, ast.IfExp):
+            chosen = self.formula(node.test)
+            one = self._written_out(node.body, conj((holds, chosen)))
+            other = self._written_out(node.orelse, conj((holds, negate(chosen))))
+            return None if one is None or other is None else (*one, *other)
+        if isinstance(node, ast.Call) and dotted(node.func) == "dict" and not node.args:
+            pairs = [(k.arg, k.value) for k in node.keywords]
+        elif isinstance(node, ast.Dict):
+            pairs = [
+                (key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None, value)
+                for key, value in zip(node.keys, node.values, strict=True)
+            ]
+        else:
+            return None
+        found = tuple((name, ast.unparse(value), holds) for name, value in pairs if name is not None)
+        return found if len(found) == len(pairs) else None
 
     def _passed(self, keyword: str | None, node: ast.expr) -> Passed:
         value = node.value if isinstance(node, ast.Starred) else node
@@ -535,6 +594,13 @@ def _is_opaque(node: ast.expr) -> bool:
 def _calls(node: ast.expr) -> bool:
     """Whether there is a call in an expression (or a name bound that others could call)."""
     return any(isinstance(n, ast.Call | ast.NamedExpr) for n in nodes(node))
+
+
+def _terms(value: ast.expr) -> list[ast.expr]:
+    """The terms of `a + b + c`."""
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+        return [*_terms(value.left), *_terms(value.right)]
+    return [value]
 
 
 def _makers(value: ast.expr) -> list[ast.Call]:

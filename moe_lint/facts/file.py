@@ -43,6 +43,8 @@ _GOES_ON = re.compile(r"\\\s*$|^\s*self\.\w+\s*:")
 _LONG_TARGET = re.compile(r"(?<!\w)\([\w\s.,*\[\]]*\n\s*\)\s*=(?!=)")
 _ATTRIBUTE = re.compile(r"\bself\.(\w+)")
 _NO_ARGUMENTS = ast.arguments([], [], None, [], [], None, [])
+#: An assignment to one name at the left margin.
+_ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=(?!=)")
 _Value = TypeVar("_Value")
 
 
@@ -333,6 +335,13 @@ class FileFacts:
         self._load_at([line])
         return _innermost(line, [(name, first, last) for name, (first, last) in self._extents.items()])
 
+    def assigned_at(self, line: int) -> str | None:
+        """The name that the statement around a line at the top level assigns, if it is an assignment to one."""
+        while line > 0 and (not self.lines[line - 1].strip() or self.lines[line - 1][0] in " \t)]}#"):
+            line -= 1
+        found = _ASSIGNED.match(self.lines[line - 1]) if line else None
+        return found.group(1) if found is not None else None
+
     def classes_deriving(self, base: str) -> list[str]:
         """The classes with a base of this name, whatever it is an attribute of."""
         self._load_at(line for line, bases in self._class_headers if base in bases)
@@ -466,7 +475,7 @@ class FileFacts:
 
     def only_guards(self, qualname: str, call: Span, condition: Span) -> bool:
         """Whether a condition in a function decides about the reduction at ``call`` and nothing else."""
-        return only_guards(self._functions[qualname].node, call, condition, self.lines)
+        return only_guards(self._node(self._functions[qualname]), call, condition, self.lines)
 
     def condition(self, qualname: str) -> Formula:
         """The truth value that a function returns. Raises ``NotBoolean``."""

@@ -323,6 +323,11 @@ class FunctionReader(Operands):
                 self._assign(element, source)
         else:
             self._assign(target, iterable)
+        for node in nodes(target):
+            value = self.flow.env.get(node.id) if isinstance(node, ast.Name) else None
+            if value is not None and dotted(value) is None and isinstance(node, ast.Name):
+                del self.flow.env[node.id]  # a condition on an element is not one on what it was taken from
+                self.flow.carriers.pop(node.id, None)
 
     def _quiet(self, body: list[ast.stmt]) -> None:
         """Run a block for its effect on the flow only."""

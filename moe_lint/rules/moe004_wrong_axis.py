@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moe_lint.model import Finding, Route
+from moe_lint.model import Finding, Route, Severity
 from moe_lint.rules._calls import axis_is_wrong
 from moe_lint.rules._cases import case, experts
 from moe_lint.rules._planning import plan_call
@@ -26,8 +26,9 @@ class WrongAxis(Rule):
         if self.ep_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=False):
             x = moe_expert_parallel_all_reduce(x)
 
-    The fix changes the argument. It is corrective where the guard reduced too often; where it skipped too often, it
-    brings a reduction back and needs `--unsafe-fixes`.
+    A finding without a state in which the numbers differ is a warning. The fix changes the argument. It is corrective
+    where the guard reduced too often; where it skipped too often, it brings a reduction back and needs
+    `--unsafe-fixes`.
     """
 
     code = "MOE004"
@@ -134,12 +135,14 @@ class WrongAxis(Rule):
         for site in context.judged():
             if site.route is Route.HELPER and axis_is_wrong(site, policy):
                 asked = "EP" if site.axis == "TP" else "TP"
+                told = witness(site, policy)
                 yield self.finding(
                     site,
                     f"the helper is asked about the {asked} axis, but `{site.raw.collective}` sums over the "
                     f"{site.axis} axis",
                     context,
-                    witness=witness(site, policy),
+                    severity=self.severity if told is not None else Severity.WARNING,
+                    witness=told,
                     remedy=f"call `{helper_call(site, policy)}`",
                     fix=plan_call(site, context),
                 )

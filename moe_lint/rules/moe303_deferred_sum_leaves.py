@@ -7,7 +7,7 @@ from moe_lint.callers import Callers, Frame, Instance, Layer
 from moe_lint.facts import Call
 from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, atom_set, conj, negate, substitute
 from moe_lint.index import Ref
-from moe_lint.model import Confidence, Finding, Span
+from moe_lint.model import Finding, Span
 from moe_lint.profile import Flag, Profile, matches
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case
 from moe_lint.rules._layers import call_finding, deferring, defers, launch
@@ -50,6 +50,22 @@ class Model:
 """
 
 
+#: Layers of several kinds, looked up by a letter of the configuration.
+_LOOKED_UP = """
+LAYERS = {
+    "moe": DecoderLayer,
+}
+
+
+"""
+_COMMUNICATOR_CLASS = "Own if config.own else LayerCommunicator"
+
+
+def _looked_up(layer: str) -> str:
+    """The model behind the layers of `layer_model`, building them from a table."""
+    return _MODEL.format("            self.sent += 1", "  # <- MOE303").replace("[DecoderLayer(", f"[{layer}(")
+
+
 def _indented(text: str, by: int) -> str:
     return "\n".join(" " * by + line for line in text.strip().splitlines())
 
@@ -83,13 +99,10 @@ class DeferredSumLeaves(Rule):
     Not reported: a model that reduces marked tensors before it hands them on, one that calls a function which knows
     the marker, and layers that capture for themselves after their communicator has summed. One finding for each
     function and kind. There is no fix: which group sums is for the model to say.
-
-    Off by default: too few of its findings on real releases have been read against the source.
     """
 
     code = "MOE303"
     name = "deferred-sum-leaves"
-    confidence = Confidence.LOW
     VALID = (
         layer_case(
             "settled-before-it-is-sent",
@@ -101,6 +114,20 @@ class DeferredSumLeaves(Rule):
             "settled-before-it-is-captured",
             block(experts(ROUTED)),
             _CAPTURING.format(_indented(_SETTLED, 12), ""),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-before-it-is-captured-of-some-layers",
+            block(experts(ROUTED)),
+            _CAPTURING.format(_indented(f"if i in self.captured:\n{_indented(_SETTLED, 4)}", 12), "")
+            .replace("            aux_hidden", "            if i in self.captured:\n                aux_hidden")
+            .replace("for layer in self.layers:", "for i in range(self.end):\n            layer = self.layers[i]"),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-by-a-model-that-looks-its-layers-up",
+            block(experts(ROUTED)),
+            _LOOKED_UP + _MODEL.format(_indented(_SETTLED, 12), "").replace("[DecoderLayer(", "[LAYERS[config.kind]("),
             layer=_LAYER,
         ),
         layer_case(
@@ -125,6 +152,21 @@ class DeferredSumLeaves(Rule):
             "captured",
             block(experts(ROUTED)),
             _CAPTURING.format("            self.seen += 1", "  # <- MOE303"),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "sent-by-a-model-that-looks-its-layers-up",
+            block(experts(ROUTED)),
+            _LOOKED_UP + _looked_up("LAYERS[config.kind]"),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "sent-behind-a-communicator-of-a-class-chosen-before",
+            "class Own(LayerCommunicator):\n    pass",
+            block(experts(ROUTED)),
+            _looked_up("DecoderLayer"),
+            build=f"self.mlp = Block(config)\nchosen = {_COMMUNICATOR_CLASS}",
+            communicator="chosen(config, is_last_layer=layer_id == config.num_hidden_layers - 1)",
             layer=_LAYER,
         ),
         layer_case(

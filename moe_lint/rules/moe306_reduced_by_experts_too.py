@@ -1,38 +1,117 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from textwrap import indent
 
-from moe_lint.facts import Call
-from moe_lint.formula import TRUE
+from moe_lint.dataflow import OutputOf, Where
+from moe_lint.facts.conduct import Addition
+from moe_lint.formula import FALSE, TRUE, Formula, atom_set, conj, disj
 from moe_lint.index import Ref
-from moe_lint.model import Finding, Related
-from moe_lint.rules._cases import ROUTED, block, experts, layer_case
-from moe_lint.rules._layers import launch
-from moe_lint.rules.base import Context, Rule
-from moe_lint.sites import Site
+from moe_lint.launch import Configuration
+from moe_lint.model import Finding, Related, Route
+from moe_lint.policy import find_definition
+from moe_lint.profile import matches
+from moe_lint.reaching import reaching
+from moe_lint.rules._cases import ROUTED, block, experts, layer_case, method
+from moe_lint.rules._parts import Part, is_shared, parts
+from moe_lint.rules._terms import counts_once
+from moe_lint.rules.base import Case, Context, Rule
+from moe_lint.sites import Site, is_skip_atom
 
 _LAYER = "x = self.mlp(x)\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)"
 _MARKED = ROUTED.replace("_reduce(x)", "_reduce(x)  # <- MOE306")
+_JOINS = "x = x + shared\n" + ROUTED
+_JOINS_MARKED = "x = x + shared\n" + _MARKED
+_REPLICATED = "reduce_results=False, **(dict(tp_size=1) if should_use_flashinfer_cutlass_moe_fp4_allgather() else {})"
+_WORD = re.compile(r"\b[A-Za-z_]\w*\b")
+#: A dense layer that reduces by default, as the projection in it does.
+_MLP = """
+class RowParallelLinear:
+    def __init__(self, config, reduce_results=True, tp_size=None):
+        self.reduce_results = reduce_results
+
+
+class MLP:
+    def __init__(self, config, tp_size=None, **options):
+        self.down_proj = RowParallelLinear(config)
+
+    def forward(self, x):
+        x, _ = self.down_proj(x)
+        return x
+
+
+class OwnedMLP:
+    def __init__(self, config, reduce_results=True, tp_size=None):
+        self.down_proj = RowParallelLinear(config, reduce_results=reduce_results)
+
+    def forward(self, x):
+        x, _ = self.down_proj(x)
+        return x
+"""
+
+
+def _indented(text: str) -> str:
+    return indent(text.strip(), "    ")
+
+
+_WRAPPER = """
+
+def reduce_moe_output(x):
+    if get_tp_world_size() > 1 and not should_skip_post_experts_all_reduce(is_tp_path=True):
+        x = tensor_model_parallel_all_reduce(x)
+    return x
+"""
+_JOINED = """
+def joined(self, x, shared):
+    return x + shared / self.tp_size
+"""
+
+
+def _with_shared(name: str, arguments: str, body: str, *more: str) -> Case:
+    """A block with shared experts, built with these arguments, whose output is `shared` when the body starts."""
+    options = f", {arguments}" if arguments else ""
+    dense = "OwnedMLP" if "reduce_results" in arguments else "MLP"
+    init = f"self.experts = FusedMoE(config, reduce_results=False)\nself.shared_experts = {dense}(config{options})"
+    forward = experts(f"shared = self.shared_experts(x)\n{body}")
+    return layer_case(name, _MLP, block(forward, *more, init=init), layer=_LAYER)
+
+
+def _wrapped(name: str, condition: str, mark: str = "") -> Case:
+    """A block that adds shared experts, replicated where the condition holds, before it calls a wrapper."""
+    plain = _with_shared(
+        name,
+        f"reduce_results=False, **(dict(tp_size=1) if {condition} else {{}})",
+        f"x = x + shared\nx = reduce_moe_output(x){mark}",
+    )
+    path = "engine/layers/moe/utils.py"
+    return Case(name, {**plain.files, path: plain.files[path] + _WRAPPER})
 
 
 class ReducedByExpertsToo(Rule):
-    """The experts are built to reduce their own output, and the block reduces it again.
+    """The experts, or the shared experts, are whole already, and the block reduces them again.
 
-    `reduce_results=True` makes the expert layer sum over the ranks before it returns. A reduction in the block on top
-    of that sums what is already whole: every token is scaled by the group size. Two owners are as wrong as none.
+    `reduce_results=True` makes a layer sum over the ranks before it returns. A reduction in the block on top of that
+    sums what is already whole: every token is scaled by the group size. Two owners are as wrong as none. For the shared
+    experts the keyword is often the default, so a forgotten `reduce_results=False` is enough: their term is added to
+    the routed experts' partial sum and counted once for every rank. A replicated shared expert (`tp_size=1`) is whole
+    in the same way.
 
     Instead of
 
-        self.experts = FusedMoE(..., reduce_results=True)
+        self.shared_experts = MLP(...)  # reduces by default
         ...
-        x = self.experts(x, topk_output)
+        x = self.experts(x, topk_output) + self.shared_experts(x)
         x = tensor_model_parallel_all_reduce(x)
 
     give the sum one owner, the block, which can ask the helper:
 
-        self.experts = FusedMoE(..., reduce_results=False)
+        self.shared_experts = MLP(..., reduce_results=False)
 
-    Reported at the block's reduction. There is no fix: a block without skip reasons may as well drop its own.
+    A term that is divided by the number of ranks or added on the first rank alone counts once and is not reported, nor
+    is one that joins behind the reduction. A shared expert that is replicated in some configurations only is reported
+    where it can be told that the term joins, and the reduction runs, in one of them. Reported at the block's reduction.
+    There is no fix: a block without skip reasons may as well drop its own.
     """
 
     code = "MOE306"
@@ -63,6 +142,28 @@ class ReducedByExpertsToo(Rule):
             ),
             layer=_LAYER,
         ),
+        _with_shared("shared-experts-left-to-the-block", "reduce_results=False", _JOINS),
+        _with_shared("shared-experts-divided", "", "x = x + shared / self.tp_size\n" + ROUTED),
+        _with_shared(
+            "shared-experts-on-the-first-rank",
+            "reduce_results=True",
+            "if self.tp_rank == 0:\n    x = x + shared\n" + ROUTED,
+        ),
+        _with_shared("shared-experts-behind", "tp_size=1", ROUTED.strip() + "\nx = x + shared"),
+        _with_shared("replicated-only-where-nothing-is-reduced", _REPLICATED, _JOINS),
+        _with_shared(
+            "replicated-where-it-joins-behind",
+            "reduce_results=False, **(dict(tp_size=1) if self.ep_size > 1 else {})",
+            f"if self.ep_size > 1:\n{_indented(ROUTED)}\n    x += shared\nelse:\n    x += shared\n{_indented(ROUTED)}",
+        ),
+        _with_shared(
+            "replicated-where-the-method-is-not-called",
+            "reduce_results=False, **(dict(tp_size=1) if self.whole else {})",
+            "x = x if self.whole else self.summed(x, shared)",
+            method("\nx = x + shared\nx = tensor_model_parallel_all_reduce(x)", "summed", "x, shared"),
+        ),
+        _wrapped("replicated-where-the-wrapper-skips", "should_use_flashinfer_cutlass_moe_fp4_allgather()"),
+        _with_shared("divided-in-another-method", "", "x = self.joined(x, shared)\n" + ROUTED, _JOINED),
     )
     INVALID = (
         layer_case(
@@ -75,23 +176,54 @@ class ReducedByExpertsToo(Rule):
             block(experts(_MARKED), init="self.experts = get_moe_impl_class(config)(config, reduce_results=True)"),
             layer=_LAYER,
         ),
+        _with_shared("shared-experts-that-reduce", "reduce_results=True", _JOINS_MARKED),
+        _with_shared("shared-experts-that-reduce-by-default", "", _JOINS_MARKED),
+        _with_shared("replicated-shared-experts", "reduce_results=False, tp_size=1", _JOINS_MARKED),
+        _with_shared("shared-experts-joined-in-place", "", "x.add_(shared)\n" + _MARKED),
+        _with_shared(
+            "replicated-where-something-is-reduced",
+            "reduce_results=False, **(dict(tp_size=1) if get_moe_a2a_backend().is_mori() else {})",
+            _JOINS_MARKED,
+        ),
+        _wrapped("replicated-where-the-wrapper-reduces", "get_moe_a2a_backend().is_mori()", "  # <- MOE306"),
+        _with_shared("divided-by-something-else", "", "x = x + shared / self.scale\n" + _MARKED),
     )
 
     def check(self, context: Context) -> Iterable[Finding]:
         for site in context.sites:
             if not site.post_experts or site.raw.class_name is None or site.axis == "other" or _owned(site, context):
                 continue
-            for path, call in _built_to_reduce(site, context):
+            for part, shown in _whole_parts(site, context):
+                sums = part.sums is True
+                why = f"{part.by}" if sums else "a group size of 1"
+                state = "has summed already" if sums else "is whole on every rank"
+                told = f" (for example {shown})" if shown is not None else ""
                 yield self.finding(
                     site,
-                    f"`self.{call.stored}` is built with `{_owner_keyword(call, context)}=True` (line "
-                    f"{call.span.line}) and has summed already: this reduction scales every token by the group size"
-                    f"{launch(context, TRUE)}",
+                    f"`self.{part.attribute}` is built with {_quoted(why)} (line {part.call.span.line}) and {state}: "
+                    f"this reduction {_consequence(part, context)}{told}",
                     context,
-                    related=(Related(path, call.span.line, "the experts are told to reduce here"),),
-                    remedy=f"build the experts with `{_owner_keyword(call, context)}=False`, or drop this reduction",
+                    related=(Related(part.path, part.call.span.line, f"`self.{part.attribute}` is built here"),),
+                    remedy=_remedy(part, context),
                 )
                 break
+
+
+def _quoted(why: str) -> str:
+    return f"`{why}`" if "=" in why else why
+
+
+def _consequence(part: Part, context: Context) -> str:
+    if context.index.profile.is_expert_attribute(part.attribute):
+        return "scales every token by the group size"
+    return "counts their term once for every rank"
+
+
+def _remedy(part: Part, context: Context) -> str:
+    keyword = context.index.profile.reducing[0]
+    if part.sums is True:
+        return f"build `self.{part.attribute}` with `{keyword}=False`, or drop this reduction"
+    return f"add what `self.{part.attribute}` returns behind the reduction, where that has run"
 
 
 def _owned(site: Site, context: Context) -> bool:
@@ -100,16 +232,67 @@ def _owned(site: Site, context: Context) -> bool:
     return any(name in str(part.text) for part in site.raw.guard for name in ownership)
 
 
-def _owner_keyword(call: Call, context: Context) -> str | None:
-    ownership = context.index.profile.reducing
-    return next((a.keyword for a in call.arguments if a.keyword in ownership and a.literal is True), None)
-
-
-def _built_to_reduce(site: Site, context: Context) -> Iterator[tuple[str, Call]]:
-    """The constructors of the class's experts that are given `reduce_results=True`."""
+def _whole_parts(site: Site, context: Context) -> Iterator[tuple[Part, Configuration | None]]:
+    """The experts and shared experts that a site reduces although they are whole, with a configuration of that."""
     profile = context.index.profile
     for ref in context.index.mro(Ref(site.path, site.raw.class_name or "")):
-        conduct = context.callers.conduct(Ref(ref.path, f"{ref.name}.__init__"))
-        for call in conduct.calls if conduct is not None else ():
-            if call.stored is not None and profile.is_expert_attribute(call.stored) and _owner_keyword(call, context):
-                yield ref.path, call
+        for part in parts(context.callers, ref):
+            experts = profile.is_expert_attribute(part.attribute)
+            if not experts and not is_shared(context.callers, part.attribute):
+                continue
+            whole = TRUE if part.sums is True else FALSE if experts else part.whole
+            if whole == FALSE or not _is_reduced(part, site, context):
+                continue
+            joined = TRUE if experts else _joined(part, site, whole, context)
+            runs, called = _runs(site, context)
+            if not called and whole != TRUE:
+                continue  # perhaps the function is not called where the part is whole
+            shown = context.policy.configuration(conj((whole, joined, runs)), site.axis, site.raw.collective)
+            if shown is not None:
+                yield part, shown
+
+
+def _is_reduced(part: Part, site: Site, context: Context) -> bool:
+    where = Where(site.path, site.raw.class_name, site.raw.function.removesuffix(".<lambda>"))
+    return OutputOf(context.index, part.owner, part.attribute).reaches(site.raw.origins, where)
+
+
+def _runs(site: Site, context: Context) -> tuple[Formula, bool]:
+    """When a site runs, sizes of groups included, and whether that says everything about what calls its function."""
+    function = Ref(site.path, site.raw.function.removesuffix(".<lambda>"))
+    above = reaching(context.index, function, site.raw.class_name)
+    known = above != TRUE or function.name.rsplit(".", 1)[-1] in ("forward", "__call__")
+    if site.route is Route.WRAPPER:
+        definition = find_definition(context.index, site.raw.collective)
+        inside = context.callers.sums_of(definition) if definition is not None else ()
+        above = conj((above, disj(found.condition for found in inside)))
+    return context.policy.with_helper(conj((*(part.formula for part in site.raw.guard), above))), known
+
+
+def _joined(part: Part, site: Site, whole: Formula, context: Context) -> Formula:
+    """When the shared experts' term joins what a site reduces, in a way that counts it once for every rank.
+
+    FALSE where that is not known: a term that is whole in some configurations only, and joins out of sight or under
+    conditions of its own.
+    """
+    profile = context.index.profile
+    here = [a for a in _additions(Ref(site.path, site.raw.function), context) if a.span < site.raw.span]
+    if not here:
+        facts = context.index.facts(part.path)
+        methods = facts.functions_in(part.owner.name) if facts is not None else ()
+        all_ = [addition for name in methods for addition in _additions(Ref(part.path, name), context)]
+        return TRUE if whole == TRUE and not any(counts_once(addition, profile) for addition in all_) else FALSE
+    joined = disj(a.condition for a in here if not counts_once(a, profile))
+    own = {
+        name
+        for name in atom_set(joined) - atom_set(whole)
+        if not name.endswith(" is None") and profile.launch.meaning(name) is None and not is_skip_atom(name, profile)
+    }
+    return joined if whole == TRUE or not own else FALSE
+
+
+def _additions(function: Ref, context: Context) -> list[Addition]:
+    """The terms that a function adds which are the shared experts', by their names."""
+    conduct, shared = context.callers.conduct(function), context.index.profile.shared
+    additions = conduct.additions if conduct is not None else ()
+    return [a for a in additions if any(matches(word, shared) for word in _WORD.findall(f"{a.term} {a.target}"))]

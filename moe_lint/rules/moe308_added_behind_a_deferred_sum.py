@@ -10,6 +10,7 @@ from moe_lint.model import Confidence, Finding, Related
 from moe_lint.profile import Flag, matches
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, layer_case
 from moe_lint.rules._layers import launch
+from moe_lint.rules._terms import counts_once, on_one_rank
 from moe_lint.rules.base import Context, Rule, short_name
 from moe_lint.sites import Site, without_topology
 
@@ -51,14 +52,13 @@ class AddedBehindADeferredSum(Rule):
         skip = should_skip_post_experts_all_reduce(is_tp_path=True) and not self._shared_expert_tp1
 
     Reported at the addition. A term that is added before the reduction, or only where the reduction runs, is not
-    reported, nor is a block that no layer ever asks to leave its sum. There is no fix.
-
-    Off by default: too few of its findings on real releases have been read against the source.
+    reported, nor one divided by the number of ranks or added on the first rank alone, nor a block that no layer ever
+    asks to leave its sum. There is no fix.
     """
 
     code = "MOE308"
     name = "added-behind-a-deferred-sum"
-    confidence = Confidence.LOW
+    confidence = Confidence.MEDIUM
     VALID = (
         layer_case("added-before", block(_forward("", "x = x + shared")), layer=_LAYER),
         layer_case(
@@ -71,6 +71,32 @@ if not should_allreduce_fusion and not use_reduce_scatter:
 """
                 )
             ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "divided-by-the-number-of-ranks",
+            block(_forward("if should_allreduce_fusion:\n    x = x + shared / self.tp_size")),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "on-the-first-rank-alone",
+            block(_forward("if should_allreduce_fusion and self.tp_rank == 0:\n    x += shared")),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "on-the-first-rank-alone-by-a-predicate",
+            "def counts_here():\n    return get_tensor_model_parallel_rank() == 0",
+            block(_forward("if not should_allreduce_fusion or counts_here():\n    x += shared")),
+            layer=_LAYER.replace("use_reduce_scatter)", "False)"),
+        ),
+        layer_case(
+            "divided-before",
+            block(_forward("", "x = x + shared / self.tp_size")),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "on-the-first-rank-before",
+            block(_forward("", "if self.tp_rank == 0:\n    x += shared")),
             layer=_LAYER,
         ),
         layer_case(
@@ -95,10 +121,27 @@ if not should_allreduce_fusion and not use_reduce_scatter:
             block(_forward("if self.shared_is_whole:\n    x += shared  # <- MOE308")),
             layer=_LAYER,
         ),
+        layer_case(
+            "scaled-by-something-else",
+            block(_forward("x = x + shared / self.scale  # <- MOE308")),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "by-a-predicate-that-asks-for-another-rank",
+            "def counts_here():\n    return get_tensor_model_parallel_rank() > 0",
+            block(_forward("if not should_allreduce_fusion or counts_here():\n    x += shared  # <- MOE308")),
+            layer=_LAYER.replace("use_reduce_scatter)", "False)"),
+        ),
+        layer_case(
+            "on-every-rank-but-the-first",
+            block(_forward("if not self.tp_rank == 0:\n    x += shared  # <- MOE308")),
+            layer=_LAYER,
+        ),
     )
 
     def check(self, context: Context) -> Iterable[Finding]:
         told: set[tuple[str, int]] = set()
+        profile = context.index.profile
         for site in context.sites:
             if not site.post_experts or not site.absorber:
                 continue
@@ -115,7 +158,7 @@ if not should_allreduce_fusion and not use_reduce_scatter:
                     self.confidence,
                     f"`{addition.term}` is added behind the reduction on line {site.raw.span.line}, which does not run "
                     f"when `{flag.name}` is set: it joins a partial sum, and {flag.absorber} counts it once for every "
-                    f"rank{launch(context, Atom(flag.name))}",
+                    f"rank{launch(context, conj((Atom(flag.name), without_topology(addition.condition, profile))))}",
                     short_name(site),
                     site.raw.class_name,
                     related=(Related(site.path, site.raw.span.line, "this reduction may be left to somebody else"),),
@@ -134,7 +177,7 @@ def _late_terms(site: Site, context: Context) -> Iterator[tuple[Addition, Flag]]
         shared = any(matches(word, profile.shared) for word in _WORD.findall(addition.term))
         if addition.span < site.raw.span or addition.target != site.raw.target or not shared:
             continue
-        if _summed_between(site, addition, context):
+        if counts_once(addition, profile) or _summed_between(site, addition, context):
             continue
         added = without_topology(addition.condition, profile)
         live = callers.flags_at.get((site.path, site.raw.span), frozenset())
@@ -153,6 +196,8 @@ def _leaves(site: Site, flag: Flag, added: Formula, context: Context) -> bool:
         return False  # it runs in spite of the flag: that is another rule's finding
     # it must be the flag that keeps the reduction from running, on a path that otherwise comes to it
     otherwise = conj((added, negate(_skips(site, context))))
+    if on_one_rank(conj((context.policy.expanded(added), set_))):
+        return False  # a predicate of the tree sees to that
     return callers.possible(conj((added, set_)), unknown=False) and callers.possible(otherwise)
 
 

@@ -63,6 +63,13 @@ class SummedInCombine(Rule):
         engine("both-axes", utils=_BOTH_AXES, layers__moe__dispatcher=_DISPATCHER),
         engine("no-sum-in-the-dispatcher"),
         engine(
+            "an-a2a-backend-that-the-helper-knows",
+            utils=_BOTH_AXES.replace("allgather()\n", "allgather() or get_moe_a2a_backend().is_mori()\n"),
+            layers__moe__dispatcher=_DISPATCHER.replace(
+                "import should_use_flashinfer_cutlass_moe_fp4_allgather", "import get_moe_a2a_backend"
+            ).replace("should_use_flashinfer_cutlass_moe_fp4_allgather()", "get_moe_a2a_backend().is_mori()"),
+        ),
+        engine(
             "another-group",
             layers__moe__dispatcher=_DISPATCHER.replace("get_tp_group()", "get_attention_tp_group()"),
         ),
@@ -74,6 +81,13 @@ class SummedInCombine(Rule):
         ),
     )
     INVALID = (
+        engine(
+            "an-a2a-backend-that-sums",
+            utils=_marked(_BOTH_AXES),
+            layers__moe__dispatcher=_DISPATCHER.replace(
+                "import should_use_flashinfer_cutlass_moe_fp4_allgather", "import get_moe_a2a_backend"
+            ).replace("should_use_flashinfer_cutlass_moe_fp4_allgather()", "get_moe_a2a_backend().is_mori()"),
+        ),
         engine("tp-axis-only", utils=_marked(UTILS), layers__moe__dispatcher=_DISPATCHER),
         engine("neither-axis", utils=_marked(_NO_FP4), layers__moe__dispatcher=_DISPATCHER),
         engine(

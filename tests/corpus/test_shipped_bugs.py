@@ -17,9 +17,8 @@ from tests.corpus.releases import release
 
 @cache
 def findings(version: str) -> tuple[Finding, ...]:
-    """By the rules that are on by default, and those of the tests below that are not."""
-    options = Options((str(release(version) / "sglang"),), load_profile("sglang"), extend_select=("MOE303", "MOE308"))
-    return run(options).findings
+    """By the rules that are on by default."""
+    return run(Options((str(release(version) / "sglang"),), load_profile("sglang"))).findings
 
 
 def in_file(version: str, name: str, *rules: str) -> dict[tuple[str, int], str]:
@@ -127,11 +126,23 @@ def test_partial_sums_sent_to_the_next_pipeline_stage_until_the_model_settles_th
     assert in_file("0.5.20", "models/qwen2_moe.py", "MOE303") == {}  # there the model reduces marked tensors first
 
 
+@pytest.mark.parametrize(("name", "line"), [("deepseek_v2.py", 2873), ("nemotron_h.py", 908)])
+def test_partial_sums_sent_by_a_model_whose_layers_are_chosen_at_run_time(name: str, line: int) -> None:
+    found = in_file("0.5.20", f"models/{name}", "MOE303")
+    assert found.keys() == {("MOE303", line)}
+
+
 def test_replicated_shared_expert_that_joins_a_deferred_sum() -> None:
     found = in_file("0.5.20", "models/laguna.py", "MOE308")
     assert found.keys() == {("MOE308", 234)}
     assert "`shared_out`" in found["MOE308", 234]
     assert in_file("0.5.23", "models/laguna.py", "MOE308") == {}
+
+
+def test_shared_experts_that_are_replicated_for_an_a2a_backend_and_reduced_all_the_same() -> None:
+    found = in_file("0.5.18", "models/nemotron_h.py", "MOE306")
+    assert found.keys() == {("MOE306", 352)}
+    assert "`--tp 2 --ep 2 --moe-a2a-backend deepep`" in found["MOE306", 352]
 
 
 @pytest.mark.parametrize("version", ["0.5.21", "0.5.22", "0.5.23"])

@@ -1,0 +1,119 @@
+"""The layers that a block builds and that could sum for themselves: its experts, its shared experts, its projections.
+
+Whether such a layer sums is the block's choice, by a keyword of its constructor (`reduce_results=`) or by the default
+that the constructor has for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from moe_lint.callers import Built, Callers
+from moe_lint.facts import Call, CallResult
+from moe_lint.formula import FALSE, TRUE, Formula, disj
+from moe_lint.index import Ref
+from moe_lint.profile import matches
+
+#: How many classes down from a block the layer that sums is looked for.
+_DEPTH = 2
+
+
+class Part(Struct, frozen=True):
+    """What ``self.attribute`` of class ``owner`` is built as.
+
+    ``sums`` is whether it was made to sum over the ranks, ``by`` why (a keyword, or the class that does so by itself);
+    None where that is not known. ``whole`` is when it is replicated: built for a group of one rank.
+    """
+
+    owner: Ref
+    path: str
+    call: Call
+    attribute: str
+    sums: bool | None
+    by: str
+    whole: Formula
+
+    @property
+    def explicit(self) -> bool:
+        """Whether a keyword of the call says who sums."""
+        return self.by.endswith(("=True", "=False"))
+
+
+def parts(callers: Callers, owner: Ref) -> Iterator[Part]:
+    """The layers that a class's own constructor builds."""
+    conduct = callers.conduct(Ref(owner.path, f"{owner.name}.__init__"))
+    for call in conduct.calls if conduct is not None else ():
+        if call.stored is not None and call.stored != "return" and call.condition != FALSE:
+            sums, by = _sums(callers, owner, call)
+            yield Part(owner, owner.path, call, call.stored, sums, by, _whole(callers, call))
+
+
+def is_shared(callers: Callers, attribute: str) -> bool:
+    """Whether an attribute holds shared experts. What decides about them (a gate) is none of their output."""
+    profile = callers.index.profile
+    return matches(attribute, profile.shared) and not profile.is_barrier(attribute) and "gate" not in attribute
+
+
+def _sums(callers: Callers, owner: Ref, call: Call) -> tuple[bool | None, str]:
+    reducing = callers.index.profile.reducing
+    for passed in call.arguments:
+        if passed.keyword in reducing:
+            return passed.literal, f"{passed.keyword}={passed.text}"
+    if any(passed.hides and (passed.given is None or _names(passed.given, reducing)) for passed in call.arguments):
+        return None, ""
+    built = [b for b in callers.built(owner).get(call.stored or "", ()) if b.call.span == call.span]
+    answers = {sums_by_default(callers, b) for b in built}
+    return answers.pop() if len(answers) == 1 else (None, "")
+
+
+def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[bool | None, str]:
+    """Whether a layer sums that was not told whether to: by its constructor's default, or in a layer of its own."""
+    index = callers.index
+    constructor = index.method(built.owner, "__init__")
+    facts = index.facts(constructor.path) if constructor is not None else None
+    if constructor is None or facts is None:
+        return None, ""
+    _, params, defaults = facts.header(constructor.name)
+    for name in index.profile.reducing:
+        if name in params:
+            given = any(bound.parameter == name for bound in callers.bind(built.call, constructor, skip_first=True))
+            return (None, "") if given else (defaults.get(name), f"the default of `{built.owner.name}`")
+    forward = index.method(built.owner, "forward")
+    body = index.function(forward) if forward is not None else None
+    if body is None or depth >= _DEPTH:
+        return None, ""
+    last = {_last_layer(origins) for elements in body.returns for origins in elements[:1]}
+    inner = callers.built(built.owner).get(next(iter(last)) or "", ()) if len(last) == 1 else ()
+    answers = {_told(callers, one, depth) for one in inner}
+    return answers.pop() if len(answers) == 1 else (None, "")
+
+
+def _told(callers: Callers, built: Built, depth: int) -> tuple[bool | None, str]:
+    for passed in built.call.arguments:
+        if passed.keyword in callers.index.profile.reducing:
+            return passed.literal, f"`self.{built.attribute}` of its class"
+    if any(passed.hides for passed in built.call.arguments):
+        return None, ""
+    return sums_by_default(callers, built, depth + 1)
+
+
+def _last_layer(origins: frozenset[object]) -> str | None:
+    """The attribute whose output a value is, where it is that of one layer."""
+    names = {o.callee[5:] for o in origins if isinstance(o, CallResult) and o.callee.startswith("self.")}
+    return names.pop() if len(names) == 1 == len(origins) else None
+
+
+def _whole(callers: Callers, call: Call) -> Formula:
+    profile = callers.index.profile
+    alone: list[Formula] = []
+    for passed in call.arguments:
+        if passed.keyword is not None and profile.is_size(passed.keyword) and passed.text == "1":
+            alone.append(TRUE)
+        alone += [when for name, text, when in passed.given or () if profile.is_size(name) and text == "1"]
+    return disj(alone)
+
+
+def _names(given: tuple[tuple[str, str, Formula], ...], names: tuple[str, ...]) -> bool:
+    return any(name in names for name, _, _ in given)

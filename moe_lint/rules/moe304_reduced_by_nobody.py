@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from moe_lint.absorbers import absorbers_of
+from moe_lint.callers import Frame, Instance
+from moe_lint.dataflow import OutputOf, Where
+from moe_lint.facts import is_reduction_name
+from moe_lint.formula import FALSE, TRUE, assign, conj, negate
+from moe_lint.index import Ref
+from moe_lint.law import no_backend
+from moe_lint.model import Finding, Route
+from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, case, experts, layer_case, method
+from moe_lint.rules._layers import launch
+from moe_lint.rules._parts import Part, is_shared, parts
+from moe_lint.rules.base import Case, Context, Rule
+from moe_lint.sites import without_topology
+
+_LAYER = "x = self.mlp(x)\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)"
+_EXPERTS = "self.experts = FusedMoE(config, reduce_results=False)"
+_SHARED = "self.shared_experts = MLP(config, reduce_results=False)"
+_MARKED = "  # <- MOE304"
+_REDUCED = "\nif self.tp_size > 1:\n    x = tensor_model_parallel_all_reduce(x)"
+_DOWN = "self.down_proj = RowParallelLinear(config, reduce_results=False)"
+
+
+def _alone(name: str, *methods: str, init: str = _EXPERTS, more: str = "") -> Case:
+    """A block in a layer without a communicator."""
+    plain = case(name, absorber=False)
+    path = "engine/models/pretend.py"
+    text = plain.files[path]
+    head, _, tail = text.partition("class Block:\n")
+    decoder = tail[tail.index("class DecoderLayer") :]
+    return Case(name, {**plain.files, path: f"{head}{more}{block(*methods, init=init)}\n\n{decoder}"})
+
+
+class ReducedByNobody(Rule):
+    """A layer of a block is built not to reduce, and nobody on the way reduces what it returns.
+
+    `reduce_results=False` says "I return a partial sum, somebody else sums". In a layer without a communicator or stage
+    boundary that somebody is the block, or the layer around it. Where neither reduces, each rank goes on with its own
+    partial sum: right on one rank, noise on two. The same holds where the layer has a communicator: that sums only
+    when it has asked the block to leave the sum out, and by default it asks for nothing.
+
+    Instead of
+
+        self.experts = FusedMoE(..., reduce_results=False)
+        ...
+        return self.experts(x, topk_output)
+
+    reduce in the block, or let the experts do it:
+
+        x = self.experts(x, topk_output)
+        if self.tp_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=True):
+            x = tensor_model_parallel_all_reduce(x)
+        return x
+
+    Looked at are experts, shared experts, and other layers of a class that holds experts, each for itself: a shared
+    expert that joins behind the reduction is reported although the routed experts are summed. Not reported: a layer
+    that is built for one rank, one that is handed on as a value, one that only a path of an a2a backend runs, a block
+    that calls something else with `reduce` or `scatter` in its name, and trees in which the layer boundary takes sums
+    by contract. Reported at the constructor call. There is no fix: who sums is for the model to say.
+    """
+
+    code = "MOE304"
+    name = "reduced-by-nobody"
+    VALID = (
+        _alone("the-block-reduces", experts(_REDUCED)),
+        _alone("the-experts-reduce", experts(""), init="self.experts = FusedMoE(config, reduce_results=True)"),
+        _alone(
+            "built-for-one-rank", experts(""), init="self.experts = FusedMoE(config, reduce_results=False, tp_size=1)"
+        ),
+        _alone(
+            "reduced-under-another-name",
+            experts("x = self.reducer.reduce_over_ranks(x)"),
+        ),
+        _alone(
+            "handed-on-as-a-value",
+            experts(_REDUCED),
+            init=f"{_SHARED}\nself.experts = FusedMoE(config, shared=self.shared_experts)",
+        ),
+        _alone(
+            "summed-with-the-routed-experts",
+            experts(
+                """
+                x = x + self.shared_experts(x)
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)
+                """
+            ),
+            init=f"{_EXPERTS}\n{_SHARED}",
+        ),
+        _alone(
+            "only-behind-an-a2a-backend",
+            method("\nif get_moe_a2a_backend().is_deepep():\n    x = self.experts(x)"),
+        ),
+        layer_case("left-to-the-layer-when-it-asks", block(experts(ROUTED), init=_EXPERTS), layer=_LAYER),
+        layer_case(
+            "reduced-by-the-layer",
+            block("def forward(self, x):\n    return self.experts(x)", init=_EXPERTS),
+            layer=f"x = self.mlp(x)\nx = tensor_model_parallel_all_reduce(x)\n{_LAYER.splitlines()[1]}",
+        ),
+        layer_case(
+            "always-left-to-the-next-layer",
+            block("def forward(self, x):\n    return self.experts(x)", init=_EXPERTS),
+            layer="x = self.mlp(x)\nx._sglang_needs_allreduce_fusion = True",
+        ),
+    )
+    INVALID = (
+        _alone("experts", experts(""), init=_EXPERTS + _MARKED),
+        _alone(
+            "shared-experts-that-join-behind",
+            experts(
+                "if self.tp_size > 1:\n    x = tensor_model_parallel_all_reduce(x)\nx = x + self.shared_experts(x)"
+            ),
+            init=f"{_EXPERTS}\n{_SHARED}{_MARKED}",
+        ),
+        _alone(
+            "a-projection-behind-the-experts",
+            experts("x = self.down_proj(x)"),
+            init=f"self.experts = FusedMoE(config)\n{_DOWN}{_MARKED}",
+        ),
+        _alone(
+            "through-a-method",
+            "def forward(self, x):\n    return self.routed(x)[0]",
+            "def routed(self, x):\n    y = self.experts(x)\n    return y, x",
+            init=_EXPERTS + _MARKED,
+        ),
+        layer_case(
+            "left-to-a-communicator-that-was-not-asked",
+            block("def forward(self, x):\n    return self.experts(x)", init=_EXPERTS + _MARKED),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "left-to-the-next-layer-only-sometimes",
+            block("def forward(self, x):\n    return self.experts(x)", init=_EXPERTS + _MARKED),
+            layer=ASK + "x = self.mlp(x)" + SETTLE,
+        ),
+    )
+
+    def check(self, context: Context) -> Iterable[Finding]:
+        if not absorbers_of(context.policy).asked or _experts_decide(context):
+            return  # the layer boundary takes sums by contract, or the experts sum whatever they are told
+        for part in _partial(context):
+            if _leaves_unsummed(part, context):
+                yield Finding(
+                    self.code,
+                    self.name,
+                    part.path,
+                    part.call.span,
+                    self.severity,
+                    self.confidence,
+                    f"`self.{part.attribute}` is built with `{part.by}`, and nobody reduces what it returns, neither "
+                    f"`{part.owner.name}` nor the layer around it: each rank keeps its own partial sum"
+                    f"{launch(context, TRUE)}",
+                    "__init__",
+                    part.owner.name,
+                    remedy=f"reduce in `{part.owner.name}`, or build it with `{part.by.partition('=')[0]}=True`",
+                )
+
+
+def _experts_decide(context: Context) -> bool:
+    """Whether the helper is the expert layer's own, and that layer sums where it says so."""
+    helper = context.policy.helper
+    return (
+        helper is not None
+        and helper.owner is not None
+        and any(
+            site.path == helper.path and site.raw.class_name == helper.owner and site.route is Route.HELPER
+            for site in context.sites
+            if site.method not in context.index.profile.wrappers
+        )
+    )
+
+
+def _partial(context: Context) -> Iterator[Part]:
+    """The layers of blocks of experts that are told not to reduce."""
+    index, profile = context.index, context.index.profile
+    words = [f"{name}=False" for name in profile.reducing]
+    for path in sorted(path for path, text in index.texts.items() if any(word in text for word in words)):
+        facts = index.facts(path)
+        lines = [line for word in words for line in index.lines_of(path, word)]
+        owners = dict.fromkeys(facts.class_at(line) for line in lines) if facts is not None else {}
+        for name in owners:
+            found = list(parts(context.callers, Ref(path, name))) if name is not None else []
+            of_experts = any(profile.is_expert_attribute(part.attribute) for part in found)
+            for part in found:
+                ours = of_experts or is_shared(context.callers, part.attribute)
+                if ours and part.sums is False and part.explicit and not profile.is_barrier(part.attribute):
+                    yield part
+
+
+def _leaves_unsummed(part: Part, context: Context) -> bool:
+    index = context.index
+    alone = conj((negate(part.whole), no_backend((part.whole,), context.policy)))
+    if not context.callers.possible(context.policy.opened(alone)):
+        return False
+    if any(p.hides and p.given is None for p in part.call.arguments):
+        return False
+    if not _is_run(part, context) or _is_handed_on(part, context):
+        return False
+    if _sums_all_the_same(part, context) or _calls_a_reducer(part.owner, context):
+        return False
+    output = OutputOf(index, part.owner, part.attribute)
+    entries = [m for name in ("forward", "__call__") if (m := index.method(part.owner, name)) is not None]
+    if not any(output.leaves(entry) for entry in entries):
+        return False
+    # nearly always a reduction of the same file sees it
+    for site in sorted(context.sites, key=lambda site: site.path != part.path):
+        where = Where(site.path, site.raw.class_name, site.raw.function.removesuffix(".<lambda>"))
+        if output.reaches(site.raw.origins, where):
+            return False
+    return _nobody_absorbs(part, context)
+
+
+def _nobody_absorbs(part: Part, context: Context) -> bool:
+    """Whether no layer around takes the sum over in the state in which none has asked the block to leave it out."""
+    absorber = context.index.has_absorber(part.owner)
+    if absorber is None:
+        return False
+    around = set(absorbers_of(context.policy).layers(part.owner))
+    if any(_calls_a_reducer(layer, context) for layer in around if not context.index.constructs_absorber(layer)):
+        return False
+    flags = [flag.name for flag in context.index.profile.flags]
+    for layer in context.callers.layers if absorber else ():
+        if layer.owner in around:
+            if not all(_is_asked(built.owner, context) for built in layer.absorbers):
+                return False  # a boundary that takes sums by contract
+            for mark in context.callers.marks(layer):
+                for flag in flags:
+                    mark = assign(mark, flag, FALSE)
+                if context.callers.possible(mark):
+                    return False
+    return True
+
+
+def _is_asked(absorber: Ref, context: Context) -> bool:
+    """Whether an absorber sums only when the layer has asked it whether it will, and told the block so."""
+    questions = [flag.predicate for flag in context.index.profile.flags if flag.predicate]
+    return not questions or any(context.index.method(absorber, name) is not None for name in questions)
+
+
+def _is_run(part: Part, context: Context) -> bool:
+    """Whether the layer runs where no a2a backend is in use."""
+    index, profile = context.index, context.index.profile
+    facts = index.facts(part.path)
+    for name in facts.functions_in(part.owner.name) if facts is not None else ():
+        conduct = context.callers.conduct(Ref(part.path, name))
+        for call in conduct.calls if conduct is not None else ():
+            if call.callee == f"self.{part.attribute}" or call.callee.startswith(f"self.{part.attribute}."):
+                reached = context.policy.opened(without_topology(call.condition, profile))
+                if context.callers.possible(conj((reached, no_backend((reached,), context.policy)))):
+                    return True
+    return False
+
+
+def _sums_all_the_same(part: Part, context: Context) -> bool:
+    """Whether the layer reaches a reduction of its own although it is told not to reduce."""
+    callers, instance = context.callers, Instance(part.owner)
+    facts = context.index.facts(part.path)
+    for name in facts.functions_in(part.owner.name) if facts is not None else ():
+        for edge in callers.edges(Frame(Ref(part.path, name), instance)):
+            if edge.built is not None and edge.built.attribute == part.attribute:
+                if any(callers.possible(found.condition) for found in callers.sums(edge)):
+                    return True
+    return False
+
+
+def _is_handed_on(part: Part, context: Context) -> bool:
+    """Whether the layer itself is passed to somebody, who may run it and sum."""
+    word = re.compile(rf"[(,=]\s*self\.{re.escape(part.attribute)}\s*(?:[,)]|$)", re.MULTILINE)
+    facts = context.index.facts(part.path)
+    return facts is not None and word.search(facts.class_text(part.owner.name)) is not None
+
+
+def _calls_a_reducer(owner: Ref, context: Context) -> bool:
+    """Whether a class calls something that sounds like a reduction and is none that is known."""
+    profile = context.index.profile
+    known = {*profile.collectives, *profile.wrappers, *profile.helpers, *(flag.predicate for flag in profile.flags)}
+    for ref in (*context.index.mro(owner), *context.index.subclasses(owner)):
+        facts = context.index.facts(ref.path)
+        text = facts.class_text(ref.name) if facts is not None and ref.name in facts.classes else ""
+        for name in re.findall(r"(\w*(?:reduce|scatter)\w*)\s*\(", text):
+            if name not in known and not is_reduction_name(name) and not name.startswith(("should_", "is_")):
+                return True
+    return False
