@@ -78,12 +78,15 @@ def lay_out(space: ModuleSpace, module: types.ModuleType) -> None:
         "backend": "gloo",
     }
     known = inspect.signature(initialise).parameters
-    missing = [name for name, value in wanted.items() if name not in known and value not in (1, "gloo")]
-    # older trees lay out the attention groups when they initialise the DP attention
-    missing = [name for name in missing if name != "attention_data_parallel_size"]
-    if missing:
-        raise ValueError(f"initialize_model_parallel of this tree has no {', '.join(missing)}")
+    runtime = context.runtime()
+    stamp = getattr(runtime.get_parallel(), "override_permanently", None) if runtime is not None else None
+    if stamp is not None:
+        stamp(world_group=world)
     initialise(**{name: value for name, value in wanted.items() if name in known})
+    for name, size in (("tp", topology.tp), ("moe_ep", topology.ep), ("attn_tp", topology.tp // topology.dp)):
+        # older trees lay out the attention groups when they initialise the DP attention, or keep sizes elsewhere
+        if hasattr(module, f"get_{name}_group") and (built := context.group(name).world_size) != size:
+            raise ValueError(f"initialize_model_parallel of this tree made {name} groups of {built}, not of {size}")
 
 
 def patch_dp_attention(space: ModuleSpace, module: types.ModuleType) -> None:

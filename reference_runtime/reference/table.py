@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from reference_runtime.reference import distributed, environment, fusion, linear, moe, passthrough
+from reference_runtime.reference import distributed, environment, fusion, linear, moe, passthrough, structs
 from reference_runtime.space import Tier
 
 if TYPE_CHECKING:
@@ -28,12 +28,13 @@ REAL = (
     "layers.linear", "layers.parameter", "layers.layernorm", "layers.activation", "layers.utils", "layers.utils.*",
     "distributed", "distributed.parallel_state", "distributed.communication_op", "distributed.utils",
     "utils", "utils.common", "utils.*",
-    "environ", "runtime_context", "speculative.spec_info", "model_executor.forward_context",
+    "environ", "runtime_context", "arg_groups", "arg_groups.arg_utils", "arg_groups.fields.*", "speculative.spec_info", "model_executor.forward_context",
     "model_executor.forward_batch_info", "model_executor.forward_batch_deepseek_mha_mixin",
 )  # fmt: skip
 
 #: Run as they are, by name below the top package: small modules beside the engine.
-REAL_BESIDE = ("kernel_api_logging",)
+REAL_BESIDE = ("kernel_api_logging", "kernels.fused_op", "kernels.spec", "kernels.registry", "kernels.selector",
+               "kernels.kernel_api_logging")  # fmt: skip
 
 #: Filled by the runtime.
 REFERENCE: dict[str, Installer] = {
@@ -42,6 +43,8 @@ REFERENCE: dict[str, Installer] = {
     "layers.moe.fused_moe_triton.layer": moe.install,
     "layers.quantization.unquant": linear.install,
     "server_args": environment.install_server_args,
+    "arg_groups.overrides": environment.install_resolution,
+    "arg_groups.model_override_base": environment.install_resolution,
     "utils.custom_op": passthrough.custom_op,
     "layers.flashinfer_comm_fusion": fusion.install,
     "eplb.expert_distribution": passthrough.expert_distribution,
@@ -60,10 +63,14 @@ REFERENCE: dict[str, Installer] = {
     "model_executor.cuda_graph_runner": passthrough.cuda_graphs,
 }
 
+#: Other packages that engines need, filled by the runtime: by their full names.
+PACKAGES: dict[str, Installer] = {"msgspec": structs.install, "msgspec.structs": structs.install_structs}
+
 #: Changed after their own code has run.
 AFTER: dict[str, Installer] = {
     "utils": environment.patch_platform,
     "utils.common": environment.patch_platform,
+    "arg_groups.arg_utils": environment.patch_argument_groups,
     "distributed.parallel_state": distributed.patch_parallel_state,
     "layers.dp_attention": distributed.patch_dp_attention,
     "layers.communicator": fusion.allow,
