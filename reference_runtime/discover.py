@@ -12,7 +12,8 @@ from pathlib import Path
 _EXPERT_ATTRIBUTES = ("experts", "text_experts", "routed_experts", "switch_mlp")
 _EXPERT_MAKERS = ("FusedMoE", "EPMoE", "DeepEPMoE", "get_moe_impl_class", "build_experts")
 #: Who sums a partial output after the block: names of the layer's communicator and of the stage boundary.
-_COMMUNICATORS = ("LayerCommunicator", "layer_boundary", "LayerBoundary")
+_BOUNDARIES = ("layer_boundary", "LayerBoundary")
+_COMMUNICATORS = ("LayerCommunicator", *_BOUNDARIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Block:
         name: the class.
         decoder: the class in the same file that builds the block, if one does.
         communicator: the file uses a layer communicator or a layer boundary, itself or through a model that it imports.
+        boundary: a layer boundary or the decoder itself may own the sum of the block's output.
     """
 
     module: str
@@ -31,6 +33,7 @@ class Block:
     decoder: str | None
     communicator: bool
     file: Path
+    boundary: bool = False
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
@@ -50,16 +53,24 @@ def blocks(module: str, file: Path) -> list[Block]:
     found = []
     for name, node in classes.items():
         if _makes_experts(node) and any(isinstance(n, ast.FunctionDef) and n.name == "forward" for n in node.body):
-            found.append(Block(module, name, _decoder(name, classes), _communicates(file), file))
+            decoder = _decoder(name, classes)
+            boundary = _mentions(file, _BOUNDARIES) or (decoder is not None and _reduces(classes[decoder]))
+            found.append(Block(module, name, decoder, _mentions(file, _COMMUNICATORS), file, boundary))
     return found
 
 
-def _communicates(file: Path, seen: frozenset[Path] = frozenset()) -> bool:
+def _mentions(file: Path, words: tuple[str, ...], seen: frozenset[Path] = frozenset()) -> bool:
+    """Whether a model file contains one of the words, or a model that it imports from does."""
     text = file.read_text(encoding="utf-8-sig", errors="replace")
-    if any(word in text for word in _COMMUNICATORS):
+    if any(word in text for word in words):
         return True
     siblings = {file.with_name(f"{name}.py") for name in re.findall(r"^from [\w.]*models\.(\w+) import", text, re.M)}
-    return any(_communicates(other, seen | {file}) for other in siblings - seen - {file} if other.is_file())
+    return any(_mentions(other, words, seen | {file}) for other in siblings - seen - {file} if other.is_file())
+
+
+def _reduces(node: ast.ClassDef) -> bool:
+    """Whether a class calls an all-reduce itself."""
+    return any("all_reduce" in _name(n.func) for n in ast.walk(node) if isinstance(n, ast.Call))
 
 
 def _makes_experts(node: ast.ClassDef) -> bool:

@@ -19,7 +19,7 @@ from reference_runtime.reference.batch import Batch
 from reference_runtime.reference.environment import Declared, ServerArguments, declared
 from reference_runtime.reference.rest import complete
 from reference_runtime.scenarios import Case, Launch
-from reference_runtime.space import ModuleSpace, Tier
+from reference_runtime.space import ModuleSpace, Tier, mentions
 from reference_runtime.stubs import Stub, setting_up
 from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree
@@ -181,6 +181,11 @@ class RankContext:
 
     def module(self, relative: str) -> Any:
         return self.space.load(f"{self.tree.engine}.{relative}")
+
+    def defines(self, relative: str, name: str) -> bool:
+        """Whether a file of the tree may define the name."""
+        file = self.space.path(f"{self.tree.engine}.{relative}")[0]
+        return file is not None and mentions(file, name)
 
     # --- set-up
 

@@ -7,4 +7,58 @@ from typing import Any
 
 import torch
 
-FUNCTIONS: Mapping[str, Callable[..., Any]] = {}
+from reference_runtime.stubs import StubReached
+
+
+def _gate_add(
+    hidden_states: torch.Tensor,
+    gate_weight: torch.Tensor,
+    shared_output: torch.Tensor,
+    final_hidden_states: torch.Tensor,
+) -> None:
+    """Add the shared experts' output, gated per token, to the routed experts' output, in place. [tokens, hidden]."""
+    gate = torch.sigmoid((hidden_states * gate_weight.reshape(-1)).sum(-1, keepdim=True))
+    final_hidden_states.add_(gate * shared_output)
+
+
+def _zero_experts(
+    expert_indices: torch.Tensor,
+    expert_scales: torch.Tensor,
+    num_experts: int,
+    zero_expert_type: str,
+    hidden_states: torch.Tensor,
+) -> torch.Tensor:
+    """What experts beyond ``num_experts`` give: the token itself, scaled. Their scales are zeroed in place."""
+    if zero_expert_type != "identity":
+        raise StubReached(f"zero experts of type {zero_expert_type!r}")
+    zero = expert_indices >= num_experts
+    scale = torch.where(zero, expert_scales, torch.zeros_like(expert_scales)).sum(-1, keepdim=True)
+    expert_indices[zero] = 0
+    expert_scales[zero] = 0.0
+    return scale.to(hidden_states.dtype) * hidden_states
+
+
+def _router(
+    moe_softcapping: float,
+    hidden_states: torch.Tensor,
+    gating_output: torch.Tensor,
+    topk: int,
+    renormalize: bool,
+    correction_bias: torch.Tensor | None = None,
+    enable_deterministic_inference: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weights, ids) [tokens, topk] of a softmax over capped logits; ``gating_output`` is the router's weight."""
+    if renormalize or correction_bias is not None:
+        raise StubReached("fused_moe_router_shim(renormalize or correction_bias)")
+    logits = hidden_states.float() @ gating_output.float().T
+    if moe_softcapping:
+        logits = torch.tanh(logits / moe_softcapping) * moe_softcapping
+    weights, ids = torch.topk(torch.softmax(logits, dim=-1), topk, dim=-1)
+    return weights, ids.to(torch.int32)
+
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "fused_gate_sigmoid_mul_add": _gate_add,
+    "zero_experts_compute_triton": _zero_experts,
+    "fused_moe_router_shim": _router,
+}

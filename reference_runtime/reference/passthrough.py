@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from reference_runtime.stubs import Stub
 
@@ -89,9 +92,16 @@ def expert_location_dispatch(space: ModuleSpace, module: types.ModuleType) -> No
     )
 
 
+class _Untagged:
+    """A memory scope."""
+
+    def tag(self, *_: Any) -> None:
+        """Where a tensor lives does not change its content."""
+
+
 def symmetric_memory(space: ModuleSpace, module: types.ModuleType) -> None:
     """Where a buffer lives does not change its content."""
-    module.__dict__["use_symmetric_memory"] = lambda *_, **__: contextlib.nullcontext()
+    module.__dict__["use_symmetric_memory"] = lambda *_, **__: contextlib.nullcontext(_Untagged())
     module.__dict__["is_symmetric_memory_enabled"] = lambda: False
 
 
@@ -135,3 +145,19 @@ def piecewise_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
 def cuda_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
     """No graph is being captured."""
     module.__dict__["get_is_capture_mode"] = lambda: space.context.capture_mode
+
+
+def one_bias_per_expert(space: ModuleSpace, module: types.ModuleType) -> None:
+    """The routing kernels take a correction bias of [1, experts] as one of [experts]; torch does not."""
+    top_k = module.__dict__.get("TopK")
+    if top_k is None:
+        return
+    original = top_k.__init__
+
+    @functools.wraps(original)
+    def initialise(self: Any, *args: Any, correction_bias: Any = None, **kwargs: Any) -> None:
+        if isinstance(correction_bias, torch.Tensor) and correction_bias.dim() == 2:
+            correction_bias = correction_bias.data.squeeze(0)
+        original(self, *args, correction_bias=correction_bias, **kwargs)
+
+    top_k.__init__ = initialise

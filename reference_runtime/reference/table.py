@@ -28,7 +28,7 @@ REAL = (
     "layers.linear", "layers.parameter", "layers.layernorm", "layers.activation", "layers.utils", "layers.utils.*",
     "distributed", "distributed.parallel_state", "distributed.communication_op", "distributed.utils",
     "utils", "utils.common", "utils.*",
-    "environ", "runtime_context", "arg_groups", "arg_groups.arg_utils", "arg_groups.fields.*", "speculative.spec_info", "model_executor.forward_context",
+    "environ", "runtime_context", "configs.*", "layers.dual_gemm", "arg_groups", "arg_groups.arg_utils", "arg_groups.fields.*", "speculative.spec_info", "model_executor.forward_context",
     "model_executor.forward_batch_info", "model_executor.forward_batch_deepseek_mha_mixin",
 )  # fmt: skip
 
@@ -74,6 +74,7 @@ AFTER: dict[str, Installer] = {
     "distributed.parallel_state": distributed.patch_parallel_state,
     "layers.dp_attention": distributed.patch_dp_attention,
     "layers.communicator": fusion.allow,
+    "layers.moe.topk": passthrough.one_bias_per_expert,
 }
 
 
