@@ -27,7 +27,7 @@ _VALUES: dict[str, Any] = {
     "norm_topk_prob": True, "norm_expert_weight": True, "router_bias": False, "moe_router_enable_expert_bias": False,
     "n_group": 1, "topk_group": 1, "num_expert_group": 1, "moe_n_group": 1, "moe_topk_group": 1,
     "routed_scaling_factor": 1.5, "moe_router_topk_scaling_factor": 1.5, "router_scaling_factor": 1.5,
-    "topk_method": "noaux_tc", "scoring_func": "sigmoid", "score_function": "sigmoid",
+    "topk_method": "noaux_tc", "scoring_func": "sigmoid",
     "moe_layer_freq": 1, "first_k_dense_replace": 0, "decoder_sparse_step": 1, "mlp_only_layers": [],
     "moe_router_activation_func": "sigmoid", "use_moe_router_bias": True, "need_fp32_gate": False, "swiglu_limit": 7.0,
     "swiglu_limits": [0.0] * LAYERS, "swiglu_limits_shared": [0.0] * LAYERS, "interleave_moe_layer_step": 1,
@@ -47,12 +47,13 @@ _VALUES: dict[str, Any] = {
 
 #: What a name without a value most likely means, by the words in it; the first pattern that fits.
 _GUESSES: tuple[tuple[str, Any], ...] = (
-    (r"^(use|is|has|enable|norm|with|need|add|apply|skip|disable)_|_bias$|_renormalize$|_enabled$|_apply_|_sink$|_interleaved$", False),
+    (r"^(use|is|has|enable|norm|with|need|add|apply|skip|disable)_|_bias$|_renormalize$|_enabled$|_apply_|_use_|_sink$|_interleaved$", False),
     (r"^route_norm$", True),
     (r"score_func|scoring", "sigmoid"),
     (r"start_index$", 0),
     (r"end_index$", LAYERS - 1),
     (r"(scal|factor|alpha|beta|multiplier|softcap|logit_cap)", 1.0),
+    (r"zero_expert_type", "identity"),
     (r"zero_expert", 0),
     (r"expansion$", HIDDEN),
     (r"^top_?k_|(top_?k|_k|per_tok|per_token)$", TOP_K),

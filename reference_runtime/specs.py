@@ -31,6 +31,7 @@ SPECS: dict[str, Spec] = {
     "MiMoV2MoE": Spec(config={"moe_layer_freq": [1] * 8}),  # a list, elsewhere a period
     "Ernie4_5_VLMoeMoE": Spec(config={"moe_num_experts": [8, 8], "moe_intermediate_size": [32, 32],
                                        "moe_layer_start_index": [0, 0], "moe_layer_end_index": [7, 7]}),
+    "LLaDA2MoeSparseMoeBlock": Spec(config={"score_function": "sigmoid", "moe_router_enable_expert_bias": True}),
     "ZayaBlock": Spec(config={"activation_func": "swiglu", "gated_linear_unit": True}),
     "TransformersFusedMoE": Spec(ignore=True),  # the experts of any Hugging Face model, not a block
 }

@@ -98,7 +98,7 @@ class BlockSubject:
             values = {**forward_values(context, case, x), **flags}
             output = call_forward(model.forward, x, values)
             output = output[0] if isinstance(output, tuple) else output
-            return absorb(context, case, output.reshape(-1, x.shape[-1]), self.block.boundary)[:rank_rows]
+            return absorb(context, case, output.reshape(-1, x.shape[-1]), self.block.owner)[:rank_rows]
 
 
 def constructor_values(context: RankContext, prefix: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from enum import Enum
 from typing import Any
 
 
-#: What a trace calls a partial output that a block leaves to the layer boundary.
-LEFT = "left_to_boundary"
+#: What a trace calls a partial output that a block leaves to the layer around it.
+LEFT = "left_to_layer"
 
 
 class Status(str, Enum):
@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def partial(self) -> bool:
-        """The block left the sum to the layer boundary."""
+        """The block left the sum to the layer around it."""
         return any(event.startswith(f"{LEFT}(") for event in self.trace)
 
 
@@ -111,7 +111,7 @@ def describe(outcome: Outcome) -> str:
 
 
 def _other_owner(after: Outcome) -> str:
-    who = "leaves a partial to the layer boundary" if after.partial else "sums its output itself"
+    who = "leaves a partial to the layer" if after.partial else "sums its output itself"
     return f"the block now {who}: whether that is right is decided at layer level"
 
 
@@ -126,7 +126,7 @@ def judge(before: Outcome, after: Outcome) -> Verdict:
         if before.status is not Status.RIGHT:
             return Verdict.CORRECTED
         if before.partial != after.partial:
-            return Verdict.UNMODELLED  # another owner of the sum: the boundary must say so, too
+            return Verdict.UNMODELLED  # another owner of the sum: the layer must say so, too
         same = before.digest == after.digest and before.traces == after.traces
         return Verdict.EQUIVALENT if same else Verdict.REORDERED
     if after.status is Status.MISMATCH:

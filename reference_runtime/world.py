@@ -68,8 +68,7 @@ class RankContext:
         file = self.space.path(f"{engine}.server_args")[0]
         groups = sorted(self.tree.folder.joinpath("arg_groups", "fields").glob("*.py"))
         self._declared = declared([file, *groups] if file is not None else groups)
-        kind = self.shared("ServerArgs", lambda: type("ServerArgs", (ServerArguments,), {}))
-        kind.namespaces = self._declared.namespaces
+        kind = self.shared("ServerArgs", lambda: ServerArguments.of_tree(self._declared.namespaces))
         # every published argument has a value, if only a placeholder
         defaults = {name: Stub(f"ServerArgs.{name}") for name in self._declared.namespaces}
         self.server_arguments = kind({**defaults, **self._declared.defaults}, self._arguments())
@@ -182,6 +181,10 @@ class RankContext:
     def module(self, relative: str) -> Any:
         return self.space.load(f"{self.tree.engine}.{relative}")
 
+    def has(self, relative: str) -> bool:
+        """Whether the tree has a module of that name."""
+        return self.space.path(f"{self.tree.engine}.{relative}") != (None, False)
+
     def defines(self, relative: str, name: str) -> bool:
         """Whether a file of the tree may define the name."""
         file = self.space.path(f"{self.tree.engine}.{relative}")[0]
@@ -211,9 +214,7 @@ class RankContext:
 
     def runtime(self) -> Any:
         """The tree's module of process-wide state; None where it has none."""
-        if self.space.path(f"{self.tree.engine}.runtime_context") == (None, False):
-            return None
-        return self.module("runtime_context")
+        return self.module("runtime_context") if self.has("runtime_context") else None
 
     def _publish(self) -> None:
         """Hand the server arguments to the tree's process-wide state, as its scheduler process does."""

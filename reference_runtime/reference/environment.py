@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import functools
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from reference_runtime.space import LOCK
 from reference_runtime.stubs import Stub
@@ -29,8 +29,14 @@ class ServerArguments:
     """The engine's server arguments: what the run sets, else the defaults that the tree's own class declares."""
 
     #: field -> dotted name of the group of settings that it is published in; for trees that have such groups
-    namespaces: Mapping[str, str] = {}
-    _NAMESPACES: tuple[type, ...] = ()
+    namespaces: ClassVar[Mapping[str, str]] = {}
+    #: the classes of the tree that declare such groups: they say what follows from the arguments
+    _NAMESPACES: ClassVar[tuple[type, ...]] = ()
+
+    @classmethod
+    def of_tree(cls, namespaces: Mapping[str, str]) -> type[ServerArguments]:
+        """The class for one tree."""
+        return type("ServerArgs", (cls,), {"namespaces": namespaces})
 
     def __init__(self, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         self.__dict__.update(defaults)
@@ -45,7 +51,7 @@ class ServerArguments:
 
     @classmethod
     def settle(cls, groups: Iterable[type]) -> None:
-        """Name the classes of the tree that declare groups of settings: they say what follows from the arguments."""
+        """Name the classes that declare groups of settings."""
         cls._NAMESPACES = tuple(groups)
 
     def resolve_once(self) -> None:
@@ -123,8 +129,9 @@ def _plain(value: ast.expr | None) -> tuple[bool, Any]:
             if keyword.arg == "default":
                 return _plain(keyword.value)
             if keyword.arg == "default_factory" and isinstance(keyword.value, ast.Name):
-                made = {"list": [], "dict": {}, "set": set()}.get(keyword.value.id)
-                return made is not None, made
+                makers: dict[str, Callable[[], Any]] = {"list": list, "dict": dict, "set": set}
+                maker = makers.get(keyword.value.id)
+                return maker is not None, maker() if maker is not None else None
         return False, None
     try:
         return (False, None) if value is None else (True, ast.literal_eval(value))

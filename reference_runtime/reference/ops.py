@@ -62,3 +62,12 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "zero_experts_compute_triton": _zero_experts,
     "fused_moe_router_shim": _router,
 }
+
+
+def _mm_into(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+    return (a.to(out_dtype) @ b.to(out_dtype)).to(out_dtype)
+
+
+def register() -> None:
+    """Give torch on the CPU the operators that it has on a GPU only: a product with a type of its own."""
+    torch.library.impl("aten::mm.dtype", "CPU", _mm_into)

@@ -147,6 +147,11 @@ def cuda_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
     module.__dict__["get_is_capture_mode"] = lambda: space.context.capture_mode
 
 
+def mega_moe(space: ModuleSpace, module: types.ModuleType) -> None:
+    """The experts that send their tokens themselves: not used without that all-to-all backend."""
+    module.__dict__["should_use_mega_moe"] = _no
+
+
 def one_bias_per_expert(space: ModuleSpace, module: types.ModuleType) -> None:
     """The routing kernels take a correction bias of [1, experts] as one of [experts]; torch does not."""
     top_k = module.__dict__.get("TopK")
@@ -155,9 +160,10 @@ def one_bias_per_expert(space: ModuleSpace, module: types.ModuleType) -> None:
     original = top_k.__init__
 
     @functools.wraps(original)
-    def initialise(self: Any, *args: Any, correction_bias: Any = None, **kwargs: Any) -> None:
-        if isinstance(correction_bias, torch.Tensor) and correction_bias.dim() == 2:
-            correction_bias = correction_bias.data.squeeze(0)
-        original(self, *args, correction_bias=correction_bias, **kwargs)
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        bias = kwargs.get("correction_bias")
+        if isinstance(bias, torch.Tensor) and bias.dim() == 2:
+            kwargs["correction_bias"] = bias.data.squeeze(0)
+        original(self, *args, **kwargs)
 
     top_k.__init__ = initialise

@@ -61,6 +61,8 @@ REFERENCE: dict[str, Installer] = {
     "compilation.piecewise_context_manager": passthrough.piecewise_graphs,
     "model_executor.runner_backend_utils.tc_piecewise_cuda_graph": passthrough.piecewise_graphs,
     "model_executor.cuda_graph_runner": passthrough.cuda_graphs,
+    "model_executor.runner": passthrough.cuda_graphs,
+    "layers.moe.mega_moe": passthrough.mega_moe,
 }
 
 #: Other packages that engines need, filled by the runtime: by their full names.
