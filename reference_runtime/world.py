@@ -102,7 +102,7 @@ class RankContext:
             "enable_aiter_allreduce_fusion": False, "enable_two_batch_overlap": False,
             "enable_single_batch_overlap": False, "rl_on_policy_target": None, "enable_deterministic_inference": False,
             "enable_torch_compile": False, "attention_backend": "triton", "model_path": "",
-            "json_model_override_args": "{}",
+            "json_model_override_args": "{}", "boundary_reduction": "rs+rsv",
             **self._data_parallel_sizes(),
         }  # fmt: skip
 

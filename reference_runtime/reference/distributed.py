@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reference_runtime.comm.group import Group
+from reference_runtime.reference.ops import copy_rows
 
 if TYPE_CHECKING:
     from reference_runtime.space import ModuleSpace
@@ -92,16 +93,4 @@ def lay_out(space: ModuleSpace, module: types.ModuleType) -> None:
 def patch_dp_attention(space: ModuleSpace, module: types.ModuleType) -> None:
     """The tree's copy of rows is a GPU kernel: copy with torch."""
     if "memcpy_triton" in module.__dict__:
-        module.__dict__["memcpy_triton"] = _copy_rows
-
-
-def _copy_rows(dst: torch.Tensor, src: torch.Tensor, dim: int, offset: Any, sz: Any, offset_src: bool) -> None:
-    """`sz` rows from (``offset_src``) or to row `offset`."""
-    if dim != 0:
-        raise ValueError("rows only")
-    start, rows = int(offset), int(sz)
-    rows = min(rows, src.shape[0], dst.shape[0])
-    if offset_src:
-        dst[:rows] = src[start : start + rows]
-    else:
-        dst[start : start + rows] = src[:rows]
+        module.__dict__["memcpy_triton"] = copy_rows

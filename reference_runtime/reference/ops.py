@@ -57,10 +57,23 @@ def _router(
     return weights, ids.to(torch.int32)
 
 
+def copy_rows(dst: torch.Tensor, src: torch.Tensor, dim: int, offset: Any, sz: Any, offset_src: bool) -> None:
+    """`sz` rows from (``offset_src``) or to row `offset`."""
+    if dim != 0:
+        raise ValueError("rows only")
+    start, rows = int(offset), int(sz)
+    rows = min(rows, src.shape[0], dst.shape[0])
+    if offset_src:
+        dst[:rows] = src[start : start + rows]
+    else:
+        dst[start : start + rows] = src[:rows]
+
+
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "fused_gate_sigmoid_mul_add": _gate_add,
     "zero_experts_compute_triton": _zero_experts,
     "fused_moe_router_shim": _router,
+    "memcpy_triton": copy_rows,
 }
 
 

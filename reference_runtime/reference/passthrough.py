@@ -120,9 +120,10 @@ def single_batch_overlap(space: ModuleSpace, module: types.ModuleType) -> None:
 
 
 def context_parallel(space: ModuleSpace, module: types.ModuleType) -> None:
-    """Context parallelism of sparse attention is off."""
+    """Context parallelism is off."""
     for name in ("is_nsa_enable_prefill_cp", "nsa_use_prefill_cp", "is_nsa_prefill_cp_round_robin_split",
-                 "is_nsa_prefill_cp_in_seq_split", "is_dsa_enable_prefill_cp", "dsa_use_prefill_cp"):  # fmt: skip
+                 "is_nsa_prefill_cp_in_seq_split", "is_dsa_enable_prefill_cp", "dsa_use_prefill_cp",
+                 "is_cp_active", "is_mla_cp_enabled", "is_mla_cp_active"):  # fmt: skip
         module.__dict__[name] = _no
 
 

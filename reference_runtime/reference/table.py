@@ -28,7 +28,7 @@ REAL = (
     "layers.linear", "layers.parameter", "layers.layernorm", "layers.activation", "layers.utils", "layers.utils.*",
     "distributed", "distributed.parallel_state", "distributed.communication_op", "distributed.utils",
     "utils", "utils.common", "utils.*",
-    "environ", "runtime_context", "configs.*", "layers.dual_gemm", "arg_groups", "arg_groups.arg_utils", "arg_groups.fields.*", "speculative.spec_info", "model_executor.forward_context",
+    "environ", "runtime_context", "configs.*", "layers.dual_gemm", "layers.layernorm_sp", "arg_groups", "arg_groups.arg_utils", "arg_groups.fields.*", "speculative.spec_info", "model_executor.forward_context",
     "model_executor.forward_batch_info", "model_executor.forward_batch_deepseek_mha_mixin",
 )  # fmt: skip
 
@@ -58,6 +58,7 @@ REFERENCE: dict[str, Installer] = {
     "configs.model_config": passthrough.model_config,
     "layers.attention.nsa.utils": passthrough.context_parallel,
     "layers.attention.dsa.utils": passthrough.context_parallel,
+    "layers.cp.utils": passthrough.context_parallel,
     "compilation.piecewise_context_manager": passthrough.piecewise_graphs,
     "model_executor.runner_backend_utils.tc_piecewise_cuda_graph": passthrough.piecewise_graphs,
     "model_executor.cuda_graph_runner": passthrough.cuda_graphs,
