@@ -47,7 +47,10 @@ _VALUES: dict[str, Any] = {
 
 #: What a name without a value most likely means, by the words in it; the first pattern that fits.
 _GUESSES: tuple[tuple[str, Any], ...] = (
-    (r"^(use|is|has|enable|norm|with|need|add|apply|skip|disable)_|_bias$|_renormalize$|_enabled$|_apply_|_use_|_sink$|_interleaved$", False),
+    (
+        r"^(use|is|has|enable|norm|with|need|add|apply|skip|disable)_|_bias$|_renormalize$|_enabled$|_apply_|_use_|_sink$|_interleaved$",
+        False,
+    ),
     (r"^route_norm$", True),
     (r"score_func|scoring", "sigmoid"),
     (r"start_index$", 0),

@@ -163,7 +163,8 @@ def _stream(context: RankContext) -> Any:
 
 def _final(context: RankContext, stream: Any, hidden: torch.Tensor, values: dict[str, Any]) -> torch.Tensor:
     norm = context.module("layers.layernorm").RMSNorm(hidden.shape[-1])
-    output = call(stream.final_norm, {**values, "hidden_states": hidden, "layernorm": norm})
+    last = getattr(stream, "final_norm", None) or stream.norm
+    output = call(last, {**values, "hidden_states": hidden, "layernorm": norm})
     result: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return result
 

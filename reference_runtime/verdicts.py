@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-
 #: What a trace calls a partial output that a block leaves to the layer around it.
 LEFT = "left_to_layer"
 
