@@ -67,7 +67,8 @@ def _words(file: Path, decoder: ast.ClassDef | None, seen: frozenset[Path] = fro
     """
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     own = ast.get_source_segment(text, decoder) or "" if decoder is not None else text
-    found = {word for word in (_COMMUNICATOR, _BOUNDARY) if re.search(rf"{word}\b", own, re.I)}
+    # as a part of a name; in prose the words mean other things
+    found = {word for word in (_COMMUNICATOR, _BOUNDARY) if re.search(rf"\w_{word}\b|\w{word.title()}\b", own)}
     if found:
         return found
     bases = {_name(base) for base in decoder.bases} if decoder is not None else None

@@ -50,6 +50,10 @@ class ReferenceAttention(nn.Module):
                 raise
             return Stub(f"attention.{name}")
 
+    def maybe_use_decode_attn_tp(self, *_: Any, **__: Any) -> contextlib.AbstractContextManager[None]:
+        """Other slices of the attention under context parallelism, which is off."""
+        return contextlib.nullcontext()
+
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         x = kwargs.get("hidden_states")
         if x is None:

@@ -118,6 +118,7 @@ def forward_values(context: RankContext, case: Case, x: torch.Tensor) -> dict[st
     router = named_tensor("router", (context.config.num_experts, x.shape[-1]), x.dtype, x.device)
     return {
         "forward_batch": batch, "forward_mode": batch.forward_mode, "residual": None, "router_logits": x @ router.T,
+        "visual_token_mask": torch.zeros(x.shape[0], dtype=torch.bool, device=x.device),
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ _NEUTRAL = frozenset(
         "use_weight_loader_fused", "routing_method_type", "renormalize", "tp_size", "ep_size", "routed_scaling_factor",
         "num_experts", "hidden_size", "intermediate_size", "num_fused_shared_experts", "reduce_results", "activation",
         "apply_router_weight_on_input", "no_combine", "gemm1_alpha", "gemm1_clamp_limit", "with_bias", "is_gated",
-        "swiglu_limit", "gemm1_beta", "uses_expert_location", "use_grouped_topk", "num_expert_group", "topk_group", "correction_bias", "custom_routing_function",
+        "swiglu_limit", "gemm1_beta", "uses_expert_location",
+        "use_grouped_topk", "num_expert_group", "topk_group", "correction_bias", "custom_routing_function",
     }
 )  # fmt: skip
 _POSITIONAL = ("num_experts", "hidden_size", "intermediate_size", "layer_id", "top_k", "num_fused_shared_experts")
@@ -69,6 +71,7 @@ class ReferenceExperts(nn.Module):
         self.swiglu_limit, self.gemm1_beta = given.get("swiglu_limit"), given.get("gemm1_beta")
         self.routing_method_type = given.get("routing_method_type")
         self.should_fuse_routed_scaling_factor_in_topk = False
+        self.moe_runner_config = _runner_config(c, given)
         runner = getattr(c.module("layers.moe.utils"), "get_moe_runner_backend", None)
         self.runner_backend = runner() if runner is not None else None
         self.quant_config, self.quant_method = None, _NoQuantisation()
@@ -163,6 +166,16 @@ class ReferenceExperts(nn.Module):
         if function is None:
             raise StubReached(f"FusedMoE(activation={self.activation!r})")
         return function
+
+
+def _runner_config(context: RankContext, given: dict[str, Any]) -> Any:
+    """The tree's record of what its kernels are told; None where it has none."""
+    made = context.module("layers.moe.moe_runner.base") if context.has("layers.moe.moe_runner.base") else None
+    kind = getattr(made, "MoeRunnerConfig", None)
+    if not dataclasses.is_dataclass(kind):
+        return None
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in given.items() if name in names})  # type: ignore[operator]
 
 
 def _relu2(x: torch.Tensor) -> torch.Tensor:

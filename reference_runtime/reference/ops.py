@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from reference_runtime.stubs import StubReached
 
@@ -57,6 +58,12 @@ def _router(
     return weights, ids.to(torch.int32)
 
 
+def _silu_clamp(input: torch.Tensor, output: torch.Tensor, swiglu_limit: float) -> None:
+    """SiLU of the first half times the second, both clamped before: [tokens, 2 n] into [tokens, n]."""
+    gate, up = input.chunk(2, dim=-1)
+    output.copy_(F.silu(gate.clamp(max=swiglu_limit)) * up.clamp(min=-swiglu_limit, max=swiglu_limit))
+
+
 def copy_rows(dst: torch.Tensor, src: torch.Tensor, dim: int, offset: Any, sz: Any, offset_src: bool) -> None:
     """`sz` rows from (``offset_src``) or to row `offset`."""
     if dim != 0:
@@ -74,6 +81,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "zero_experts_compute_triton": _zero_experts,
     "fused_moe_router_shim": _router,
     "memcpy_triton": copy_rows,
+    "silu_and_mul_clamp": _silu_clamp,
 }
 
 

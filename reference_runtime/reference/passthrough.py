@@ -125,6 +125,7 @@ def context_parallel(space: ModuleSpace, module: types.ModuleType) -> None:
                  "is_nsa_prefill_cp_in_seq_split", "is_dsa_enable_prefill_cp", "dsa_use_prefill_cp",
                  "is_cp_active", "is_mla_cp_enabled", "is_mla_cp_active"):  # fmt: skip
         module.__dict__[name] = _no
+    module.__dict__["maybe_prefetch_next_full_attention_kv"] = lambda *_, **__: None
 
 
 def _no(*_: Any, **__: Any) -> bool:

@@ -28,7 +28,8 @@ REAL = (
     "layers.linear", "layers.parameter", "layers.layernorm", "layers.activation", "layers.utils", "layers.utils.*",
     "distributed", "distributed.parallel_state", "distributed.communication_op", "distributed.utils",
     "utils", "utils.common", "utils.*",
-    "environ", "runtime_context", "configs.*", "layers.dual_gemm", "layers.layernorm_sp", "arg_groups", "arg_groups.arg_utils", "arg_groups.fields.*", "speculative.spec_info", "model_executor.forward_context",
+    "environ", "runtime_context", "configs.*", "arg_groups", "arg_groups.arg_utils", "arg_groups.fields.*",
+    "layers.dual_gemm", "layers.layernorm_sp", "speculative.spec_info", "model_executor.forward_context",
     "model_executor.forward_batch_info", "model_executor.forward_batch_deepseek_mha_mixin",
 )  # fmt: skip
 

@@ -120,7 +120,12 @@ def test_the_owner_of_the_sum_is_read_from_the_decoder(tmp_path: Path) -> None:
     assert (block.communicator, block.owner) == (True, "boundary")
     text = STAGED.replace("boundary", "steps").replace("append_stages", "append_steps")
     alone, itself = tmp_path / "alone.py", tmp_path / "itself.py"
-    alone.write_text(text)
+    alone.write_text(
+        text.replace(
+            "        hidden_states = self.attn_steps.prepare",
+            "        # the stage boundary is elsewhere\n        hidden_states = self.attn_steps.prepare",
+        )
+    )
     itself.write_text(
         text.replace(
             "return self.ffn_steps", "hidden_states = all_reduce(hidden_states)\n        return self.ffn_steps"
