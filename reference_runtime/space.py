@@ -26,7 +26,7 @@ from reference_runtime.stubs import Stub, setting_up
 
 #: What target code may import for real besides the standard library. Anything else is a placeholder, installed or
 #: not, so that a verdict does not depend on what happens to be installed.
-REAL_PACKAGES = frozenset({"torch", "numpy", "typing_extensions", "packaging"}) | sys.stdlib_module_names
+REAL_PACKAGES = frozenset({"torch", "numpy", "typing_extensions", "packaging", "msgspec"}) | sys.stdlib_module_names
 _IMPORT_ERRORS = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
 _numbers = itertools.count()
 _sources: dict[Path, Source] = {}
@@ -271,7 +271,7 @@ class ModuleSpace:
             with setting_up():
                 found: types.ModuleType = builtins.__import__(name, globals, locals, fromlist or (), 0)
             return self._importlib if found is importlib else found
-        if top not in self.install and self._may_fail():
+        if self._may_fail():
             raise ModuleNotFoundError(f"No module named {top!r}", name=top)
         return self._foreign(name, bool(fromlist))
 
@@ -289,9 +289,6 @@ class ModuleSpace:
             if part not in self.modules:
                 self.modules[part] = _StubModule(part, None)
                 self.tiers[part] = Tier.STUB
-                if part in self.install:
-                    self.tiers[part] = Tier.REFERENCE
-                    self.install[part](self, self.modules[part])
                 if count > 1:
                     setattr(self.modules[".".join(parts[: count - 1])], parts[count - 1], self.modules[part])
         return self.modules[name if leaf else parts[0]]

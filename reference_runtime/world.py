@@ -55,7 +55,7 @@ class RankContext:
             self.tree.root,
             self.tree.package,
             self._tier,
-            {**table.PACKAGES, **{f"{engine}.{name}": install for name, install in table.REFERENCE.items()}},
+            {f"{engine}.{name}": install for name, install in table.REFERENCE.items()},
             {f"{engine}.{name}": install for name, install in table.AFTER.items()},
             complete,
             ops.FUNCTIONS,

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from reference_runtime.reference import distributed, environment, fusion, linear, moe, passthrough, structs
+from reference_runtime.reference import distributed, environment, fusion, linear, moe, passthrough
 from reference_runtime.space import Tier
 
 if TYPE_CHECKING:
@@ -66,9 +66,6 @@ REFERENCE: dict[str, Installer] = {
     "model_executor.runner": passthrough.cuda_graphs,
     "layers.moe.mega_moe": passthrough.mega_moe,
 }
-
-#: Other packages that engines need, filled by the runtime: by their full names.
-PACKAGES: dict[str, Installer] = {"msgspec": structs.install, "msgspec.structs": structs.install_structs}
 
 #: Changed after their own code has run.
 AFTER: dict[str, Installer] = {
