@@ -34,6 +34,9 @@ _VALUES: dict[str, Any] = {
     # which layers have experts or full attention: all that are built
     "moe_layers_enum": "0,1", "is_moe_layer": [True] * LAYERS, "layer_types": ["full_attention"] * LAYERS,
     "yarn_only_types": ["full_attention"], "hybrid_layer_pattern": [0] * LAYERS, "attention_type": 0,
+    "is_moe": True, "mlp_layer_types": ["sparse"] * LAYERS, "num_dense_layers": 0,
+    "moe_layer_start_index": 0, "moe_layer_end_index": LAYERS - 1, "moe_layer_interval": 1,
+    "num_attention_heads_per_layer": [HEADS] * LAYERS, "partial_rotary_factors": [1.0] * LAYERS,
     "rounter_params_dtype": "float32", "router_dtype": "float32",
     # the rest of a layer
     "hidden_act": "silu", "rms_norm_eps": 1e-6, "layernorm_epsilon": 1e-6, "norm_eps": 1e-6, "layer_norm_epsilon": 1e-6,
@@ -47,10 +50,17 @@ _VALUES: dict[str, Any] = {
 
 #: What a name without a value most likely means, by the words in it; the first pattern that fits.
 _GUESSES: tuple[tuple[str, Any], ...] = (
-    (r"^(use|is|has|enable|norm|with|need|add|apply|skip|disable)_|_bias$|_renormalize$|_enabled$", False),
-    (r"(scal|factor|alpha|multiplier|softcap|logit_cap)", 1.0),
+    (r"^(use|is|has|enable|norm|with|need|add|apply|skip|disable)_|_(use|apply)_", False),
+    (r"_bias$|_renormalize$|_enabled$|_sink$|_interleaved$|gating$", False),
+    (r"^route_norm$", True),
+    (r"score_func|scoring", "sigmoid"),
+    (r"start_index$", 0),
+    (r"end_index$", LAYERS - 1),
+    (r"(scal|factor|alpha|beta|multiplier|softcap|logit_cap)", 1.0),
+    (r"zero_expert_type", "identity"),
     (r"zero_expert", 0),
-    (r"(top_?k|_k|per_tok|per_token)$", TOP_K),
+    (r"expansion$", HIDDEN),
+    (r"^top_?k_|(top_?k|_k|per_tok|per_token)$", TOP_K),
     (r"(num|n)_.*group", 1),
     (r"(num|n)_.*shared.*expert|num_.*shared|shared_expert_num", 1),
     (r"(num|n)_.*expert|expert.*(num|count)$", EXPERTS),

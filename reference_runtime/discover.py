@@ -12,7 +12,7 @@ from pathlib import Path
 _EXPERT_ATTRIBUTES = ("experts", "text_experts", "routed_experts", "switch_mlp")
 _EXPERT_MAKERS = ("FusedMoE", "EPMoE", "DeepEPMoE", "get_moe_impl_class", "build_experts")
 #: Who sums a partial output after the block: names of the layer's communicator and of the stage boundary.
-_COMMUNICATORS = ("LayerCommunicator", "layer_boundary", "LayerBoundary")
+_COMMUNICATOR, _BOUNDARY = "communicator", "boundary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class Block:
         module: model module, relative to the engine's `models`.
         name: the class.
         decoder: the class in the same file that builds the block, if one does.
-        communicator: the file uses a layer communicator or a layer boundary, itself or through a model that it imports.
+        communicator: the decoder has a layer communicator or a layer boundary, itself or from a model that it extends.
+        owner: who else may sum the block's output: the layer "boundary", the "decoder" itself, or nobody.
     """
 
     module: str
@@ -31,6 +32,7 @@ class Block:
     decoder: str | None
     communicator: bool
     file: Path
+    owner: str = ""
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
@@ -50,16 +52,38 @@ def blocks(module: str, file: Path) -> list[Block]:
     found = []
     for name, node in classes.items():
         if _makes_experts(node) and any(isinstance(n, ast.FunctionDef) and n.name == "forward" for n in node.body):
-            found.append(Block(module, name, _decoder(name, classes), _communicates(file), file))
+            decoder = _decoder(name, classes)
+            words = _words(file, classes.get(decoder or ""))
+            owner = "decoder" if decoder is not None and _reduces(classes[decoder]) else ""
+            owner = "boundary" if _BOUNDARY in words else owner
+            found.append(Block(module, name, decoder, bool(words), file, owner))
     return found
 
 
-def _communicates(file: Path, seen: frozenset[Path] = frozenset()) -> bool:
+def _words(file: Path, decoder: ast.ClassDef | None, seen: frozenset[Path] = frozenset()) -> set[str]:
+    """Which of a layer communicator and a layer boundary a decoder works with; the file, if there is no decoder.
+
+    A decoder that extends one of another model works with what that model does.
+    """
     text = file.read_text(encoding="utf-8-sig", errors="replace")
-    if any(word in text for word in _COMMUNICATORS):
-        return True
-    siblings = {file.with_name(f"{name}.py") for name in re.findall(r"^from [\w.]*models\.(\w+) import", text, re.M)}
-    return any(_communicates(other, seen | {file}) for other in siblings - seen - {file} if other.is_file())
+    own = ast.get_source_segment(text, decoder) or "" if decoder is not None else text
+    # as a part of a name; in prose the words mean other things
+    found = {word for word in (_COMMUNICATOR, _BOUNDARY) if re.search(rf"\w_{word}\b|\w{word.title()}\b", own)}
+    if found:
+        return found
+    bases = {_name(base) for base in decoder.bases} if decoder is not None else None
+    for name, imported in re.findall(r"^from [\w.]*models\.(\w+) import (\([^)]*\)|.*)", text, re.M):
+        other = file.with_name(f"{name}.py")
+        if other in seen | {file} or not other.is_file():
+            continue
+        if bases is None or any(re.search(rf"\b{re.escape(base)}\b", imported) for base in bases if base):
+            found |= _words(other, None, seen | {file})
+    return found
+
+
+def _reduces(node: ast.ClassDef) -> bool:
+    """Whether a class calls an all-reduce itself."""
+    return any("all_reduce" in _name(n.func) for n in ast.walk(node) if isinstance(n, ast.Call))
 
 
 def _makes_experts(node: ast.ClassDef) -> bool:

@@ -15,6 +15,7 @@ from reference_runtime.kernels.reference import ReferenceKernels
 from reference_runtime.layers import LayerSubject
 from reference_runtime.plan import Job
 from reference_runtime.ranks import Numerics
+from reference_runtime.reference import ops
 from reference_runtime.space import compiled_files
 from reference_runtime.subjects import BlockSubject, Subject
 from reference_runtime.tree import find_tree
@@ -51,6 +52,7 @@ def execute(job: Job, emit: Callable[[str], None]) -> None:
     def on_outcome(side: str, index: int, outcome: Outcome) -> None:
         tell(side=side, case=index, outcome=outcome_to_dict(outcome))
 
+    ops.register()
     run.compare(
         find_tree(Path(job.before)), find_tree(Path(job.after)), lambda: subject_of(job), job.block.name, job.cases(),
         numerics_of(job), job.settings.backend, on_outcome,

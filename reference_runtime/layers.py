@@ -7,6 +7,7 @@ by a token-wise one that is sharded in the same way; the input; the last sum of 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,10 @@ class ReferenceAttention(nn.Module):
                 raise
             return Stub(f"attention.{name}")
 
+    def maybe_use_decode_attn_tp(self, *_: Any, **__: Any) -> contextlib.AbstractContextManager[None]:
+        """Other slices of the attention under context parallelism, which is off."""
+        return contextlib.nullcontext()
+
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         x = kwargs.get("hidden_states")
         if x is None:
@@ -90,11 +95,12 @@ class LayerSubject:
         context.attentions = []
         self._replace_attentions(context, module, file, block.decoder)
         layers = []
-        for number in range(LAYERS):
-            values = constructor_values(context, f"layers.{number}")
-            values.update(dict.fromkeys(("layer_id", "layer_idx", "layer_index", "layer_number"), number))
-            with building():
-                layers.append(call(made, values))
+        with _stack(context):
+            for number in range(LAYERS):
+                values = constructor_values(context, f"layers.{number}")
+                values.update(dict.fromkeys(("layer_id", "layer_idx", "layer_index", "layer_number"), number))
+                with building():
+                    layers.append(call(made, values))
         for layer in layers:
             if not any(type(part).__name__ == block.name for part in layer.modules()):
                 raise StubReached(f"{block.decoder} built no {block.name}")
@@ -129,14 +135,42 @@ class LayerSubject:
         context.trace.events.clear()
         values = forward_values(context, case, hidden)
         values.update(positions=torch.arange(hidden.shape[0], device=hidden.device), residual=None)
+        stream = _stream(context) if self.block.owner == "boundary" else None
         with running():
             residual = None
+            if stream is not None:
+                call(stream.start, values)
             for layer in model:
                 values.update(hidden_states=hidden, residual=residual)
                 result = call(layer.forward, values)
                 hidden, residual = result[:2] if isinstance(result, tuple) else (result, None)
+            if stream is not None:  # the model's last norm, which takes what the last layer has left to be summed
+                return _final(context, stream, hidden, values)[:count]
             total = hidden if residual is None else hidden + residual
         return total[:count]
+
+
+def _stack(context: RankContext) -> contextlib.AbstractContextManager[Any]:
+    """The scope in which a tree with layer boundaries builds its layers: they connect in order."""
+    if not context.has("layers.layer_boundary"):
+        return contextlib.nullcontext()
+    stack = getattr(context.module("layers.layer_boundary"), "layer_stack", None)
+    scope: contextlib.AbstractContextManager[Any] = stack() if stack is not None else contextlib.nullcontext()
+    return scope
+
+
+def _stream(context: RankContext) -> Any:
+    """The tree's functions on the residual stream of a batch; None where it has none."""
+    name = "layers.layer_boundary.residual.batch"
+    return context.module(name) if context.has(name) else None
+
+
+def _final(context: RankContext, stream: Any, hidden: torch.Tensor, values: dict[str, Any]) -> torch.Tensor:
+    norm = context.module("layers.layernorm").RMSNorm(hidden.shape[-1])
+    last = getattr(stream, "final_norm", None) or stream.norm
+    output = call(last, {**values, "hidden_states": hidden, "layernorm": norm})
+    result: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return result
 
 
 @functools.lru_cache(maxsize=256)

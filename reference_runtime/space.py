@@ -10,6 +10,8 @@ import ast
 import builtins
 import functools
 import hashlib
+import importlib
+import importlib.util
 import itertools
 import re
 import sys
@@ -24,7 +26,7 @@ from reference_runtime.stubs import Stub, setting_up
 
 #: What target code may import for real besides the standard library. Anything else is a placeholder, installed or
 #: not, so that a verdict does not depend on what happens to be installed.
-REAL_PACKAGES = frozenset({"torch", "numpy", "typing_extensions", "packaging"}) | sys.stdlib_module_names
+REAL_PACKAGES = frozenset({"torch", "numpy", "typing_extensions", "packaging", "msgspec"}) | sys.stdlib_module_names
 _IMPORT_ERRORS = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
 _numbers = itertools.count()
 _sources: dict[Path, Source] = {}
@@ -79,11 +81,15 @@ def compiled_files() -> list[str]:
 
 
 class _StubModule(types.ModuleType):
-    """A module of placeholders. ``file``, if it is one of the tree, tells which names can exist."""
+    """A module of placeholders, but for functions that have an implementation here.
 
-    def __init__(self, name: str, file: Path | None) -> None:
+    ``file``, if it is one of the tree, tells which names can exist.
+    """
+
+    def __init__(self, name: str, file: Path | None, functions: Mapping[str, Any] = types.MappingProxyType({})) -> None:
         super().__init__(name)
         self.__dict__["_file"] = file
+        self.__dict__["_functions"] = functions
         self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
@@ -92,8 +98,8 @@ class _StubModule(types.ModuleType):
         file = self.__dict__["_file"]
         if file is not None and not mentions(file, name):
             raise AttributeError(f"{self.__name__} does not define {name}")
-        value = Stub(f"{self.__name__}.{name}")
-        self.__dict__[name] = value
+        value = self.__dict__["_functions"].get(name)
+        self.__dict__[name] = value = Stub(f"{self.__name__}.{name}") if value is None else value
         return value
 
 
@@ -129,6 +135,7 @@ class ModuleSpace:
         install: what a REFERENCE module contains, by dotted name: a function of the space and the module.
         after: patches to a REAL module, run after its own code.
         complete: gives a REFERENCE module the names that its installer left out.
+        functions: implementations of the tree's kernels, by name, in whatever module a tree keeps them.
     """
 
     def __init__(
@@ -139,9 +146,10 @@ class ModuleSpace:
         install: Mapping[str, Callable[[ModuleSpace, types.ModuleType], None]],
         after: Mapping[str, Callable[[ModuleSpace, types.ModuleType], None]],
         complete: Callable[[ModuleSpace, types.ModuleType], None],
+        functions: Mapping[str, Any] = types.MappingProxyType({}),
     ) -> None:
         self.root, self.package, self.tier = root, package, tier
-        self.install, self.after, self.complete = install, after, complete
+        self.install, self.after, self.complete, self.functions = install, after, complete, functions
         self.context: Any = None  # what the installers are told; set by the owner
         self.modules: dict[str, types.ModuleType] = {}
         self.tiers: dict[str, Tier] = {}
@@ -149,6 +157,8 @@ class ModuleSpace:
         self._builtins = dict(vars(builtins))
         self._builtins["__import__"] = self._import
         self._registered: list[str] = []
+        self._importlib = types.ModuleType("importlib")
+        self._importlib.__dict__.update(vars(importlib), import_module=self._import_module)
 
     def close(self) -> None:
         """Forget the modules."""
@@ -201,7 +211,7 @@ class ModuleSpace:
             tier = Tier.NAMESPACE
         self.tiers[name] = tier
         if tier is Tier.STUB and not is_package:
-            module: types.ModuleType = _StubModule(name, file)
+            module: types.ModuleType = _StubModule(name, file, self.functions)
         elif tier in (Tier.STUB, Tier.NAMESPACE):
             module = _PackageStub(self, name)
         else:
@@ -259,10 +269,17 @@ class ModuleSpace:
             return module
         if top in REAL_PACKAGES:
             with setting_up():
-                return builtins.__import__(name, globals, locals, fromlist or (), 0)
+                found: types.ModuleType = builtins.__import__(name, globals, locals, fromlist or (), 0)
+            return self._importlib if found is importlib else found
         if self._may_fail():
             raise ModuleNotFoundError(f"No module named {top!r}", name=top)
         return self._foreign(name, bool(fromlist))
+
+    def _import_module(self, name: str, package: str | None = None) -> types.ModuleType:
+        """`importlib.import_module` as the tree's code calls it."""
+        absolute = importlib.util.resolve_name(name, package)
+        inside = absolute.partition(".")[0] == self.package
+        return self.load(absolute) if inside else self._import(absolute, fromlist=("*",))
 
     def _foreign(self, name: str, leaf: bool) -> types.ModuleType:
         """A third-party module that has no place here: placeholders."""
@@ -301,7 +318,7 @@ class _PackageStub(types.ModuleType):
             return space.load(full)
         file = space.path(self.__name__)[0]
         if file is not None and mentions(file, name):
-            value = Stub(full)
-            self.__dict__[name] = value
+            value = space.functions.get(name)
+            self.__dict__[name] = value = Stub(full) if value is None else value
             return value
         raise AttributeError(f"{self.__name__} does not define {name}")

@@ -25,11 +25,29 @@ class Spec:
     ignore: bool = False
 
 
+def _full_attention(layer: int) -> bool:
+    """Asked whether a layer has linear attention."""
+    return False
+
+
 SPECS: dict[str, Spec] = {
     "Llama4MoE": Spec(config={"num_experts_per_tok": 1}),  # one expert per token, scaled on its input
     "Step3p5MoEMLP": Spec(config={"rope_theta": [10000.0] * 8}),  # one per layer
     "MiMoV2MoE": Spec(config={"moe_layer_freq": [1] * 8}),  # a list, elsewhere a period
-    "Ernie4_5_VLMoeMoE": Spec(config={"moe_num_experts": [8, 8], "moe_intermediate_size": [32, 32]}),
+    "Ernie4_5_VLMoeMoE": Spec(
+        config={
+            "moe_num_experts": [8, 8],
+            "moe_intermediate_size": [32, 32],
+            "moe_layer_start_index": [0, 0],
+            "moe_layer_end_index": [7, 7],
+        }
+    ),
+    "MiniMaxM3MoE": Spec(config={"moe_layer_freq": [1] * 8}),
+    "Gemma4MoE": Spec(config={"hidden_activation": "gelu_pytorch_tanh"}),
+    "KimiMoE": Spec(config={"is_kda_layer": _full_attention}),
+    "KimiK3MoE": Spec(config={"is_kda_layer": _full_attention}),
+    "LLaDA2MoeSparseMoeBlock": Spec(config={"score_function": "sigmoid", "moe_router_enable_expert_bias": True}),
+    "ZayaBlock": Spec(config={"activation_func": "swiglu", "gated_linear_unit": True, "zaya_use_mod": False}),
     "TransformersFusedMoE": Spec(ignore=True),  # the experts of any Hugging Face model, not a block
 }
 _DEFAULT = Spec()

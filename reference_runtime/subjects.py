@@ -98,7 +98,7 @@ class BlockSubject:
             values = {**forward_values(context, case, x), **flags}
             output = call_forward(model.forward, x, values)
             output = output[0] if isinstance(output, tuple) else output
-            return absorb(context, case, output.reshape(-1, x.shape[-1]))[:rank_rows]
+            return absorb(context, case, output.reshape(-1, x.shape[-1]), self.block.owner)[:rank_rows]
 
 
 def constructor_values(context: RankContext, prefix: str) -> dict[str, Any]:
@@ -115,7 +115,11 @@ def constructor_values(context: RankContext, prefix: str) -> dict[str, Any]:
 def forward_values(context: RankContext, case: Case, x: torch.Tensor) -> dict[str, Any]:
     """Values for a forward's parameters beside its input."""
     batch = context.forward_batch(case, x.shape[0])
-    return {"forward_batch": batch, "forward_mode": batch.forward_mode, "residual": None}
+    router = named_tensor("router", (context.config.num_experts, x.shape[-1]), x.dtype, x.device)
+    return {
+        "forward_batch": batch, "forward_mode": batch.forward_mode, "residual": None, "router_logits": x @ router.T,
+        "visual_token_mask": torch.zeros(x.shape[0], dtype=torch.bool, device=x.device),
+    }  # fmt: skip
 
 
 def call_forward(forward: Any, x: torch.Tensor, values: dict[str, Any]) -> Any:

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
+#: What a trace calls a partial output that a block leaves to the layer around it.
+LEFT = "left_to_layer"
+
 
 class Status(str, Enum):
     """What one variant of a file did in one case."""
@@ -56,6 +59,11 @@ class Outcome:
     traces: str = ""
     detail: str = ""
 
+    @property
+    def partial(self) -> bool:
+        """The block left the sum to the layer around it."""
+        return any(event.startswith(f"{LEFT}(") for event in self.trace)
+
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
@@ -88,7 +96,7 @@ class CaseResult:
         if verdict in (Verdict.BROKEN, Verdict.MISMATCH, Verdict.DEADLOCK):
             return f"after: {describe(after)}"
         if verdict in (Verdict.UNMODELLED, Verdict.INFEASIBLE):
-            return after.detail or before.detail
+            return after.detail or before.detail or _other_owner(after)
         if verdict is Verdict.REORDERED:
             return f"{' '.join(before.trace) or 'no collective'} -> {' '.join(after.trace) or 'no collective'}"
         return ""
@@ -101,6 +109,11 @@ def describe(outcome: Outcome) -> str:
     return f"{outcome.status.value}: {outcome.detail}" if outcome.detail else outcome.status.value
 
 
+def _other_owner(after: Outcome) -> str:
+    who = "leaves a partial to the layer" if after.partial else "sums its output itself"
+    return f"the block now {who}: whether that is right is decided at layer level"
+
+
 def judge(before: Outcome, after: Outcome) -> Verdict:
     """The verdict on a case. What one side could not show is never called equivalent, corrected or broken."""
     statuses = {before.status, after.status}
@@ -111,6 +124,8 @@ def judge(before: Outcome, after: Outcome) -> Verdict:
     if after.status is Status.RIGHT:
         if before.status is not Status.RIGHT:
             return Verdict.CORRECTED
+        if before.partial != after.partial:
+            return Verdict.UNMODELLED  # another owner of the sum: the layer must say so, too
         same = before.digest == after.digest and before.traces == after.traces
         return Verdict.EQUIVALENT if same else Verdict.REORDERED
     if after.status is Status.MISMATCH:

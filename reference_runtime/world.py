@@ -14,13 +14,13 @@ from reference_runtime.comm.base import Trace, Transport
 from reference_runtime.comm.group import Group
 from reference_runtime.config import Config
 from reference_runtime.kernels.base import Kernels
-from reference_runtime.reference import batch, distributed, table
+from reference_runtime.reference import batch, distributed, ops, table
 from reference_runtime.reference.batch import Batch
-from reference_runtime.reference.environment import ServerArguments, declared_defaults
+from reference_runtime.reference.environment import Declared, ServerArguments, declared
 from reference_runtime.reference.rest import complete
 from reference_runtime.scenarios import Case, Launch
-from reference_runtime.space import ModuleSpace, Tier
-from reference_runtime.stubs import setting_up
+from reference_runtime.space import ModuleSpace, Tier, mentions
+from reference_runtime.stubs import Stub, setting_up
 from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree
 
@@ -46,6 +46,7 @@ class RankContext:
     attentions: list[Any] = field(default_factory=list)
     space: ModuleSpace = field(init=False)
     server_arguments: ServerArguments = field(init=False)
+    _declared: Declared = field(init=False)
     _shared: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,13 +58,20 @@ class RankContext:
             {f"{engine}.{name}": install for name, install in table.REFERENCE.items()},
             {f"{engine}.{name}": install for name, install in table.AFTER.items()},
             complete,
+            ops.FUNCTIONS,
         )
         self.space.context = self
         self._set_arguments()
 
     def _set_arguments(self) -> None:
-        file = self.space.path(f"{self.tree.engine}.server_args")[0]
-        self.server_arguments = ServerArguments(declared_defaults(file), self._arguments())
+        engine = self.tree.engine
+        file = self.space.path(f"{engine}.server_args")[0]
+        groups = sorted(self.tree.folder.joinpath("arg_groups", "fields").glob("*.py"))
+        self._declared = declared([file, *groups] if file is not None else groups)
+        kind = self.shared("ServerArgs", lambda: ServerArguments.of_tree(self._declared.namespaces))
+        # every published argument has a value, if only a placeholder
+        defaults = {name: Stub(f"ServerArgs.{name}") for name in self._declared.namespaces}
+        self.server_arguments = kind({**defaults, **self._declared.defaults}, self._arguments())
 
     @property
     def topology(self) -> Topology:
@@ -83,7 +91,7 @@ class RankContext:
     def _arguments(self) -> dict[str, Any]:
         t, launch = self.topology, self.launch
         return {
-            "tp_size": t.tp, "ep_size": t.ep, "dp_size": t.dp, "pp_size": 1, "moe_dp_size": 1, "attn_cp_size": 1,
+            "tp_size": t.tp, "ep_size": t.ep, "pp_size": 1, "moe_dp_size": 1, "attn_cp_size": 1,
             "nnodes": 1, "node_rank": 0, "enable_dp_attention": launch.dp_attention, "moe_dense_tp_size": None,
             "device": str(self.device), "dtype": "auto", "quantization": "modelopt_fp4" if launch.fp4 else None,
             "moe_a2a_backend": "none", "deepep_mode": "auto", "deepep_config": None, "kv_cache_dtype": "auto",
@@ -94,8 +102,15 @@ class RankContext:
             "enable_aiter_allreduce_fusion": False, "enable_two_batch_overlap": False,
             "enable_single_batch_overlap": False, "rl_on_policy_target": None, "enable_deterministic_inference": False,
             "enable_torch_compile": False, "attention_backend": "triton", "model_path": "",
-            "json_model_override_args": "{}",
+            "json_model_override_args": "{}", "boundary_reduction": "rs+rsv",
+            **self._data_parallel_sizes(),
         }  # fmt: skip
+
+    def _data_parallel_sizes(self) -> dict[str, int]:
+        """Trees that have a size for attention DP keep `dp_size` for replicas of the model."""
+        if "attn_dp_size" in self._declared.names:
+            return {"attn_dp_size": self.topology.dp, "dp_size": 1}
+        return {"dp_size": self.topology.dp}
 
     # --- what reference implementations ask
 
@@ -148,9 +163,7 @@ class RankContext:
         return scope
 
     def _forward(self) -> Any:
-        if self.space.path(f"{self.tree.engine}.runtime_context") == (None, False):
-            return None
-        getter = getattr(self.module("runtime_context"), "get_forward", None)
+        getter = getattr(self.runtime(), "get_forward", None)
         return getter() if getter is not None else None
 
     def forward_batch(self, case: Case, rows: int) -> Batch:
@@ -168,6 +181,15 @@ class RankContext:
     def module(self, relative: str) -> Any:
         return self.space.load(f"{self.tree.engine}.{relative}")
 
+    def has(self, relative: str) -> bool:
+        """Whether the tree has a module of that name."""
+        return self.space.path(f"{self.tree.engine}.{relative}") != (None, False)
+
+    def defines(self, relative: str, name: str) -> bool:
+        """Whether a file of the tree may define the name."""
+        file = self.space.path(f"{self.tree.engine}.{relative}")[0]
+        return file is not None and mentions(file, name)
+
     # --- set-up
 
     def preload(self, model: str) -> None:
@@ -182,9 +204,35 @@ class RankContext:
         self.launch, self.transport = launch, transport
         self._set_arguments()
         with setting_up():
+            self._publish()
             distributed.lay_out(self.space, self.module("distributed.parallel_state"))
-            call(self.module("layers.dp_attention").initialize_dp_attention, self._dp_arguments())
-            self.module("layers.moe.utils").initialize_moe_config(self.server_arguments)
+            attention = self.module("layers.dp_attention")
+            for name in ("initialize_dp_attention", "init_dp_gathered_buffer"):
+                if hasattr(attention, name):
+                    call(getattr(attention, name), self._dp_arguments())
+            call(self.module("layers.moe.utils").initialize_moe_config, {"server_args": self.server_arguments})
+
+    def runtime(self) -> Any:
+        """The tree's module of process-wide state; None where it has none."""
+        return self.module("runtime_context") if self.has("runtime_context") else None
+
+    def _publish(self) -> None:
+        """Hand the server arguments to the tree's process-wide state, as its scheduler process does."""
+        runtime = self.runtime()
+        groups = self.tree.folder.joinpath("arg_groups", "fields").glob("[!_]*.py")
+        modules = [self.module(f"arg_groups.fields.{file.stem}") for file in sorted(groups)]
+        type(self.server_arguments).settle(
+            value for module in modules for value in vars(module).values() if hasattr(value, "_NS_PATH")
+        )
+        publish = getattr(runtime, "publish", None)
+        if publish is not None:
+            ranks = getattr(runtime, "SpawnRanks", None)
+            given = {"server_args": self.server_arguments, "role": "scheduler"}
+            if ranks is not None:
+                given["ranks"] = ranks(world_rank=self.transport.rank, gpu_id=self.transport.rank)
+            call(publish, given)
+        elif hasattr(runtime, "get_context"):
+            runtime.get_context().set_server_args(self.server_arguments)
 
     def _dp_arguments(self) -> dict[str, Any]:
         t, rank = self.topology, self.transport.rank

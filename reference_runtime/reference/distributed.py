@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reference_runtime.comm.group import Group
+from reference_runtime.reference.ops import copy_rows
 
 if TYPE_CHECKING:
     from reference_runtime.space import ModuleSpace
@@ -78,27 +79,18 @@ def lay_out(space: ModuleSpace, module: types.ModuleType) -> None:
         "backend": "gloo",
     }
     known = inspect.signature(initialise).parameters
-    missing = [name for name, value in wanted.items() if name not in known and value not in (1, "gloo")]
-    # older trees lay out the attention groups when they initialise the DP attention
-    missing = [name for name in missing if name != "attention_data_parallel_size"]
-    if missing:
-        raise ValueError(f"initialize_model_parallel of this tree has no {', '.join(missing)}")
+    runtime = context.runtime()
+    stamp = getattr(runtime.get_parallel(), "override_permanently", None) if runtime is not None else None
+    if stamp is not None:
+        stamp(world_group=world)
     initialise(**{name: value for name, value in wanted.items() if name in known})
+    for name, size in (("tp", topology.tp), ("moe_ep", topology.ep), ("attn_tp", topology.tp // topology.dp)):
+        # older trees lay out the attention groups when they initialise the DP attention, or keep sizes elsewhere
+        if hasattr(module, f"get_{name}_group") and (built := context.group(name).world_size) != size:
+            raise ValueError(f"initialize_model_parallel of this tree made {name} groups of {built}, not of {size}")
 
 
 def patch_dp_attention(space: ModuleSpace, module: types.ModuleType) -> None:
     """The tree's copy of rows is a GPU kernel: copy with torch."""
     if "memcpy_triton" in module.__dict__:
-        module.__dict__["memcpy_triton"] = _copy_rows
-
-
-def _copy_rows(dst: torch.Tensor, src: torch.Tensor, dim: int, offset: Any, sz: Any, offset_src: bool) -> None:
-    """`sz` rows from (``offset_src``) or to row `offset`."""
-    if dim != 0:
-        raise ValueError("rows only")
-    start, rows = int(offset), int(sz)
-    rows = min(rows, src.shape[0], dst.shape[0])
-    if offset_src:
-        dst[:rows] = src[start : start + rows]
-    else:
-        dst[start : start + rows] = src[:rows]
+        module.__dict__["memcpy_triton"] = copy_rows

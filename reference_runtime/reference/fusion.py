@@ -37,6 +37,7 @@ def install(space: ModuleSpace, module: types.ModuleType) -> None:
 
     module.__dict__.update(
         flashinfer_allreduce_residual_rmsnorm=fused,
+        uses_cutedsl_ar_fusion=lambda: False,
         is_flashinfer_allreduce_unavailable=lambda: False,
         ensure_workspace_initialized=lambda *_, **__: True,
         cleanup_flashinfer_workspace=lambda *_, **__: None,

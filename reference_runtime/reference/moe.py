@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ _NEUTRAL = frozenset(
         "use_weight_loader_fused", "routing_method_type", "renormalize", "tp_size", "ep_size", "routed_scaling_factor",
         "num_experts", "hidden_size", "intermediate_size", "num_fused_shared_experts", "reduce_results", "activation",
         "apply_router_weight_on_input", "no_combine", "gemm1_alpha", "gemm1_clamp_limit", "with_bias", "is_gated",
+        "swiglu_limit", "gemm1_beta", "uses_expert_location",
         "use_grouped_topk", "num_expert_group", "topk_group", "correction_bias", "custom_routing_function",
     }
 )  # fmt: skip
@@ -66,10 +68,24 @@ class ReferenceExperts(nn.Module):
         self.weight_on_input = bool(given.get("apply_router_weight_on_input", False))
         self.no_combine = bool(given.get("no_combine", False))
         self.gemm1_alpha, self.gemm1_clamp_limit = given.get("gemm1_alpha"), given.get("gemm1_clamp_limit")
+        self.swiglu_limit, self.gemm1_beta = given.get("swiglu_limit"), given.get("gemm1_beta")
+        self.routing_method_type = given.get("routing_method_type")
         self.should_fuse_routed_scaling_factor_in_topk = False
+        self.moe_runner_config = _runner_config(c, given)
+        runner = getattr(c.module("layers.moe.utils"), "get_moe_runner_backend", None)
+        self.runner_backend = runner() if runner is not None else None
         self.quant_config, self.quant_method = None, _NoQuantisation()
         self._full = (intermediate, 2 if self.gated else 1)
         self._parameters_of(c, bool(given.get("with_bias")))
+        self._made = True
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_made" in self.__dict__ and self.context.defines("layers.moe.fused_moe_triton.layer", name):
+                raise StubReached(f"FusedMoE.{name}") from None
+            raise
 
     def _parameters_of(self, c: RankContext, bias: bool) -> None:
         local, part, halves = self.num_local_experts, self.intermediate_size_per_partition, self._full[1]
@@ -132,15 +148,17 @@ class ReferenceExperts(nn.Module):
     def _activate(self, x: torch.Tensor) -> torch.Tensor:
         if not self.gated:
             return self._function()(x)
-        if self.activation == "silu" and self.gemm1_alpha is None and self.gemm1_clamp_limit is None:
+        limit = self.gemm1_clamp_limit if self.swiglu_limit is None else self.swiglu_limit
+        if self.activation == "silu" and self.gemm1_alpha is None and limit is None:
             return self.context.kernels.silu_and_mul(x)
         half = x.shape[-1] // 2
         gate, up = x[..., :half], x[..., half:]
-        if self.gemm1_clamp_limit is not None:
-            limit = float(self.gemm1_clamp_limit)
+        if limit is not None:
+            limit = float(limit)
             gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
         if self.gemm1_alpha is not None:  # the form of gpt-oss
-            return gate * torch.sigmoid(gate * float(self.gemm1_alpha)) * (up + 1)
+            beta = 1.0 if self.gemm1_beta is None else float(self.gemm1_beta)
+            return gate * torch.sigmoid(gate * float(self.gemm1_alpha)) * (up + beta)
         return self._function()(gate) * up
 
     def _function(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -148,6 +166,16 @@ class ReferenceExperts(nn.Module):
         if function is None:
             raise StubReached(f"FusedMoE(activation={self.activation!r})")
         return function
+
+
+def _runner_config(context: RankContext, given: dict[str, Any]) -> Any:
+    """The tree's record of what its kernels are told; None where it has none."""
+    made = context.module("layers.moe.moe_runner.base") if context.has("layers.moe.moe_runner.base") else None
+    kind = getattr(made, "MoeRunnerConfig", None)
+    if not dataclasses.is_dataclass(kind):
+        return None
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in given.items() if name in names})  # type: ignore[operator]
 
 
 def _relu2(x: torch.Tensor) -> torch.Tensor:

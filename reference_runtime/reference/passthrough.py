@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from reference_runtime.stubs import Stub
 
@@ -89,9 +92,16 @@ def expert_location_dispatch(space: ModuleSpace, module: types.ModuleType) -> No
     )
 
 
+class _Untagged:
+    """A memory scope."""
+
+    def tag(self, *_: Any) -> None:
+        """Where a tensor lives does not change its content."""
+
+
 def symmetric_memory(space: ModuleSpace, module: types.ModuleType) -> None:
     """Where a buffer lives does not change its content."""
-    module.__dict__["use_symmetric_memory"] = lambda *_, **__: contextlib.nullcontext()
+    module.__dict__["use_symmetric_memory"] = lambda *_, **__: contextlib.nullcontext(_Untagged())
     module.__dict__["is_symmetric_memory_enabled"] = lambda: False
 
 
@@ -110,10 +120,12 @@ def single_batch_overlap(space: ModuleSpace, module: types.ModuleType) -> None:
 
 
 def context_parallel(space: ModuleSpace, module: types.ModuleType) -> None:
-    """Context parallelism of sparse attention is off."""
+    """Context parallelism is off."""
     for name in ("is_nsa_enable_prefill_cp", "nsa_use_prefill_cp", "is_nsa_prefill_cp_round_robin_split",
-                 "is_nsa_prefill_cp_in_seq_split", "is_dsa_enable_prefill_cp", "dsa_use_prefill_cp"):  # fmt: skip
+                 "is_nsa_prefill_cp_in_seq_split", "is_dsa_enable_prefill_cp", "dsa_use_prefill_cp",
+                 "is_cp_active", "is_mla_cp_enabled", "is_mla_cp_active"):  # fmt: skip
         module.__dict__[name] = _no
+    module.__dict__["maybe_prefetch_next_full_attention_kv"] = lambda *_, **__: None
 
 
 def _no(*_: Any, **__: Any) -> bool:
@@ -135,3 +147,25 @@ def piecewise_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
 def cuda_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
     """No graph is being captured."""
     module.__dict__["get_is_capture_mode"] = lambda: space.context.capture_mode
+
+
+def mega_moe(space: ModuleSpace, module: types.ModuleType) -> None:
+    """The experts that send their tokens themselves: not used without that all-to-all backend."""
+    module.__dict__["should_use_mega_moe"] = _no
+
+
+def one_bias_per_expert(space: ModuleSpace, module: types.ModuleType) -> None:
+    """The routing kernels take a correction bias of [1, experts] as one of [experts]; torch does not."""
+    top_k = module.__dict__.get("TopK")
+    if top_k is None:
+        return
+    original = top_k.__init__
+
+    @functools.wraps(original)
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        bias = kwargs.get("correction_bias")
+        if isinstance(bias, torch.Tensor) and bias.dim() == 2:
+            kwargs["correction_bias"] = bias.data.squeeze(0)
+        original(self, *args, **kwargs)
+
+    top_k.__init__ = initialise

@@ -28,12 +28,14 @@ REAL = (
     "layers.linear", "layers.parameter", "layers.layernorm", "layers.activation", "layers.utils", "layers.utils.*",
     "distributed", "distributed.parallel_state", "distributed.communication_op", "distributed.utils",
     "utils", "utils.common", "utils.*",
-    "environ", "runtime_context", "speculative.spec_info", "model_executor.forward_context",
+    "environ", "runtime_context", "configs.*", "arg_groups", "arg_groups.arg_utils", "arg_groups.fields.*",
+    "layers.dual_gemm", "layers.layernorm_sp", "speculative.spec_info", "model_executor.forward_context",
     "model_executor.forward_batch_info", "model_executor.forward_batch_deepseek_mha_mixin",
 )  # fmt: skip
 
 #: Run as they are, by name below the top package: small modules beside the engine.
-REAL_BESIDE = ("kernel_api_logging",)
+REAL_BESIDE = ("kernel_api_logging", "kernels.fused_op", "kernels.spec", "kernels.registry", "kernels.selector",
+               "kernels.kernel_api_logging")  # fmt: skip
 
 #: Filled by the runtime.
 REFERENCE: dict[str, Installer] = {
@@ -42,6 +44,8 @@ REFERENCE: dict[str, Installer] = {
     "layers.moe.fused_moe_triton.layer": moe.install,
     "layers.quantization.unquant": linear.install,
     "server_args": environment.install_server_args,
+    "arg_groups.overrides": environment.install_resolution,
+    "arg_groups.model_override_base": environment.install_resolution,
     "utils.custom_op": passthrough.custom_op,
     "layers.flashinfer_comm_fusion": fusion.install,
     "eplb.expert_distribution": passthrough.expert_distribution,
@@ -55,18 +59,23 @@ REFERENCE: dict[str, Installer] = {
     "configs.model_config": passthrough.model_config,
     "layers.attention.nsa.utils": passthrough.context_parallel,
     "layers.attention.dsa.utils": passthrough.context_parallel,
+    "layers.cp.utils": passthrough.context_parallel,
     "compilation.piecewise_context_manager": passthrough.piecewise_graphs,
     "model_executor.runner_backend_utils.tc_piecewise_cuda_graph": passthrough.piecewise_graphs,
     "model_executor.cuda_graph_runner": passthrough.cuda_graphs,
+    "model_executor.runner": passthrough.cuda_graphs,
+    "layers.moe.mega_moe": passthrough.mega_moe,
 }
 
 #: Changed after their own code has run.
 AFTER: dict[str, Installer] = {
     "utils": environment.patch_platform,
     "utils.common": environment.patch_platform,
+    "arg_groups.arg_utils": environment.patch_argument_groups,
     "distributed.parallel_state": distributed.patch_parallel_state,
     "layers.dp_attention": distributed.patch_dp_attention,
     "layers.communicator": fusion.allow,
+    "layers.moe.topk": passthrough.one_bias_per_expert,
 }
 
 

@@ -37,3 +37,27 @@ def test_nothing_is_broken_and_no_placeholder_is_reached(report: dict[str, Model
     for model in report.values():
         assert model.problem == ""
         assert [c.case for c in model.cases if c.regression or c.verdict is Verdict.UNMODELLED] == []
+
+
+#: By the helper, by published flags, with a gated shared expert, with biases, without a communicator.
+NEWER = ("qwen3_moe", "qwen2_moe", "gpt_oss", "mixtral")
+
+
+@pytest.mark.parametrize("version", ["0.5.20", "0.5.23"])
+def test_newer_releases_run_and_equal_themselves(version: str) -> None:
+    tree = release(version)
+    models = verify(tree, tree, NEWER, Settings(("block",), (2,))).models
+    assert [model.model for model in models if model.problem] == []
+    bad = {Verdict.BROKEN, Verdict.CORRECTED, Verdict.REORDERED}
+    assert [(m.model, c.case) for m in models for c in m.cases if c.verdict in bad] == []
+    run = [m.model for m in models if m.judged and not m.counts[Verdict.UNMODELLED]]
+    assert len(run) >= 4, sorted({m.model for m in models} - set(run))
+
+
+def test_a_layer_with_boundaries_is_summed_by_the_tree_itself() -> None:
+    tree = release("0.5.23")
+    (model,) = verify(tree, tree, ("qwen3_moe",), Settings(("layer",), (2,))).models
+    assert {case.verdict for case in model.cases} == {Verdict.EQUIVALENT}
+    traces = {case.case: case.before.trace for case in model.cases}
+    assert traces["tp2 ep2"] == ("all_reduce(tp, 5x64)",) * 4
+    assert "reduce_scatterv(tp, 16x64)" in traces["tp2 ep2 dp2 max-len"]

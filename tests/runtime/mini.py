@@ -1,4 +1,4 @@
-"""Copies of the miniature engine, with models of the test's own."""
+"""Copies of the miniature engines, with models of the test's own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from pathlib import Path
 
 MINI = Path(__file__).parents[2] / "fixtures" / "mini_engine"
 PAIR = (MINI / "mini" / "models" / "pair.py").read_text()
+#: Changes the miniature engine: settings published in groups, groups of ranks in one context, layer boundaries.
+PUBLISHED = Path(__file__).parents[2] / "fixtures" / "published_engine"
+STAGED = (PUBLISHED / "mini" / "models" / "staged.py").read_text()
+
+
+def published(folder: Path, models: dict[str, str]) -> Path:
+    """A tree of the second miniature engine with those models (name -> text) and no other."""
+    engine(folder, models)
+    shutil.copytree(PUBLISHED, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("models"))
+    return folder
 
 
 def engine(folder: Path, models: dict[str, str]) -> Path:
