@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from reference_runtime.plan import Job
 from reference_runtime.ranks import Numerics
 from reference_runtime.space import compiled_files
 from reference_runtime.subjects import BlockSubject, Subject
-from reference_runtime.tree import find_tree
 from reference_runtime.verdicts import Outcome, outcome_to_dict
 
 
@@ -52,7 +50,7 @@ def execute(job: Job, emit: Callable[[str], None]) -> None:
         tell(side=side, case=index, outcome=outcome_to_dict(outcome))
 
     run.compare(
-        find_tree(Path(job.before)), find_tree(Path(job.after)), lambda: subject_of(job), job.block.name, job.cases(),
-        numerics_of(job), job.settings.backend, on_outcome,
+        *job.trees(), lambda: subject_of(job), job.block.name, job.cases(), numerics_of(job), job.settings.backend,
+        on_outcome,
     )  # fmt: skip
     tell(sources=compiled_files())

@@ -78,8 +78,7 @@ def verify(
         VerifyError: no torch, no engine, or no block to run.
     """
     settings = settings or Settings()
-    if importlib.util.find_spec("torch") is None:
-        raise VerifyError("verify needs torch: install moe-lint[runtime]")
+    need_torch("verify")
     try:
         trees = find_tree(before), find_tree(after)
     except TreeError as error:
@@ -89,13 +88,27 @@ def verify(
     chosen, notes = choose(*trees, patterns)
     if not chosen:
         raise VerifyError(f"no MoE block to run in {before}" + (f" for {', '.join(patterns)}" if patterns else ""))
+    models = run_blocks(chosen, *trees, settings, progress)
+    return RunReport(str(before), str(after), settings.to_dict(), models, tuple(notes))
+
+
+def need_torch(what: str) -> None:
+    """Raises VerifyError where torch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise VerifyError(f"{what} needs torch: install moe-lint[runtime]")
+
+
+def run_blocks(
+    chosen: Sequence[Block], before: Tree, after: Tree, settings: Settings, progress: Progress | None
+) -> tuple[ModelReport, ...]:
+    """Run some blocks of two trees, at every level of the settings. Raises VerifyError."""
+    overlay = str(after.overlay or "")
     jobs = [
-        Job(number, level, block, str(trees[0].folder), str(trees[1].folder), settings)
+        Job(number, level, block, str(before.folder), str(after.folder), settings, overlay)
         for number, (block, level) in enumerate((b, level) for b in chosen for level in settings.levels)
     ]
     states = _drive(jobs, progress)
-    models = tuple(_model(block, [s for s in states if s.job.block == block], trees[0]) for block in chosen)
-    return RunReport(str(before), str(after), settings.to_dict(), models, tuple(notes))
+    return tuple(_model(block, [s for s in states if s.job.block == block], before) for block in chosen)
 
 
 def choose(before: Tree, after: Tree, patterns: Sequence[str]) -> tuple[list[Block], list[str]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reference_runtime.discover import Block
 from reference_runtime.scenarios import Case, block_cases, layer_cases
+from reference_runtime.tree import Tree, find_tree
 
 LEVELS = ("block", "layer")
 
@@ -44,7 +45,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One block at one level."""
+    """One block at one level.
+
+    Attributes:
+        before, after: folders of the engine's package.
+        overlay: a folder whose files stand for files of ``after``; empty: none.
+    """
 
     number: int
     level: str
@@ -52,6 +58,7 @@ class Job:
     before: str
     after: str
     settings: Settings
+    overlay: str = ""
 
     def cases(self) -> list[Case]:
         """The cases of the job, in order."""
@@ -59,11 +66,16 @@ class Job:
             return list(layer_cases(self.settings.world_sizes, self.block.communicator))
         return list(block_cases(self.settings.world_sizes, self.block.communicator))
 
+    def trees(self) -> tuple[Tree, Tree]:
+        """Before and after."""
+        after = find_tree(Path(self.after))
+        return find_tree(Path(self.before)), replace(after, overlay=Path(self.overlay) if self.overlay else None)
+
     def to_dict(self) -> dict[str, Any]:
         block = {**asdict(self.block), "file": str(self.block.file)}
         return {
             "number": self.number, "level": self.level, "block": block, "before": self.before, "after": self.after,
-            "settings": self.settings.to_dict(),
+            "settings": self.settings.to_dict(), "overlay": self.overlay,
         }  # fmt: skip
 
     @classmethod
@@ -71,5 +83,5 @@ class Job:
         block = dict(data["block"])
         return cls(
             data["number"], data["level"], Block(**{**block, "file": Path(block["file"])}), data["before"],
-            data["after"], Settings.from_dict(data["settings"]),
+            data["after"], Settings.from_dict(data["settings"]), data["overlay"],
         )  # fmt: skip

@@ -6,6 +6,7 @@ import contextlib
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -109,9 +110,9 @@ class Members:
 
 def _in_models(error: Exception, tree: Tree) -> bool:
     """Whether an import failed in a model file, rather than in a part of the engine that is not modelled."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    inside = [file for file in files if file.startswith(f"{tree.folder}/")]
-    return bool(inside) and inside[-1].startswith(f"{tree.folder / 'models'}/")
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [file for frame in frames if (file := tree.relative(Path(frame.filename))) is not None]
+    return bool(inside) and inside[-1].is_relative_to((tree.folder / "models").relative_to(tree.root))
 
 
 class Ranks(Protocol):

@@ -129,6 +129,7 @@ class ModuleSpace:
         install: what a REFERENCE module contains, by dotted name: a function of the space and the module.
         after: patches to a REAL module, run after its own code.
         complete: gives a REFERENCE module the names that its installer left out.
+        overlay: a folder whose files stand for those of the same relative path below the root.
     """
 
     def __init__(
@@ -139,8 +140,9 @@ class ModuleSpace:
         install: Mapping[str, Callable[[ModuleSpace, types.ModuleType], None]],
         after: Mapping[str, Callable[[ModuleSpace, types.ModuleType], None]],
         complete: Callable[[ModuleSpace, types.ModuleType], None],
+        overlay: Path | None = None,
     ) -> None:
-        self.root, self.package, self.tier = root, package, tier
+        self.root, self.package, self.tier, self.overlay = root, package, tier, overlay
         self.install, self.after, self.complete = install, after, complete
         self.context: Any = None  # what the installers are told; set by the owner
         self.modules: dict[str, types.ModuleType] = {}
@@ -181,7 +183,8 @@ class ModuleSpace:
 
     def path(self, name: str) -> tuple[Path | None, bool]:
         """(the file of a module, whether it is a package)."""
-        return _find(self.root, name)
+        found = _find(self.overlay, name) if self.overlay is not None else (None, False)
+        return found if found[0] is not None else _find(self.root, name)
 
     def digests(self) -> dict[str, str]:
         """Module name -> digest of its file, for every REAL module loaded so far."""

@@ -57,6 +57,7 @@ class RankContext:
             {f"{engine}.{name}": install for name, install in table.REFERENCE.items()},
             {f"{engine}.{name}": install for name, install in table.AFTER.items()},
             complete,
+            self.tree.overlay,
         )
         self.space.context = self
         self._set_arguments()
