@@ -18,13 +18,13 @@ from reference_runtime.report import html, json_report, text
 from reference_runtime.verdicts import RunReport
 
 
-def run(before: str, after: str, patterns: tuple[str, ...], settings: Settings) -> RunReport:
-    """Verify; show the progress if standard error is a terminal.
+def run(before: str, after: str, patterns: tuple[str, ...], settings: Settings, quiet: bool = False) -> RunReport:
+    """Verify; show the progress if standard error is a terminal, unless asked to be quiet.
 
     Raises:
         VerifyError: the run cannot begin.
     """
-    with live(sys.stderr.isatty()) as progress:
+    with live(sys.stderr.isatty() and not quiet) as progress:
         return verify(Path(before), Path(after), patterns, settings, progress)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,9 @@ from reference_runtime.kernels.base import Kernels
 from reference_runtime.kernels.reference import ReferenceKernels
 from reference_runtime.layers import LayerSubject
 from reference_runtime.plan import Job
-from reference_runtime.ranks import Numerics
+from reference_runtime.processes import ProcessRanks
+from reference_runtime.ranks import Members, Numerics, Ranks, ThreadRanks
+from reference_runtime.scenarios import Launch
 from reference_runtime.space import compiled_files
 from reference_runtime.subjects import BlockSubject, Subject
 from reference_runtime.verdicts import Outcome, outcome_to_dict
@@ -32,7 +35,20 @@ def numerics_of(job: Job) -> Numerics:
     """In which arithmetic the job runs."""
     s = job.settings
     dtype = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}[s.dtype]
-    return Numerics(dtype, torch.device(s.device), kernels_of(s.kernels))
+    gpu = 0
+    if s.member is not None and s.device == "cuda":  # gloo's ranks may share one
+        gpu = s.member.local_rank % torch.cuda.device_count()
+    return Numerics(dtype, torch.device(s.device), kernels_of(s.kernels), gpu)
+
+
+def ranks_of(job: Job) -> Callable[[Members, Launch], Ranks]:
+    """Who makes the ranks of a launch."""
+    settings = job.settings
+    if settings.member is not None:
+        from reference_runtime.torchrun import Exchange, MemberRanks
+
+        return functools.partial(MemberRanks, Exchange(settings.member, settings.backend, numerics_of(job), job.number))
+    return ThreadRanks if settings.backend == "threads" else functools.partial(ProcessRanks, settings.backend)
 
 
 def subject_of(job: Job) -> Subject:
@@ -50,7 +66,6 @@ def execute(job: Job, emit: Callable[[str], None]) -> None:
         tell(side=side, case=index, outcome=outcome_to_dict(outcome))
 
     run.compare(
-        *job.trees(), lambda: subject_of(job), job.block.name, job.cases(), numerics_of(job), job.settings.backend,
-        on_outcome,
+        *job.trees(), lambda: subject_of(job), job.block.name, job.cases(), numerics_of(job), ranks_of(job), on_outcome,
     )  # fmt: skip
     tell(sources=compiled_files())

@@ -79,6 +79,7 @@ def verify(
     """
     settings = settings or Settings()
     need_torch("verify")
+    _check_ranks(settings)
     try:
         trees = find_tree(before), find_tree(after)
     except TreeError as error:
@@ -90,6 +91,34 @@ def verify(
         raise VerifyError(f"no MoE block to run in {before}" + (f" for {', '.join(patterns)}" if patterns else ""))
     models = run_blocks(chosen, *trees, settings, progress)
     return RunReport(str(before), str(after), settings.to_dict(), models, tuple(notes))
+
+
+def _check_ranks(settings: Settings) -> None:
+    """Whether there can be that many ranks. Raises VerifyError."""
+    member, sizes = settings.member, settings.world_sizes
+    if member is not None and sizes != (member.size,):
+        raise VerifyError(f"--world-size {','.join(map(str, sizes))}: torchrun started {member.size} ranks")
+    if settings.backend == "nccl":
+        wanted, found = member.local_size if member is not None else max(sizes), _gpus()
+        if found < wanted:
+            raise VerifyError(f"--backend nccl needs a GPU for each rank: {wanted} ranks, {found} GPUs")
+
+
+def _gpus() -> int:
+    """The GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([one for one in visible.split(",") if one.strip()])
+    return len(_asked("uuid"))
+
+
+def _asked(what: str) -> list[str]:
+    """What the driver says of each GPU; nothing where there is none."""
+    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        return []
 
 
 def need_torch(what: str) -> None:
@@ -182,11 +211,9 @@ def _drive(jobs: list[Job], progress: Progress | None) -> list[_State]:
 def _without_using_the_gpu() -> dict[str, str]:
     """What torch and flashinfer would ask the GPU on import. A process that has used it cannot fork ranks that do."""
     told = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    except (OSError, subprocess.CalledProcessError):
-        raise VerifyError("--device cuda: `nvidia-smi` finds no GPU") from None
+    answer = _asked("compute_cap")
+    if not answer:
+        raise VerifyError("--device cuda: `nvidia-smi` finds no GPU")
     # from Hopper on, the kernels use instructions of that architecture alone
     capabilities = sorted({f"{one}a" if float(one) >= 9 else one for one in answer})
     return {**told, "FLASHINFER_CUDA_ARCH_LIST": os.environ.get("FLASHINFER_CUDA_ARCH_LIST", " ".join(capabilities))}

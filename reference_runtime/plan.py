@@ -15,13 +15,31 @@ LEVELS = ("block", "layer")
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One of the processes that torchrun started: a rank of the only world size there is."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Member | None:
+        """This process's place, as torchrun tells it; None where it did not start this process."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return cls(*(int(environment[name]) for name in names)) if "TORCHELASTIC_RUN_ID" in environment else None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How to run.
 
     Attributes:
+        backend: `threads`, `gloo` (processes) or `nccl` (processes with a GPU each).
         timeout: seconds that one block may take at one level.
-        memory: bytes that the process of one block may use.
+        memory: bytes that a process of one block may use.
         parallel: blocks at a time.
+        member: this process's place where torchrun started one for each rank; None: the runtime makes the ranks.
     """
 
     levels: tuple[str, ...] = LEVELS
@@ -33,14 +51,16 @@ class Settings:
     timeout: float = 120.0
     memory: int = 8 << 30
     parallel: int = 2
+    member: Member | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
-        values = dict(data)
-        return cls(**{**values, "levels": tuple(values["levels"]), "world_sizes": tuple(values["world_sizes"])})
+        member = Member(**data["member"]) if data["member"] is not None else None
+        sizes = tuple(data["world_sizes"])
+        return cls(**{**data, "levels": tuple(data["levels"]), "world_sizes": sizes, "member": member})
 
 
 @dataclass(frozen=True, slots=True)

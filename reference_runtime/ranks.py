@@ -26,13 +26,29 @@ from reference_runtime.world import RankContext
 Result = tuple[torch.Tensor, list[str]] | Exception
 
 
+#: Seconds that a collective waits for the others. Everything here takes milliseconds.
+TIMEOUT = 10.0
+#: Seconds that a process takes until it can use a GPU, with everything that is imported there.
+_GPU_START = 90.0
+
+
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """In which arithmetic the run computes, and how far right may be from the oracle."""
+    """In which arithmetic the run computes, and how far right may be from the oracle.
+
+    Attributes:
+        gpu: which of the machine's GPUs this process uses, if it uses one.
+    """
 
     dtype: torch.dtype
     device: torch.device
     kernels: Kernels
+    gpu: int = 0
+
+    def select(self) -> None:
+        """Make this process's GPU the current one: from here on, `cuda` means that one."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.gpu)
 
     @property
     def tolerance(self) -> float:
@@ -60,7 +76,7 @@ class Members:
     """
 
     def __init__(self, tree: Tree, subject: Subject, size: int, config: dict[str, Any], numerics: Numerics) -> None:
-        self.size, self.subject = size, subject
+        self.size, self.subject, self._numerics = size, subject, numerics
         self.contexts: list[RankContext] = []
         self.failure: Exception | None = None
         hub = ThreadHub(size)
@@ -82,6 +98,10 @@ class Members:
             except Exception as error:
                 self.failure = error if _in_models(error, tree) else StubReached(f"import: {error}")
                 return
+
+    def patience(self, first: bool) -> float:
+        """Seconds within which a rank's process answers; the first time it may have to start."""
+        return 3 * TIMEOUT + (_GPU_START if first and self._numerics.device.type != "cpu" else 0.0)
 
     def enter(self, launch: Launch, transport: Transport) -> Any:
         """Set a rank up for a launch and build its model."""

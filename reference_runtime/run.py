@@ -19,8 +19,7 @@ import torch
 
 from reference_runtime.comm.base import CollectiveMismatch, Deadlock, Infeasible
 from reference_runtime.config import guess
-from reference_runtime.limits import forking
-from reference_runtime.processes import ProcessRanks
+from reference_runtime.limits import die_with, forking
 from reference_runtime.ranks import Members, Numerics, Ranks, ThreadRanks, first_error
 from reference_runtime.scenarios import TOKENS, Case, Launch
 from reference_runtime.specs import spec_of
@@ -71,6 +70,7 @@ class Oracle:
 
 def consult(sides: dict[str, tuple[Tree, Subject]], config: dict[str, Any], numerics: Numerics) -> Oracle:
     """Run both variants on one rank; the first one's rows are the oracle's."""
+    numerics.select()
     config = settled(*sides["before"], config, numerics)
     rows: list[torch.Tensor] = []
     failure: Exception | None = None
@@ -132,7 +132,7 @@ def compare(
     block: str,
     cases: Sequence[Case],
     numerics: Numerics,
-    backend: str,
+    make: Callable[[Members, Launch], Ranks],
     on_outcome: Callable[[str, int, Outcome], None],
 ) -> None:
     """Run both variants in every case; tell ("before" or "after", number of the case, outcome) as they come.
@@ -164,7 +164,6 @@ def compare(
                 of_launch: list[tuple[int, Case]] = of_launch,
                 members: dict[str, Members] = members,
             ) -> None:
-                make: Callable[[Members, Launch], Ranks] = ProcessRanks if backend == "gloo" else ThreadRanks
                 ranks = {side: make(m, launch) for side, m in members.items()}
                 for number, case in of_launch:
                     for side, variant in ranks.items():
@@ -172,7 +171,7 @@ def compare(
                 for variant in ranks.values():
                     variant.close()
 
-            if backend == "threads":
+            if make is ThreadRanks:
                 in_fork(work)  # the next launch finds the modules as they were imported
             else:
                 work()
@@ -184,9 +183,11 @@ def compare(
 def in_fork(work: Callable[[], None]) -> None:
     """Do the work in a copy of this process, which ends with it. If the copy dies, so does this process, likewise."""
     reader, writer = os.pipe()
+    parent = os.getpid()
     with forking():
         pid = os.fork()
     if pid == 0:
+        die_with(parent)
         try:
             torch.set_num_threads(1)  # makes the copy's thread pool anew while there is one thread
             work()
@@ -201,7 +202,8 @@ def in_fork(work: Callable[[], None]) -> None:
     os.close(reader)
     if os.WIFSIGNALED(status):
         signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-        os.kill(os.getpid(), os.WTERMSIG(status))
+        with forking():
+            os.kill(os.getpid(), os.WTERMSIG(status))
     if done != b"done":
         os._exit(os.WEXITSTATUS(status))
 
@@ -209,9 +211,11 @@ def in_fork(work: Callable[[], None]) -> None:
 def answer_of_fork(work: Callable[[], T]) -> T:
     """What ``work`` returns in a copy of this process. If the copy dies, so does this process."""
     reader, writer = os.pipe()
+    parent = os.getpid()
     with forking():
         pid = os.fork()
     if pid == 0:
+        die_with(parent)
         code = 70
         try:
             os.close(reader)
