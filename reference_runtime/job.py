@@ -57,7 +57,7 @@ def subject_of(job: Job) -> Subject:
 
 
 def execute(job: Job, emit: Callable[[str], None]) -> None:
-    """Run all cases. Lines: `{"side", "case", "outcome"}` per variant, before first, and `{"sources"}` at the end."""
+    """Run all cases. Lines: `{"oracle"}`, `{"side", "case", "outcome"}` per variant, and `{"sources"}` at the end."""
 
     def tell(**line: Any) -> None:
         emit(json.dumps({"job": job.number, **line}) + "\n")
@@ -67,5 +67,6 @@ def execute(job: Job, emit: Callable[[str], None]) -> None:
 
     run.compare(
         *job.trees(), lambda: subject_of(job), job.block.name, job.cases(), numerics_of(job), ranks_of(job), on_outcome,
+        lambda dense, error, detail: tell(oracle={"dense": dense, "error": error, "detail": detail}),
     )  # fmt: skip
     tell(sources=compiled_files())

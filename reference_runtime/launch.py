@@ -19,6 +19,7 @@ from reference_runtime.tree import Tree, TreeError, find_tree
 from reference_runtime.verdicts import (
     CaseResult,
     ModelReport,
+    OracleNote,
     Outcome,
     RunReport,
     Status,
@@ -42,6 +43,7 @@ class _State:
     total: int
     outcomes: dict[int, dict[str, Outcome]] = field(default_factory=dict)
     ended: str = "not run"
+    oracle: OracleNote | None = None
     seconds: float = 0.0
 
     def results(self) -> list[CaseResult]:
@@ -174,7 +176,8 @@ def _model(block: Block, states: list[_State], tree: Tree) -> ModelReport:
     cases = tuple(case for state in states for case in state.results())
     problems = [f"{state.job.level}: {state.ended}" for state in states if state.ended]
     path = str(block.file.relative_to(tree.root))
-    return ModelReport(str(block), path, cases, "; ".join(problems), sum(state.seconds for state in states))
+    oracles = tuple(state.oracle for state in states if state.oracle is not None)
+    return ModelReport(str(block), path, cases, "; ".join(problems), sum(state.seconds for state in states), oracles)
 
 
 def _drive(jobs: list[Job], progress: Progress | None) -> list[_State]:
@@ -221,7 +224,10 @@ def _without_using_the_gpu() -> dict[str, str]:
 
 def _take(states: list[_State], line: dict[str, object], progress: Progress | None) -> None:
     state = states[int(str(line["job"]))]
-    outcome, number = line.get("outcome"), line.get("case")
+    outcome, number, oracle = line.get("outcome"), line.get("case"), line.get("oracle")
+    if isinstance(oracle, dict):
+        state.oracle = OracleNote(state.job.level, **oracle)
+        return
     if isinstance(outcome, dict) and isinstance(number, int):
         state.outcomes.setdefault(number, {})[str(line["side"])] = outcome_from_dict(outcome)
     else:

@@ -52,20 +52,25 @@ class Numerics:
 
     @property
     def tolerance(self) -> float:
-        """Relative error allowed, in the norm of a rank's output.
+        """See the function of that name."""
+        return tolerance(self.dtype)
 
-        Routing and norms compute in float32 whatever the model's type, so float64 and float32 runs may differ by a few
-        roundings of float32.
 
-        Half precision: with u the unit roundoff, 4 roundings lie between a token and an expert's output (two GEMMs,
-        activation, routing weight), up to 11 in the sums behind it (top-k and shared experts 3, partials of 8 ranks 7,
-        residual 1). They are independent, so in the norm they add as squares: 4 u. Up to 16 partials that point in
-        all directions are 4 times as long as their sum: 16 u. The oracle has the same error: 16 sqrt(2) u, or 23 u.
-        For bfloat16 that is 0.09; a sum that is missing or made twice is off by 0.25 or more.
-        """
-        if torch.finfo(self.dtype).bits < 32:
-            return 23 * torch.finfo(self.dtype).eps / 2
-        return 64 * torch.finfo(torch.float32).eps
+def tolerance(dtype: torch.dtype) -> float:
+    """Relative error allowed, in the norm of a rank's output.
+
+    Routing and norms compute in float32 whatever the model's type, so float64 and float32 runs may differ by a few
+    roundings of float32.
+
+    Half precision: with u the unit roundoff, 4 roundings lie between a token and an expert's output (two GEMMs,
+    activation, routing weight), up to 11 in the sums behind it (top-k and shared experts 3, partials of 8 ranks 7,
+    residual 1). They are independent, so in the norm they add as squares: 4 u. Up to 16 partials that point in
+    all directions are 4 times as long as their sum: 16 u. The oracle has the same error: 16 sqrt(2) u, or 23 u.
+    For bfloat16 that is 0.09; a sum that is missing or made twice is off by 0.25 or more.
+    """
+    if torch.finfo(dtype).bits < 32:
+        return 23 * torch.finfo(dtype).eps / 2
+    return 64 * torch.finfo(torch.float32).eps
 
 
 class Members:
@@ -149,31 +154,31 @@ class ThreadRanks:
     """Ranks as threads of this process."""
 
     def __init__(self, members: Members, launch: Launch) -> None:
-        self._members = members
+        self.members = members
         self._transports: dict[int, ThreadTransport] = {}
-        self._models: dict[int, Any] = {}
+        self.models: dict[int, Any] = {}
         self.failure = members.failure
         if self.failure is None:
 
             def build(transport: ThreadTransport) -> None:
                 self._transports[transport.rank] = transport
-                self._models[transport.rank] = members.enter(launch, transport)
+                self.models[transport.rank] = members.enter(launch, transport)
 
             self.failure = first_error(run_ranks(members.size, build))
 
     def run(self, case: Case) -> Sequence[Result]:
         if self.failure is not None:
-            return [self.failure] * self._members.size
+            return [self.failure] * self.members.size
 
         def one(transport: ThreadTransport) -> tuple[torch.Tensor, list[str]]:
             own = self._transports[transport.rank]
             own.hub = transport.hub  # a new hub each time: a failed run leaves nothing behind
-            return self._members.step(own, self._models[transport.rank], case)
+            return self.members.step(own, self.models[transport.rank], case)
 
-        return run_ranks(self._members.size, one)
+        return run_ranks(self.members.size, one)
 
     def close(self) -> None:
-        self._models.clear()
+        self.models.clear()
 
 
 def first_error(results: Sequence[Any]) -> Exception | None:

@@ -88,7 +88,9 @@ def _table(report: RunReport, level: str) -> str:
 def _row(model: ModelReport, level: str, columns: Iterable[str]) -> str:
     at = {case.case: case for case in model.cases if case.level == level}
     cells = "".join(_cell(at.get(column)) for column in columns)
-    return f'<tr><th scope="row" title="{escape(model.path)}">{escape(model.model)}</th>{cells}</tr>'
+    oracle = model.oracle(level)
+    title = escape(model.path + (f"\noracle: {oracle}" if oracle is not None else ""))
+    return f'<tr><th scope="row" title="{title}">{escape(model.model)}</th>{cells}</tr>'
 
 
 def _cell(case: CaseResult | None) -> str:

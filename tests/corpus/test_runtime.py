@@ -37,3 +37,12 @@ def test_nothing_is_broken_and_no_placeholder_is_reached(report: dict[str, Model
     for model in report.values():
         assert model.problem == ""
         assert [c.case for c in model.cases if c.regression or c.verdict is Verdict.UNMODELLED] == []
+
+
+def test_one_rank_agrees_with_the_dense_form(report: dict[str, ModelReport]) -> None:
+    for model in report.values():
+        oracle = model.oracle("block")
+        assert oracle is not None
+        assert oracle.dense, oracle
+        assert oracle.error is not None
+        assert oracle.error < 1e-6
