@@ -6,9 +6,9 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 
 import click
+from msgspec.structs import replace
 
 from moe_lint.cli.shared import fail, to_stderr
 from moe_lint.engine import Options
