@@ -9,6 +9,7 @@ Every row is a fresh process. On Linux the processes are held to two cores.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -28,7 +29,8 @@ from tests.corpus.releases import release  # noqa: E402  (the downloads are shar
 
 BIN = Path(sys.executable).parent
 README = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- begin table -->", "<!-- end table -->"
+#: Where a table stands in the README.
+BEGIN, END = "<!-- begin {} -->", "<!-- end {} -->"
 #: Releases for the growth with the size of a tree, smallest first.
 GROWTH = ("0.5.3", "0.5.11", "0.5.16", "0.5.23")
 SYNTHETIC = 20_000
@@ -57,24 +59,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="processes per row; the median counts")
     parser.add_argument("--quick", action="store_true", help="leave out growth and the peers other than ruff")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {README.name}")
+    parser.add_argument("--part", choices=["all", "check", "verify"], default="all", help="which table to make")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {README.name}")
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:2]))
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     with tempfile.TemporaryDirectory() as folder:
-        rows = [*_main_rows(Path(folder), arguments.runs)]
-        if not arguments.quick:
-            rows += _peers(arguments.runs)
-            rows += _growth(Path(folder), arguments.runs)
-    table = _table(rows, arguments.runs)
+        if arguments.part != "verify":
+            rows = [*_main_rows(Path(folder), arguments.runs)]
+            if not arguments.quick:
+                rows += _peers(arguments.runs)
+                rows += _growth(Path(folder), arguments.runs)
+            _tell("table", _table(rows, arguments.runs), arguments.write)
+        if arguments.part != "check":
+            _tell("verify", _verify_table(_verify_rows(Path(folder)), os.getloadavg()[0]), arguments.write)
+
+
+def _tell(name: str, table: str, write: bool) -> None:
     sys.stdout.write(table)
-    if arguments.write:
+    if write:
+        begin, end = BEGIN.format(name), END.format(name)
         text = README.read_text(encoding="utf-8")
-        head, tail = text.split(BEGIN)[0], text.split(END)[1]
-        README.write_text(f"{head}{BEGIN}\n{table}{END}{tail}", encoding="utf-8")
+        head, tail = text.split(begin)[0], text.split(end)[1]
+        README.write_text(f"{head}{begin}\n{table}{end}{tail}", encoding="utf-8")
 
 
-def measure(command: Sequence[str], runs: int, before: Callable[[], None] = lambda: None) -> Cost:
+def measure(
+    command: Sequence[str], runs: int, before: Callable[[], None] = lambda: None, fine: Sequence[int] = (0, 1)
+) -> Cost:
     """The medians over fresh processes; ``before`` is done ahead of each. A failing process ends the benchmark."""
     costs = []
     for _ in range(runs):
@@ -86,7 +98,7 @@ def measure(command: Sequence[str], runs: int, before: Callable[[], None] = lamb
             wall = time.perf_counter() - started
         code = os.waitstatus_to_exitcode(status)
         process.returncode = code
-        if code not in (0, 1):
+        if code not in fine:
             raise SystemExit(f"{' '.join(command)}: exit status {code}")
         scale = 1 << 10 if platform.system() == "Linux" else 1 << 20
         costs.append(Cost(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / scale))
@@ -127,6 +139,42 @@ def _main_rows(folder: Path, runs: int) -> list[Row]:
     cost = measure([str(BIN / "moe-lint"), "--no-cache", "--fix", str(sweep)], runs, fresh)
     rows.append(Row("--fix of the sweep over 0.5.10.post1", _count(sweep), cost))
     return rows
+
+
+def _verify_rows(folder: Path) -> list[tuple[str, int, int, Cost]]:
+    """(what, blocks, cases, cost) of running a release before and after the fix: every block that it rewrites."""
+    before = release("0.5.10.post1") / "sglang"
+    after = folder / "fixed" / "sglang"
+    _copy(before, after)
+    for arguments in (["init"], ["--no-cache", "--fix"]):
+        subprocess.run([str(BIN / "moe-lint"), *arguments, str(after)], check=False, capture_output=True)
+    three = ["--models", "qwen3_moe,deepseek_v2,glm4_moe", "--world-size", "4"]
+    rows = []
+    for what, options in (
+        ("threads, both levels, 2 and 4 ranks", []),
+        ("threads, both levels, 4 ranks", three),
+        ("gloo, both levels, 4 ranks", [*three, "--backend", "gloo"]),
+        ("gloo, block level, 4 ranks", [*three, "--backend", "gloo", "--level", "block"]),
+        ("threads, both levels, 8 ranks", [*three[:2], "--world-size", "8"]),
+    ):
+        report = folder / "report.json"
+        command = [str(BIN / "moe-lint"), "verify", str(before), str(after), *options, "--jobs", "2"]
+        cost = measure([*command, "-o", f"json:{report}"], 1, fine=(0, 2))  # 2: a block is not modelled
+        models = json.loads(report.read_text(encoding="utf-8"))["models"]
+        rows.append((what, len(models), sum(len(model["cases"]) for model in models), cost))
+    return rows
+
+
+def _verify_table(rows: Sequence[tuple[str, int, int, Cost]], load: float) -> str:
+    lines = [
+        f"One process each; Python {platform.python_version()}, {platform.machine()}, two cores; load average at the "
+        f"end {load:.1f}, of which the runs themselves make 2.",
+        "",
+        "| what | blocks | cases | CPU s | wall s |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    lines += [f"| {what} | {blocks} | {cases} | {c.cpu:.1f} | {c.wall:.1f} |" for what, blocks, cases, c in rows]
+    return "\n".join(lines) + "\n"
 
 
 def _peers(runs: int) -> list[Row]:

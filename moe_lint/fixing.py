@@ -394,6 +394,30 @@ def write_all(files: Iterable[FileFix]) -> None:
             raise _cannot_write(one, error) from None
 
 
+def encoded(fixes: Iterable[FileFix]) -> dict[Path, bytes]:
+    """Absolute path -> what `write_all` would write there. Raises ``UsageError``."""
+    found = {}
+    for one in fixes:
+        try:
+            found[Path(one.path).resolve()] = _encode(one.after, Path(one.path).read_bytes())
+        except (OSError, UnicodeEncodeError) as error:
+            raise _cannot_write(one, error) from None
+    return found
+
+
+def refuted(result: FixResult, why: Mapping[Path, str]) -> tuple[frozenset[FixPlan], list[tuple[str, int, str]]]:
+    """(the plans that go with some files for a reason of each, (path, line, reason) of every place that stays)."""
+    fixes = {one.path: one for one in result.fixed}
+    plans: set[FixPlan] = set()
+    places = []
+    for path in fixes:
+        reason = why.get(Path(path).resolve())
+        for name in _linked(path, fixes) if reason is not None else ():
+            plans.update(fixes[name].plans)
+            places += [(name, plan.statement.line, str(reason)) for plan in fixes[name].plans]
+    return frozenset(plans), places
+
+
 def _cannot_write(one: FileFix, error: Exception) -> UsageError:
     why = error.strerror if isinstance(error, OSError) else f"its encoding lacks a character: {error}"
     return UsageError(f"{one.path}: cannot be written: {why or error}; no file was changed")

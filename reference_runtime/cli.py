@@ -18,13 +18,13 @@ from reference_runtime.report import html, json_report, text
 from reference_runtime.verdicts import RunReport
 
 
-def run(before: str, after: str, patterns: tuple[str, ...], settings: Settings) -> RunReport:
-    """Verify; show the progress if standard error is a terminal.
+def run(before: str, after: str, patterns: tuple[str, ...], settings: Settings, quiet: bool = False) -> RunReport:
+    """Verify; show the progress if standard error is a terminal, unless asked to be quiet.
 
     Raises:
         VerifyError: the run cannot begin.
     """
-    with _live(sys.stderr.isatty()) as progress:
+    with live(sys.stderr.isatty() and not quiet) as progress:
         return verify(Path(before), Path(after), patterns, settings, progress)
 
 
@@ -46,7 +46,7 @@ def render(report: RunReport, name: str, every: bool, colour: bool) -> str:
 
 
 @contextmanager
-def _live(terminal: bool) -> Iterator[Progress | None]:
+def live(terminal: bool) -> Iterator[Progress | None]:
     """A bar per block that is being run; gone when the run is over."""
     if not terminal:
         yield None

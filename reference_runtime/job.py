@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from reference_runtime.kernels.base import Kernels
 from reference_runtime.kernels.reference import ReferenceKernels
 from reference_runtime.layers import LayerSubject
 from reference_runtime.plan import Job
-from reference_runtime.ranks import Numerics
+from reference_runtime.processes import ProcessRanks
+from reference_runtime.ranks import Members, Numerics, Ranks, ThreadRanks
 from reference_runtime.reference import ops
+from reference_runtime.scenarios import Launch
 from reference_runtime.space import compiled_files
 from reference_runtime.subjects import BlockSubject, Subject
-from reference_runtime.tree import find_tree
 from reference_runtime.verdicts import Outcome, outcome_to_dict
 
 
@@ -35,7 +36,20 @@ def numerics_of(job: Job) -> Numerics:
     """In which arithmetic the job runs."""
     s = job.settings
     dtype = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}[s.dtype]
-    return Numerics(dtype, torch.device(s.device), kernels_of(s.kernels))
+    gpu = 0
+    if s.member is not None and s.device == "cuda":  # gloo's ranks may share one
+        gpu = s.member.local_rank % torch.cuda.device_count()
+    return Numerics(dtype, torch.device(s.device), kernels_of(s.kernels), gpu)
+
+
+def ranks_of(job: Job) -> Callable[[Members, Launch], Ranks]:
+    """Who makes the ranks of a launch."""
+    settings = job.settings
+    if settings.member is not None:
+        from reference_runtime.torchrun import Exchange, MemberRanks
+
+        return functools.partial(MemberRanks, Exchange(settings.member, settings.backend, numerics_of(job), job.number))
+    return ThreadRanks if settings.backend == "threads" else functools.partial(ProcessRanks, settings.backend)
 
 
 def subject_of(job: Job) -> Subject:
@@ -44,7 +58,7 @@ def subject_of(job: Job) -> Subject:
 
 
 def execute(job: Job, emit: Callable[[str], None]) -> None:
-    """Run all cases. Lines: `{"side", "case", "outcome"}` per variant, before first, and `{"sources"}` at the end."""
+    """Run all cases. Lines: `{"oracle"}`, `{"side", "case", "outcome"}` per variant, and `{"sources"}` at the end."""
 
     def tell(**line: Any) -> None:
         emit(json.dumps({"job": job.number, **line}) + "\n")
@@ -54,7 +68,7 @@ def execute(job: Job, emit: Callable[[str], None]) -> None:
 
     ops.register()
     run.compare(
-        find_tree(Path(job.before)), find_tree(Path(job.after)), lambda: subject_of(job), job.block.name, job.cases(),
-        numerics_of(job), job.settings.backend, on_outcome,
+        *job.trees(), lambda: subject_of(job), job.block.name, job.cases(), numerics_of(job), ranks_of(job), on_outcome,
+        lambda dense, error, detail: tell(oracle={"dense": dense, "error": error, "detail": detail}),
     )  # fmt: skip
     tell(sources=compiled_files())

@@ -19,6 +19,7 @@ from reference_runtime.tree import Tree, TreeError, find_tree
 from reference_runtime.verdicts import (
     CaseResult,
     ModelReport,
+    OracleNote,
     Outcome,
     RunReport,
     Status,
@@ -42,6 +43,7 @@ class _State:
     total: int
     outcomes: dict[int, dict[str, Outcome]] = field(default_factory=dict)
     ended: str = "not run"
+    oracle: OracleNote | None = None
     seconds: float = 0.0
 
     def results(self) -> list[CaseResult]:
@@ -78,8 +80,8 @@ def verify(
         VerifyError: no torch, no engine, or no block to run.
     """
     settings = settings or Settings()
-    if importlib.util.find_spec("torch") is None:
-        raise VerifyError("verify needs torch: install moe-lint[runtime]")
+    need_torch("verify")
+    _check_ranks(settings)
     try:
         trees = find_tree(before), find_tree(after)
     except TreeError as error:
@@ -89,13 +91,55 @@ def verify(
     chosen, notes = choose(*trees, patterns)
     if not chosen:
         raise VerifyError(f"no MoE block to run in {before}" + (f" for {', '.join(patterns)}" if patterns else ""))
+    models = run_blocks(chosen, *trees, settings, progress)
+    return RunReport(str(before), str(after), settings.to_dict(), models, tuple(notes))
+
+
+def _check_ranks(settings: Settings) -> None:
+    """Whether there can be that many ranks. Raises VerifyError."""
+    member, sizes = settings.member, settings.world_sizes
+    if member is not None and sizes != (member.size,):
+        raise VerifyError(f"--world-size {','.join(map(str, sizes))}: torchrun started {member.size} ranks")
+    if settings.backend == "nccl":
+        wanted, found = member.local_size if member is not None else max(sizes), _gpus()
+        if found < wanted:
+            raise VerifyError(f"--backend nccl needs a GPU for each rank: {wanted} ranks, {found} GPUs")
+
+
+def _gpus() -> int:
+    """The GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([one for one in visible.split(",") if one.strip()])
+    return len(_asked("uuid"))
+
+
+def _asked(what: str) -> list[str]:
+    """What the driver says of each GPU; nothing where there is none."""
+    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
+def need_torch(what: str) -> None:
+    """Raises VerifyError where torch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise VerifyError(f"{what} needs torch: install moe-lint[runtime]")
+
+
+def run_blocks(
+    chosen: Sequence[Block], before: Tree, after: Tree, settings: Settings, progress: Progress | None
+) -> tuple[ModelReport, ...]:
+    """Run some blocks of two trees, at every level of the settings. Raises VerifyError."""
+    overlay = str(after.overlay or "")
     jobs = [
-        Job(number, level, block, str(trees[0].folder), str(trees[1].folder), settings)
+        Job(number, level, block, str(before.folder), str(after.folder), settings, overlay)
         for number, (block, level) in enumerate((b, level) for b in chosen for level in settings.levels)
     ]
     states = _drive(jobs, progress)
-    models = tuple(_model(block, [s for s in states if s.job.block == block], trees[0]) for block in chosen)
-    return RunReport(str(before), str(after), settings.to_dict(), models, tuple(notes))
+    return tuple(_model(block, [s for s in states if s.job.block == block], before) for block in chosen)
 
 
 def choose(before: Tree, after: Tree, patterns: Sequence[str]) -> tuple[list[Block], list[str]]:
@@ -132,7 +176,8 @@ def _model(block: Block, states: list[_State], tree: Tree) -> ModelReport:
     cases = tuple(case for state in states for case in state.results())
     problems = [f"{state.job.level}: {state.ended}" for state in states if state.ended]
     path = str(block.file.relative_to(tree.root))
-    return ModelReport(str(block), path, cases, "; ".join(problems), sum(state.seconds for state in states))
+    oracles = tuple(state.oracle for state in states if state.oracle is not None)
+    return ModelReport(str(block), path, cases, "; ".join(problems), sum(state.seconds for state in states), oracles)
 
 
 def _drive(jobs: list[Job], progress: Progress | None) -> list[_State]:
@@ -169,11 +214,9 @@ def _drive(jobs: list[Job], progress: Progress | None) -> list[_State]:
 def _without_using_the_gpu() -> dict[str, str]:
     """What torch and flashinfer would ask the GPU on import. A process that has used it cannot fork ranks that do."""
     told = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    except (OSError, subprocess.CalledProcessError):
-        raise VerifyError("--device cuda: `nvidia-smi` finds no GPU") from None
+    answer = _asked("compute_cap")
+    if not answer:
+        raise VerifyError("--device cuda: `nvidia-smi` finds no GPU")
     # from Hopper on, the kernels use instructions of that architecture alone
     capabilities = sorted({f"{one}a" if float(one) >= 9 else one for one in answer})
     return {**told, "FLASHINFER_CUDA_ARCH_LIST": os.environ.get("FLASHINFER_CUDA_ARCH_LIST", " ".join(capabilities))}
@@ -181,7 +224,10 @@ def _without_using_the_gpu() -> dict[str, str]:
 
 def _take(states: list[_State], line: dict[str, object], progress: Progress | None) -> None:
     state = states[int(str(line["job"]))]
-    outcome, number = line.get("outcome"), line.get("case")
+    outcome, number, oracle = line.get("outcome"), line.get("case"), line.get("oracle")
+    if isinstance(oracle, dict):
+        state.oracle = OracleNote(state.job.level, **oracle)
+        return
     if isinstance(outcome, dict) and isinstance(number, int):
         state.outcomes.setdefault(number, {})[str(line["side"])] = outcome_from_dict(outcome)
     else:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from reference_runtime.calling import call
+from reference_runtime.dense import Dense, NoDenseForm
 from reference_runtime.discover import Block
 from reference_runtime.scenarios import Case
 from reference_runtime.space import LOCK, Tier
@@ -112,6 +113,9 @@ class LayerSubject:
             if self.unsharded.get(name, shape) != shape:
                 raise StubReached(f"{block.decoder}: the weight {name} is sharded by the model itself")
         return model
+
+    def dense(self, model: Any) -> Dense:
+        raise NoDenseForm("layers have norms and residuals")
 
     def _replace_attentions(self, context: RankContext, module: Any, file: Path, decoder: str) -> None:
         for name in _attention_classes(file, decoder):

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reference_runtime.discover import Block
 from reference_runtime.scenarios import Case, block_cases, layer_cases
+from reference_runtime.tree import Tree, find_tree
 
 LEVELS = ("block", "layer")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of the processes that torchrun started: a rank of the only world size there is."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Member | None:
+        """This process's place, as torchrun tells it; None where it did not start this process."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return cls(*(int(environment[name]) for name in names)) if "TORCHELASTIC_RUN_ID" in environment else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +35,11 @@ class Settings:
     """How to run.
 
     Attributes:
+        backend: `threads`, `gloo` (processes) or `nccl` (processes with a GPU each).
         timeout: seconds that one block may take at one level.
-        memory: bytes that the process of one block may use.
+        memory: bytes that a process of one block may use.
         parallel: blocks at a time.
+        member: this process's place where torchrun started one for each rank; None: the runtime makes the ranks.
     """
 
     levels: tuple[str, ...] = LEVELS
@@ -32,19 +51,26 @@ class Settings:
     timeout: float = 120.0
     memory: int = 8 << 30
     parallel: int = 2
+    member: Member | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
-        values = dict(data)
-        return cls(**{**values, "levels": tuple(values["levels"]), "world_sizes": tuple(values["world_sizes"])})
+        member = Member(**data["member"]) if data["member"] is not None else None
+        sizes = tuple(data["world_sizes"])
+        return cls(**{**data, "levels": tuple(data["levels"]), "world_sizes": sizes, "member": member})
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One block at one level."""
+    """One block at one level.
+
+    Attributes:
+        before, after: folders of the engine's package.
+        overlay: a folder whose files stand for files of ``after``; empty: none.
+    """
 
     number: int
     level: str
@@ -52,6 +78,7 @@ class Job:
     before: str
     after: str
     settings: Settings
+    overlay: str = ""
 
     def cases(self) -> list[Case]:
         """The cases of the job, in order."""
@@ -59,11 +86,16 @@ class Job:
             return list(layer_cases(self.settings.world_sizes, self.block.communicator))
         return list(block_cases(self.settings.world_sizes, self.block.communicator))
 
+    def trees(self) -> tuple[Tree, Tree]:
+        """Before and after."""
+        after = find_tree(Path(self.after))
+        return find_tree(Path(self.before)), replace(after, overlay=Path(self.overlay) if self.overlay else None)
+
     def to_dict(self) -> dict[str, Any]:
         block = {**asdict(self.block), "file": str(self.block.file)}
         return {
             "number": self.number, "level": self.level, "block": block, "before": self.before, "after": self.after,
-            "settings": self.settings.to_dict(),
+            "settings": self.settings.to_dict(), "overlay": self.overlay,
         }  # fmt: skip
 
     @classmethod
@@ -71,5 +103,5 @@ class Job:
         block = dict(data["block"])
         return cls(
             data["number"], data["level"], Block(**{**block, "file": Path(block["file"])}), data["before"],
-            data["after"], Settings.from_dict(data["settings"]),
+            data["after"], Settings.from_dict(data["settings"]), data["overlay"],
         )  # fmt: skip

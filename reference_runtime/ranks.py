@@ -6,6 +6,7 @@ import contextlib
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -25,30 +26,51 @@ from reference_runtime.world import RankContext
 Result = tuple[torch.Tensor, list[str]] | Exception
 
 
+#: Seconds that a collective waits for the others. Everything here takes milliseconds.
+TIMEOUT = 10.0
+#: Seconds that a process takes until it can use a GPU, with everything that is imported there.
+_GPU_START = 90.0
+
+
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """In which arithmetic the run computes, and how far right may be from the oracle."""
+    """In which arithmetic the run computes, and how far right may be from the oracle.
+
+    Attributes:
+        gpu: which of the machine's GPUs this process uses, if it uses one.
+    """
 
     dtype: torch.dtype
     device: torch.device
     kernels: Kernels
+    gpu: int = 0
+
+    def select(self) -> None:
+        """Make this process's GPU the current one: from here on, `cuda` means that one."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.gpu)
 
     @property
     def tolerance(self) -> float:
-        """Relative error allowed, in the norm of a rank's output.
+        """See the function of that name."""
+        return tolerance(self.dtype)
 
-        Routing and norms compute in float32 whatever the model's type, so float64 and float32 runs may differ by a few
-        roundings of float32.
 
-        Half precision: with u the unit roundoff, 4 roundings lie between a token and an expert's output (two GEMMs,
-        activation, routing weight), up to 11 in the sums behind it (top-k and shared experts 3, partials of 8 ranks 7,
-        residual 1). They are independent, so in the norm they add as squares: 4 u. Up to 16 partials that point in
-        all directions are 4 times as long as their sum: 16 u. The oracle has the same error: 16 sqrt(2) u, or 23 u.
-        For bfloat16 that is 0.09; a sum that is missing or made twice is off by 0.25 or more.
-        """
-        if torch.finfo(self.dtype).bits < 32:
-            return 23 * torch.finfo(self.dtype).eps / 2
-        return 64 * torch.finfo(torch.float32).eps
+def tolerance(dtype: torch.dtype) -> float:
+    """Relative error allowed, in the norm of a rank's output.
+
+    Routing and norms compute in float32 whatever the model's type, so float64 and float32 runs may differ by a few
+    roundings of float32.
+
+    Half precision: with u the unit roundoff, 4 roundings lie between a token and an expert's output (two GEMMs,
+    activation, routing weight), up to 11 in the sums behind it (top-k and shared experts 3, partials of 8 ranks 7,
+    residual 1). They are independent, so in the norm they add as squares: 4 u. Up to 16 partials that point in
+    all directions are 4 times as long as their sum: 16 u. The oracle has the same error: 16 sqrt(2) u, or 23 u.
+    For bfloat16 that is 0.09; a sum that is missing or made twice is off by 0.25 or more.
+    """
+    if torch.finfo(dtype).bits < 32:
+        return 23 * torch.finfo(dtype).eps / 2
+    return 64 * torch.finfo(torch.float32).eps
 
 
 class Members:
@@ -59,7 +81,7 @@ class Members:
     """
 
     def __init__(self, tree: Tree, subject: Subject, size: int, config: dict[str, Any], numerics: Numerics) -> None:
-        self.size, self.subject = size, subject
+        self.size, self.subject, self._numerics = size, subject, numerics
         self.contexts: list[RankContext] = []
         self.failure: Exception | None = None
         hub = ThreadHub(size)
@@ -81,6 +103,10 @@ class Members:
             except Exception as error:
                 self.failure = error if _in_models(error, tree) else StubReached(f"import: {error}")
                 return
+
+    def patience(self, first: bool) -> float:
+        """Seconds within which a rank's process answers; the first time it may have to start."""
+        return 3 * TIMEOUT + (_GPU_START if first and self._numerics.device.type != "cpu" else 0.0)
 
     def enter(self, launch: Launch, transport: Transport) -> Any:
         """Set a rank up for a launch and build its model."""
@@ -109,9 +135,9 @@ class Members:
 
 def _in_models(error: Exception, tree: Tree) -> bool:
     """Whether an import failed in a model file, rather than in a part of the engine that is not modelled."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    inside = [file for file in files if file.startswith(f"{tree.folder}/")]
-    return bool(inside) and inside[-1].startswith(f"{tree.folder / 'models'}/")
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [file for frame in frames if (file := tree.relative(Path(frame.filename))) is not None]
+    return bool(inside) and inside[-1].is_relative_to((tree.folder / "models").relative_to(tree.root))
 
 
 class Ranks(Protocol):
@@ -128,31 +154,31 @@ class ThreadRanks:
     """Ranks as threads of this process."""
 
     def __init__(self, members: Members, launch: Launch) -> None:
-        self._members = members
+        self.members = members
         self._transports: dict[int, ThreadTransport] = {}
-        self._models: dict[int, Any] = {}
+        self.models: dict[int, Any] = {}
         self.failure = members.failure
         if self.failure is None:
 
             def build(transport: ThreadTransport) -> None:
                 self._transports[transport.rank] = transport
-                self._models[transport.rank] = members.enter(launch, transport)
+                self.models[transport.rank] = members.enter(launch, transport)
 
             self.failure = first_error(run_ranks(members.size, build))
 
     def run(self, case: Case) -> Sequence[Result]:
         if self.failure is not None:
-            return [self.failure] * self._members.size
+            return [self.failure] * self.members.size
 
         def one(transport: ThreadTransport) -> tuple[torch.Tensor, list[str]]:
             own = self._transports[transport.rank]
             own.hub = transport.hub  # a new hub each time: a failed run leaves nothing behind
-            return self._members.step(own, self._models[transport.rank], case)
+            return self.members.step(own, self.models[transport.rank], case)
 
-        return run_ranks(self._members.size, one)
+        return run_ranks(self.members.size, one)
 
     def close(self) -> None:
-        self._models.clear()
+        self.models.clear()
 
 
 def first_error(results: Sequence[Any]) -> Exception | None:

@@ -19,13 +19,13 @@ import torch
 
 from reference_runtime.comm.base import CollectiveMismatch, Deadlock, Infeasible
 from reference_runtime.config import guess
-from reference_runtime.limits import forking
-from reference_runtime.processes import ProcessRanks
-from reference_runtime.ranks import Members, Numerics, Ranks, ThreadRanks, first_error
+from reference_runtime.dense import NoDenseForm
+from reference_runtime.limits import die_with, forking
+from reference_runtime.ranks import Members, Numerics, Ranks, ThreadRanks, first_error, tolerance
 from reference_runtime.scenarios import TOKENS, Case, Launch
 from reference_runtime.specs import spec_of
 from reference_runtime.stubs import StubReached
-from reference_runtime.subjects import Subject, digest
+from reference_runtime.subjects import Subject, digest, own_tokens
 from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree
 from reference_runtime.verdicts import Outcome, Status
@@ -61,19 +61,23 @@ class Oracle:
         rows: [rows, hidden] of each attention-DP rank, on the CPU.
         shapes: variant -> shapes of the weights without a loader, as built on one rank.
         failure: why there are no rows.
+        dense: (whether the block's dense form agrees, relative error or None, why it does not or there is none).
     """
 
     config: dict[str, Any]
     rows: tuple[torch.Tensor, ...]
     shapes: dict[str, dict[str, tuple[int, ...]]]
     failure: Outcome | None
+    dense: tuple[bool, float | None, str] = (False, None, "")
 
 
 def consult(sides: dict[str, tuple[Tree, Subject]], config: dict[str, Any], numerics: Numerics) -> Oracle:
     """Run both variants on one rank; the first one's rows are the oracle's."""
+    numerics.select()
     config = settled(*sides["before"], config, numerics)
     rows: list[torch.Tensor] = []
     failure: Exception | None = None
+    dense: tuple[bool, float | None, str] = (False, None, "")
     for side, (tree, subject) in sides.items():
         ranks = _alone(tree, subject, config, numerics)
         if side == "before":
@@ -84,8 +88,24 @@ def consult(sides: dict[str, tuple[Tree, Subject]], config: dict[str, Any], nume
                     failure = result
                     break
                 rows.append(result[0].cpu())
+            if failure is None:
+                dense = _checked(subject, ranks, rows, numerics)
     shapes = {side: dict(subject.unsharded) for side, (_, subject) in sides.items()}
-    return Oracle(config, tuple(rows), shapes, failed(failure) if failure is not None else None)
+    return Oracle(config, tuple(rows), shapes, failed(failure) if failure is not None else None, dense)
+
+
+def _checked(
+    subject: Subject, ranks: ThreadRanks, rows: list[torch.Tensor], numerics: Numerics
+) -> tuple[bool, float | None, str]:
+    """Compare what one rank computed with the dense form of its parameters."""
+    try:
+        dense = subject.dense(ranks.models[0])
+    except NoDenseForm as error:
+        return False, None, f"no dense form: {error}"
+    inputs = [own_tokens(ranks.members.contexts[0], dp_rank, len(found)) for dp_rank, found in enumerate(rows)]
+    found = dense.error(inputs, rows)
+    agrees = found <= max(numerics.tolerance, tolerance(dense.coarsest))
+    return agrees, found, "" if agrees else f"the dense form differs by {found:.2g}"
 
 
 def _alone(tree: Tree, subject: Subject, config: dict[str, Any], numerics: Numerics) -> ThreadRanks:
@@ -132,12 +152,14 @@ def compare(
     block: str,
     cases: Sequence[Case],
     numerics: Numerics,
-    backend: str,
+    make: Callable[[Members, Launch], Ranks],
     on_outcome: Callable[[str, int, Outcome], None],
+    on_oracle: Callable[[bool, float | None, str], None],
 ) -> None:
     """Run both variants in every case; tell ("before" or "after", number of the case, outcome) as they come.
 
-    The oracle is the first variant on one rank: independent of the rewrite that is under test.
+    The oracle is the first variant on one rank: independent of the rewrite that is under test. Where the block has a
+    dense form, that is compared with the oracle, and ``on_oracle`` told (whether they agree, error, why not).
     """
     torch.set_default_dtype(numerics.dtype)
     gc.freeze()  # what is there stays; each launch's modules are one big cycle, collected when it is done
@@ -149,6 +171,8 @@ def compare(
     for side, shapes in oracle.shapes.items():
         sides[side][1].unsharded = shapes
     numbered = list(enumerate(cases))
+    if oracle.failure is None:
+        on_oracle(*oracle.dense)
     if oracle.failure is not None:
         for number, _ in numbered:
             for side in sides:
@@ -164,7 +188,6 @@ def compare(
                 of_launch: list[tuple[int, Case]] = of_launch,
                 members: dict[str, Members] = members,
             ) -> None:
-                make: Callable[[Members, Launch], Ranks] = ProcessRanks if backend == "gloo" else ThreadRanks
                 ranks = {side: make(m, launch) for side, m in members.items()}
                 for number, case in of_launch:
                     for side, variant in ranks.items():
@@ -172,7 +195,7 @@ def compare(
                 for variant in ranks.values():
                     variant.close()
 
-            if backend == "threads":
+            if make is ThreadRanks:
                 in_fork(work)  # the next launch finds the modules as they were imported
             else:
                 work()
@@ -184,9 +207,11 @@ def compare(
 def in_fork(work: Callable[[], None]) -> None:
     """Do the work in a copy of this process, which ends with it. If the copy dies, so does this process, likewise."""
     reader, writer = os.pipe()
+    parent = os.getpid()
     with forking():
         pid = os.fork()
     if pid == 0:
+        die_with(parent)
         try:
             torch.set_num_threads(1)  # makes the copy's thread pool anew while there is one thread
             work()
@@ -201,7 +226,8 @@ def in_fork(work: Callable[[], None]) -> None:
     os.close(reader)
     if os.WIFSIGNALED(status):
         signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-        os.kill(os.getpid(), os.WTERMSIG(status))
+        with forking():
+            os.kill(os.getpid(), os.WTERMSIG(status))
     if done != b"done":
         os._exit(os.WEXITSTATUS(status))
 
@@ -209,9 +235,11 @@ def in_fork(work: Callable[[], None]) -> None:
 def answer_of_fork(work: Callable[[], T]) -> T:
     """What ``work`` returns in a copy of this process. If the copy dies, so does this process."""
     reader, writer = os.pipe()
+    parent = os.getpid()
     with forking():
         pid = os.fork()
     if pid == 0:
+        die_with(parent)
         code = 70
         try:
             os.close(reader)

@@ -136,6 +136,7 @@ class ModuleSpace:
         after: patches to a REAL module, run after its own code.
         complete: gives a REFERENCE module the names that its installer left out.
         functions: implementations of the tree's kernels, by name, in whatever module a tree keeps them.
+        overlay: a folder whose files stand for those of the same relative path below the root.
     """
 
     def __init__(
@@ -147,8 +148,9 @@ class ModuleSpace:
         after: Mapping[str, Callable[[ModuleSpace, types.ModuleType], None]],
         complete: Callable[[ModuleSpace, types.ModuleType], None],
         functions: Mapping[str, Any] = types.MappingProxyType({}),
+        overlay: Path | None = None,
     ) -> None:
-        self.root, self.package, self.tier = root, package, tier
+        self.root, self.package, self.tier, self.overlay = root, package, tier, overlay
         self.install, self.after, self.complete, self.functions = install, after, complete, functions
         self.context: Any = None  # what the installers are told; set by the owner
         self.modules: dict[str, types.ModuleType] = {}
@@ -191,7 +193,8 @@ class ModuleSpace:
 
     def path(self, name: str) -> tuple[Path | None, bool]:
         """(the file of a module, whether it is a package)."""
-        return _find(self.root, name)
+        found = _find(self.overlay, name) if self.overlay is not None else (None, False)
+        return found if found[0] is not None else _find(self.root, name)
 
     def digests(self) -> dict[str, str]:
         """Module name -> digest of its file, for every REAL module loaded so far."""

@@ -13,6 +13,7 @@ import torch
 from reference_runtime.absorbers import absorb
 from reference_runtime.calling import call, takes
 from reference_runtime.comm.base import Infeasible
+from reference_runtime.dense import Dense, dense_form
 from reference_runtime.discover import Block
 from reference_runtime.scenarios import Case
 from reference_runtime.stubs import StubReached, building, running
@@ -36,6 +37,9 @@ class Subject(Protocol):
 
     def build(self, context: RankContext) -> Any:
         """The model on one rank, with its weights."""
+
+    def dense(self, model: Any) -> Dense:
+        """The dense form of the model as built on one rank. Raises NoDenseForm."""
 
     def run(self, context: RankContext, model: Any, case: Case) -> torch.Tensor:
         """The rank's own rows after everything that sums them, [rows, hidden]."""
@@ -87,6 +91,9 @@ class BlockSubject:
             if self.unsharded.get(name, shape) != shape:
                 raise StubReached(f"{self.block.name}: the weight {name} is sharded by the model itself")
         return model
+
+    def dense(self, model: Any) -> Dense:
+        return dense_form(model)
 
     def run(self, context: RankContext, model: Any, case: Case) -> torch.Tensor:
         dp_rank = context.topology.dp_rank(context.transport.rank)

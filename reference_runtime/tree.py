@@ -19,10 +19,12 @@ class Tree:
     Attributes:
         root: the folder that holds the top package.
         engine: dotted name of the engine's package: the one with `models` and `layers`.
+        overlay: a folder whose files stand for those of the same relative path below the root.
     """
 
     root: Path
     engine: str
+    overlay: Path | None = None
 
     @property
     def package(self) -> str:
@@ -39,8 +41,21 @@ class Tree:
         for file in sorted(base.rglob("*.py")):
             name = ".".join(file.relative_to(base).with_suffix("").parts)
             if not name.endswith("__init__"):
-                found.append((name, file))
+                found.append((name, self.current(file)))
         return found
+
+    def current(self, file: Path) -> Path:
+        """The file that stands for a file of the tree."""
+        if self.overlay is not None and (other := self.overlay / file.relative_to(self.root)).is_file():
+            return other
+        return file
+
+    def relative(self, file: Path) -> Path | None:
+        """The path below the root of a file of the tree or of its overlay; None for any other file."""
+        for folder in (self.overlay, self.root):
+            if folder is not None and file.is_relative_to(folder):
+                return file.relative_to(folder)
+        return None
 
 
 def find_tree(path: Path) -> Tree:

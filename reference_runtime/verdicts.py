@@ -136,6 +136,26 @@ def judge(before: Outcome, after: Outcome) -> Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class OracleNote:
+    """What the right result of a level is known from.
+
+    Attributes:
+        error: relative difference between one rank of BEFORE and a dense form that runs none of its code.
+        dense: the two agree. Otherwise one rank of BEFORE alone is the oracle, and ``detail`` says why.
+    """
+
+    level: str
+    dense: bool
+    error: float | None = None
+    detail: str = ""
+
+    def __str__(self) -> str:
+        if self.dense:
+            return f"dense, error {self.error:.1g}"
+        return f"one rank of BEFORE ({self.detail})" if self.detail else "one rank of BEFORE"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReport:
     """All cases of one block. ``problem``: why the run of it ended early, or could not begin."""
 
@@ -144,6 +164,11 @@ class ModelReport:
     cases: tuple[CaseResult, ...] = ()
     problem: str = ""
     seconds: float = 0.0
+    oracles: tuple[OracleNote, ...] = ()
+
+    def oracle(self, level: str) -> OracleNote | None:
+        """Of that level; None if the run did not get that far."""
+        return next((note for note in self.oracles if note.level == level), None)
 
     @property
     def judged(self) -> int:

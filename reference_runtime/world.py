@@ -59,6 +59,7 @@ class RankContext:
             {f"{engine}.{name}": install for name, install in table.AFTER.items()},
             complete,
             ops.FUNCTIONS,
+            self.tree.overlay,
         )
         self.space.context = self
         self._set_arguments()

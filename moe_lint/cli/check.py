@@ -27,6 +27,12 @@ from moe_lint.reporters.summary import not_compared, statistics, summary
 @click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="PATH…")
 @click.option("--fix", "do_fix", is_flag=True, help="Apply safe and corrective fixes.")
 @click.option("--diff", "do_diff", is_flag=True, help="Show what --fix would change, and change nothing.")
+@click.option(
+    "--verify",
+    "do_verify",
+    is_flag=True,
+    help="With --fix: run what is rewritten on several ranks, and leave a file as it was if a case breaks.",
+)
 @click.option("--interactive", is_flag=True, help="Ask fix by fix, with the diff. Implies --fix.")
 @click.option("--add-ignores", "do_ignores", is_flag=True, help="Silence every finding with a comment.")
 @click.option("--reason", metavar="TEXT", help="What these comments give as the reason.")
@@ -50,6 +56,7 @@ def command(
     paths: tuple[str, ...],
     do_fix: bool,
     do_diff: bool,
+    do_verify: bool,
     interactive: bool,
     do_ignores: bool,
     reason: str | None,
@@ -78,6 +85,12 @@ def command(
     if reason is not None and not do_ignores:
         fail("--reason is what --add-ignores writes: give that too")
     check_reason(reason)
+    if do_verify and (do_ignores or not (do_fix or do_diff or interactive)):
+        fail("--verify runs what a fix rewrites: give --fix or --diff too")
+    if do_verify:
+        from moe_lint.cli.fixes import need_runtime
+
+        need_runtime()
     if quiet and verbose:
         fail("--quiet and --verbose exclude each other")
     stdout, files = chosen(outputs, to_stdout)
@@ -102,15 +115,15 @@ def command(
         after = silence(options, report, reason, do_diff, told)
         if not do_diff:
             report, exit_code = after, after.exit_code
-    elif do_diff:  # leaves every finding where it is
-        from moe_lint.cli.fixes import shown
+    elif do_diff or do_fix or interactive:
+        from moe_lint.cli import fixes
 
-        to_stderr(f"after these changes: {summary(shown(options, report, level))}")
-    elif do_fix or interactive:
-        from moe_lint.cli.fixes import fixed
-
-        report = fixed(options, report, level, told, interactive)
-        exit_code = report.exit_code
+        make = fixes.maker(do_verify, quiet)
+        if do_diff:  # leaves every finding where it is
+            to_stderr(f"after these changes: {summary(fixes.shown(options, report, level, make))}")
+        else:
+            report = fixes.fixed(options, report, level, told, interactive, make)
+            exit_code = report.exit_code
     if wants_patches([stdout, *files]):
         from moe_lint.fixing import ALLOWED, patches
 

@@ -1,24 +1,100 @@
-"""`--fix`, `--diff` and `--interactive`: which fixes are made, and what is told about them."""
+"""`--fix`, `--diff`, `--interactive` and `--verify`: which fixes are made, and what is told about them."""
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 from collections.abc import Callable
 
 import click
+from msgspec.structs import replace
 
 from moe_lint.cli.shared import fail, to_stderr
 from moe_lint.engine import Options
-from moe_lint.fixing import ALLOWED, FileFix, FixResult, behaviour, choices, diff, fix, rewrite, write_all
+from moe_lint.fixing import (
+    ALLOWED,
+    FileFix,
+    FixResult,
+    behaviour,
+    choices,
+    diff,
+    encoded,
+    fix,
+    refuted,
+    rewrite,
+    write_all,
+)
 from moe_lint.model import FixPlan, Report
 
+#: Makes the fixes of a report that are wanted, at a level.
+Maker = Callable[[Options, Report, str, Callable[[FixPlan], bool]], FixResult]
 
-def fixed(options: Options, report: Report, level: str, told: Callable[[str], None], interactive: bool) -> Report:
+
+def need_runtime() -> None:
+    """Fail, before anything is judged, where nothing can be run."""
+    from reference_runtime.launch import VerifyError, need_torch
+
+    try:
+        need_torch("--verify")
+    except VerifyError as error:
+        fail(str(error))
+
+
+def maker(verify: bool, quiet: bool) -> Maker:
+    """Who makes the fixes: those that judge right, or, to ``verify``, those of them that also run right."""
+
+    def make(options: Options, report: Report, level: str, wanted: Callable[[FixPlan], bool]) -> FixResult:
+        return fix(options, report, ALLOWED[level], wanted)
+
+    return functools.partial(_make_and_run, make, quiet) if verify else make
+
+
+def _make_and_run(
+    make: Maker, quiet: bool, options: Options, report: Report, level: str, wanted: Callable[[FixPlan], bool]
+) -> FixResult:
+    """The fixes, run. A file stays as it was if a case that was right breaks; what cannot be run is told and kept."""
+    from reference_runtime.cli import live
+    from reference_runtime.launch import VerifyError
+    from reference_runtime.plan import Settings
+    from reference_runtime.rewrites import Prover
+
+    refused = frozenset[FixPlan]()
+    broken: list[tuple[str, int, str]] = []
+    lines: tuple[str, ...] = ()
+    result = make(options, report, level, wanted)
+    try:
+        with live(sys.stderr.isatty() and not quiet) as progress:
+            prover = Prover(Settings(parallel=os.cpu_count() or 1), progress)
+            while result.fixed:
+                proof = prover.prove(encoded(result.fixed))
+                lines = proof.lines
+                if not proof.broken:
+                    break
+                plans, places = refuted(result, proof.broken)
+                refused, broken = refused | plans, broken + places
+                left = functools.partial(_left, wanted, refused)
+                result = make(options, report, level, left)
+    except VerifyError as error:
+        fail(f"{error}; nothing was written")
+    for line in lines if result.fixed and not quiet else ():
+        to_stderr(line)
+    return replace(result, not_proven=tuple(sorted({*result.not_proven, *broken})))
+
+
+def _left(wanted: Callable[[FixPlan], bool], refused: frozenset[FixPlan], plan: FixPlan) -> bool:
+    return wanted(plan) and plan not in refused
+
+
+def fixed(
+    options: Options, report: Report, level: str, told: Callable[[str], None], interactive: bool, make: Maker
+) -> Report:
     """Make the fixes, and the report that is left. Raises ``UsageError`` when a file cannot be written."""
     if interactive:
         taken = _ask(report, level)
-        result = fix(options, report, ALLOWED[level], lambda plan: plan in taken)
+        result = make(options, report, level, lambda plan: plan in taken)
     else:
-        result = fix(options, report, ALLOWED[level])
+        result = make(options, report, level, _any)
     write_all(result.fixed)
     for line in behaviour(result.fixed, report):
         told(line)
@@ -26,9 +102,13 @@ def fixed(options: Options, report: Report, level: str, told: Callable[[str], No
     return result.report
 
 
-def shown(options: Options, report: Report, level: str) -> Report:
+def _any(_: FixPlan) -> bool:
+    return True
+
+
+def shown(options: Options, report: Report, level: str, make: Maker) -> Report:
     """Print what `fixed` would change, and the report that would be left."""
-    result = fix(options, report, ALLOWED[level])
+    result = make(options, report, level, _any)
     click.echo(diff(result.fixed), nl=False)
     _tell_what_is_left(result)
     return result.report

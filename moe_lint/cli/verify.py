@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, write_files
 from moe_lint.cli.shared import fail
 
+if TYPE_CHECKING:
+    from reference_runtime.plan import Member
+
 _EPILOG = "Exit status: 0 nothing broken, 1 a case is broken, 2 something could not be judged."
 _FORMATS = ("text", "json", "html")
+_SIZES = ("1", "2", "4", "8")
 
 
 def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -21,9 +26,9 @@ def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
 def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
     sizes = _split(context, parameter, values)
     for size in sizes:
-        if size not in ("1", "2", "4", "8"):
+        if size not in _SIZES:
             fail(f"--world-size {size}: 1, 2, 4 or 8")
-    return tuple(int(size) for size in sizes) or (2, 4)
+    return tuple(int(size) for size in sizes)
 
 
 @click.command("verify", epilog=_EPILOG)
@@ -40,13 +45,15 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.option("--world-size", "sizes", multiple=True, callback=_sizes, metavar="N", help="Ranks; default 2,4.")
 @click.option(
     "--backend",
-    type=click.Choice(["threads", "gloo"]),
-    default="threads",
-    show_default=True,
-    help="Ranks as threads of one process, or as processes.",
+    type=click.Choice(["threads", "gloo", "nccl"]),
+    default=None,
+    help="Ranks as threads of one process, as processes, or as processes with a GPU each.  [default: threads]",
 )
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default=None,
+    help="Where to compute.  [default: cpu; cuda with nccl]",
 )
 @click.option(
     "--kernels",
@@ -63,20 +70,24 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
 )
 @click.option("--timeout", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds per block.")
 @click.option("--jobs", type=click.IntRange(min=1), default=None, help="Blocks at a time; default: the cores.")
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @click.option("--all", "every", is_flag=True, help="In text, also the cases in which nothing changed.")
 @output_options(_FORMATS)
+@click.pass_obj
 def command(
+    member: Member | None,
     before: str,
     after: str,
     models: tuple[str, ...],
     level: str,
     sizes: tuple[int, ...],
-    backend: str,
-    device: str,
+    backend: str | None,
+    device: str | None,
     kernels: str,
     dtype: str | None,
     timeout: float,
     jobs: int | None,
+    quiet: bool,
     every: bool,
     outputs: tuple[Output, ...],
     to_stdout: Output | None,
@@ -91,23 +102,35 @@ def command(
     from reference_runtime.plan import Settings
 
     shown, files = chosen(outputs, to_stdout)
+    backend = backend or ("threads" if member is None else "nccl" if device == "cuda" else "gloo")
+    device = device or ("cuda" if backend == "nccl" else "cpu")
+    if backend == "nccl" and device != "cuda":
+        fail("--backend nccl moves tensors between GPUs: give --device cuda, or --backend gloo")
+    if member is not None and backend == "threads":
+        fail("torchrun starts a process for each rank: give --backend gloo or nccl")
+    if member is not None and str(member.size) not in _SIZES:
+        fail(f"torchrun started {member.size} ranks: start {', '.join(_SIZES)}")
     half = kernels != "reference"
     if half and (device != "cuda" or dtype not in (None, "bfloat16")):
         fail(f"--kernels {kernels} computes in bfloat16 on a GPU: give --device cuda, and no other --dtype")
     settings = Settings(
         ("block", "layer") if level == "both" else (level,),
-        sizes,
+        sizes or ((2, 4) if member is None else (member.size,)),
         backend,
         device,
         dtype or ("bfloat16" if half else "float64"),
         kernels,
         timeout=timeout,
         parallel=jobs or os.cpu_count() or 1,
+        member=member,
     )
+    follower = member is not None and member.rank > 0
     try:
-        report = runtime.run(before, after, models, settings)
+        report = runtime.run(before, after, models, settings, quiet or follower)
     except VerifyError as error:
-        fail(str(error))
+        fail(f"rank {member.rank}: {error}" if member is not None and follower else str(error))
+    if follower:
+        return  # the first rank has the same report, and tells it
     write_files(files, lambda name: runtime.render(report, name, every, colour=False))
     echo_report(runtime.render(report, shown.format, every, colour=sys.stdout.isatty()))
     sys.exit(report.exit_code)

@@ -70,6 +70,10 @@ class Transport(ABC):
     def reduce_scatter(self, tensor: torch.Tensor, ranks: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
         """The sum's rows that belong to the caller: ``sizes`` gives each rank's number of rows."""
 
+    def barrier(self, ranks: Sequence[int]) -> None:
+        """Wait for the group."""
+        self.all_gather(torch.zeros(1), ranks, None)
+
     def process_group(self, ranks: Sequence[int]) -> Any:
         """torch's process group of these ranks; None where ranks are no processes."""
         return None

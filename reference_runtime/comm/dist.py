@@ -83,6 +83,9 @@ class DistTransport(Transport):
         dist.all_gather_into_tensor(together, tensor, group=group)
         return list(together.chunk(count)) if tensor.shape[0] else [tensor] * count
 
+    def barrier(self, ranks: Sequence[int]) -> None:
+        self._meet("barrier", torch.zeros(1), ranks, ())
+
     def process_group(self, ranks: Sequence[int]) -> Any:
         return self._group(ranks)[0]
 

@@ -136,4 +136,4 @@ class Group:
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            self._transport.all_gather(torch.zeros(1), self.ranks, None)
+            self._transport.barrier(self.ranks)

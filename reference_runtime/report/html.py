@@ -59,12 +59,20 @@ def _text(value: object) -> str:
 
 
 def _tiles(report: RunReport) -> str:
-    counts: Counter[Verdict] = Counter()
-    for model in report.models:
-        counts += model.counts
+    counts = Counter((case.verdict, _colour(case)) for model in report.models for case in model.cases)
     tiles = [f'<div class="tile"><b>{len(report.models)}</b>blocks</div>']
-    tiles += [f'<div class="tile {v.value.lower()}"><b>{counts[v]}</b>{_name(v)}</div>' for v in Verdict if counts[v]]
+    for verdict in Verdict:
+        for (of, colour), count in sorted(counts.items()):
+            if of is verdict:
+                before = ", as before" if colour != verdict.value.lower() else ""
+                tiles.append(f'<div class="tile {colour}"><b>{count}</b>{_name(verdict)}{before}</div>')
     return "".join(tiles)
+
+
+def _colour(case: CaseResult) -> str:
+    """The class of a verdict's colour: red is only what was right before."""
+    stood = case.verdict in (Verdict.MISMATCH, Verdict.DEADLOCK) and not case.regression
+    return (Verdict.BOTH_WRONG if stood else case.verdict).value.lower()
 
 
 def _name(verdict: Verdict) -> str:
@@ -88,7 +96,9 @@ def _table(report: RunReport, level: str) -> str:
 def _row(model: ModelReport, level: str, columns: Iterable[str]) -> str:
     at = {case.case: case for case in model.cases if case.level == level}
     cells = "".join(_cell(at.get(column)) for column in columns)
-    return f'<tr><th scope="row" title="{escape(model.path)}">{escape(model.model)}</th>{cells}</tr>'
+    oracle = model.oracle(level)
+    title = escape(model.path + (f"\noracle: {oracle}" if oracle is not None else ""))
+    return f'<tr><th scope="row" title="{title}">{escape(model.model)}</th>{cells}</tr>'
 
 
 def _cell(case: CaseResult | None) -> str:
@@ -101,9 +111,7 @@ def _cell(case: CaseResult | None) -> str:
         f"after: {_outcome(case.after)}",
     ]
     title = escape("\n".join(lines))
-    stood = case.verdict in (Verdict.MISMATCH, Verdict.DEADLOCK) and not case.regression  # it was wrong before, too
-    colour = (Verdict.BOTH_WRONG if stood else case.verdict).value.lower()
-    return f'<td class="cell {colour}" tabindex="0" title="{title}">{letter}</td>'
+    return f'<td class="cell {_colour(case)}" tabindex="0" title="{title}">{letter}</td>'
 
 
 def _outcome(outcome: Outcome) -> str:

@@ -33,6 +33,9 @@ def _model(model: ModelReport) -> dict[str, Any]:
         "path": model.path,
         "seconds": model.seconds,
         "problem": model.problem or None,
+        "oracles": {
+            note.level: {"dense": note.dense, "error": note.error, "text": str(note)} for note in model.oracles
+        },
         "cases": [_case(case) for case in model.cases],
     }
 

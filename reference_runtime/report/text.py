@@ -50,7 +50,8 @@ def _show_model(model: ModelReport, console: Console, every: bool) -> None:
         for number, (verdict, count) in enumerate(shown):
             head.append(", " if number else "")
             head.append(f"{count} {verdict.value}", _STYLE[verdict])
-        head.append(f"  {model.path}", "dim")
+        oracle = model.oracle(level)
+        head.append(f"  {model.path}" + (f"  oracle: {oracle}" if oracle is not None else ""), "dim")
         console.print(head, soft_wrap=True)
         for verdict in Verdict:
             told = [case for case in cases if case.verdict is verdict and (every or verdict in _TOLD)]

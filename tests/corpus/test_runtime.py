@@ -61,3 +61,12 @@ def test_a_layer_with_boundaries_is_summed_by_the_tree_itself() -> None:
     traces = {case.case: case.before.trace for case in model.cases}
     assert traces["tp2 ep2"] == ("all_reduce(tp, 5x64)",) * 4
     assert "reduce_scatterv(tp, 16x64)" in traces["tp2 ep2 dp2 max-len"]
+
+
+def test_one_rank_agrees_with_the_dense_form(report: dict[str, ModelReport]) -> None:
+    for model in report.values():
+        oracle = model.oracle("block")
+        assert oracle is not None
+        assert oracle.dense, oracle
+        assert oracle.error is not None
+        assert oracle.error < 1e-6

@@ -10,7 +10,8 @@ pytest.importorskip("torch")
 
 from reference_runtime.launch import verify
 from reference_runtime.plan import Settings
-from reference_runtime.verdicts import RunReport, Status
+from reference_runtime.scenarios import block_cases
+from reference_runtime.verdicts import RunReport, Status, Verdict
 from tests.runtime.mini import PAIR, engine
 from tests.runtime.test_verify import MODELS
 
@@ -49,3 +50,14 @@ def test_a_rank_that_leaves_is_an_outcome_of_its_case_alone(tmp_path: Path) -> N
     assert set(wrong) == {"tp2 ep1 dp2 max-len reduce-scatter", "tp2 ep2 dp2 max-len reduce-scatter"}
     assert {outcome.detail for outcome in wrong.values()} == {"RuntimeError: the rank's process ended"}
     assert model.problem == ""
+
+
+def test_eight_ranks_are_laid_out_in_every_way_and_the_scale_is_the_expert_parallel_size(tmp_path: Path) -> None:
+    before = engine(tmp_path / "before", {"flag_added": MODELS["flag_added"][0]})
+    after = engine(tmp_path / "after", {"flag_added": MODELS["flag_added"][1]})
+    (model,) = verify(before, after, (), Settings(("block",), (8,))).models
+    layouts = {(case.topology.ep, case.topology.dp) for case in block_cases((8,), communicator=True)}
+    assert layouts == {(ep, dp) for ep in (1, 2, 4, 8) for dp in (1, 2, 4, 8)}
+    corrected = {case.case: case.before.scale for case in model.cases if case.verdict is Verdict.CORRECTED}
+    expected = {f"tp8 ep{ep} dp{dp} max-len reduce-scatter": float(ep) for ep in (2, 4, 8) for dp in (2, 4, 8)}
+    assert corrected == {name: pytest.approx(scale) for name, scale in expected.items()}

@@ -65,6 +65,8 @@ def test_levels_have_a_table_each_and_cases_that_were_not_run_an_empty_cell() ->
 def test_only_what_the_rewrite_broke_is_red() -> None:
     text = page(CaseResult("block", "tp2", 2, RIGHT, HANG), CaseResult("block", "tp4", 4, HANG, HANG))
     assert [colour for colour, _ in cells(text)] == ["cell deadlock", "cell both_wrong"]
+    tiles = re.findall(r'<div class="tile (\w+)"><b>(\d+)</b>([^<]+)<', text)
+    assert tiles == [("both_wrong", "1", "deadlock, as before"), ("deadlock", "1", "deadlock")]
 
 
 def test_text_of_the_target_is_no_markup() -> None:

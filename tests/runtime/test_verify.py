@@ -22,6 +22,19 @@ EP_CALL = """        if self.ep_size > 1 and not should_skip_post_experts_all_re
             use_reduce_scatter=use_reduce_scatter,
 """
 FORWARD = "        router_logits, _ = self.gate(hidden_states)\n"
+#: By libc, which no hook of Python's sees: a file, the network, and a process that leaves the job's group.
+NATIVE = """        import ctypes, os
+        libc = ctypes.CDLL(None)
+        if libc.open(__file__.encode(), os.O_RDWR) >= 0:
+            raise RuntimeError("a file")
+        with open("/proc/self/net/dev") as devices:
+            assert [line.split(":")[0].strip() for line in devices if ":" in line] == ["lo"]
+        if libc.fork() == 0:
+            libc.setsid()
+            libc.prctl(15, b"moe-lint-orphan")
+            libc.sleep(600)
+            libc._exit(0)
+"""
 #: name -> (before, after)
 MODELS = {
     "same": (PAIR, PAIR + "\n# a comment\n"),
@@ -62,12 +75,29 @@ MODELS = {
         PAIR,
         changed(FORWARD, FORWARD + "        import socket\n        socket.create_connection(('192.0.2.1', 80), 1)\n"),
     ),
+    "opens_a_socket": (PAIR, changed(FORWARD, FORWARD + "        import socket\n        socket.socket()\n")),
+    "writes_a_file": (PAIR, changed(FORWARD, FORWARD + "        open(__file__, 'a').close()\n")),
+    "removes_a_file": (PAIR, changed(FORWARD, FORWARD + "        import os\n        os.remove(__file__)\n")),
+    "forks_for_ever": (
+        PAIR,
+        changed(FORWARD, FORWARD + "        import os\n        while True:\n            os.fork()\n"),
+    ),
+    "kills_its_parent": (PAIR, changed(FORWARD, FORWARD + "        import os\n        os.kill(os.getppid(), 9)\n")),
+    "keeps_a_scratch_file": (
+        PAIR,
+        changed(FORWARD, FORWARD + "        import tempfile\n        tempfile.NamedTemporaryFile()\n"),
+    ),
+    "goes_around_python": (PAIR, changed(FORWARD, FORWARD + NATIVE)),
     "runs_a_program": (
         PAIR,
         changed(FORWARD, FORWARD + "        import subprocess\n        subprocess.run(['true'])\n"),
     ),
     "grows": (PAIR, changed(FORWARD, FORWARD + "        self.much = bytearray(1 << 40)\n")),
 }  # fmt: skip
+
+
+def namespaces() -> bool:
+    return subprocess.run(["unshare", "--user", "--net", "--mount", "true"], check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +212,12 @@ def test_a_crash_is_named_by_its_signal(report: RunReport) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("calls_home", "the target may not use"),
+        ("calls_home", "the target may not use socket"),
+        ("opens_a_socket", "the target may not use socket.__new__"),
+        ("writes_a_file", "the target may not write /"),
+        ("removes_a_file", "the target may not write /"),
+        ("forks_for_ever", "the target may not use os.fork"),
+        ("kills_its_parent", "the target may not use os.kill"),
         ("runs_a_program", "the target may not use subprocess.Popen"),
         ("grows", "MemoryError"),
     ],
@@ -192,6 +227,17 @@ def test_network_programs_and_memory_are_refused(report: RunReport, name: str, r
     assert {case.verdict for case in found.cases} == {Verdict.BROKEN}
     assert all(case.after.status is Status.FAILED for case in found.cases)
     assert [case.after.detail for case in found.cases if reason not in case.after.detail] == []
+
+
+def test_files_for_a_while_may_be_written_to_the_jobs_own_folder(report: RunReport) -> None:
+    assert set(verdicts(report, "keeps_a_scratch_file").values()) == {Verdict.EQUIVALENT}
+
+
+@pytest.mark.skipif(not namespaces(), reason="this machine allows no user namespaces")
+def test_native_code_finds_no_network_and_no_file_to_write_and_leaves_no_process(report: RunReport) -> None:
+    assert set(verdicts(report, "goes_around_python").values()) == {Verdict.EQUIVALENT}
+    names = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists()]
+    assert "moe-lint-orphan" not in names
 
 
 def test_the_other_models_are_run_whatever_one_of_them_does(report: RunReport) -> None:
