@@ -9,7 +9,7 @@ $(VENV)/ready: setup.cfg
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
-.PHONY: venv demo test lint types unit integration docs pictures clean
+.PHONY: venv demo test lint types unit integration docs pictures mutation clean
 venv: $(VENV)/ready
 
 demo: venv
@@ -39,6 +39,10 @@ pictures: venv
 integration: venv
 	$(BIN)/python -m pip install --quiet -e '.[test,integration]'
 	$(BIN)/python -m pytest -m integration
+
+# What the runtime notices of sabotaged files: TREE is a release that has the helper. Takes minutes.
+mutation: venv
+	$(BIN)/python -m tests.mutation $(TREE) $(MODULES) > docs/mutation.md
 
 bench: venv
 	$(BIN)/python benchmarks/measure.py --write

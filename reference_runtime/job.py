@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from reference_runtime import run
+from reference_runtime import run, trials
 from reference_runtime.kernels.base import Kernels
 from reference_runtime.kernels.reference import ReferenceKernels
 from reference_runtime.layers import LayerSubject
+from reference_runtime.observe import Log, Observed
 from reference_runtime.plan import Job
 from reference_runtime.processes import ProcessRanks
 from reference_runtime.ranks import Members, Numerics, Ranks, ThreadRanks
 from reference_runtime.reference import ops
 from reference_runtime.scenarios import Launch
-from reference_runtime.space import compiled_files
+from reference_runtime.space import compiled_files, libraries
 from reference_runtime.subjects import BlockSubject, Subject
 from reference_runtime.verdicts import Outcome, outcome_to_dict
 
@@ -58,17 +59,32 @@ def subject_of(job: Job) -> Subject:
 
 
 def execute(job: Job, emit: Callable[[str], None]) -> None:
-    """Run all cases. Lines: `{"oracle"}`, `{"side", "case", "outcome"}` per variant, and `{"sources"}` at the end."""
+    """Run all cases.
+
+    Lines: `{"oracle"}`, `{"side", "case", "outcome", "seen"}` per variant, before first, and `{"sources", "libraries"}`
+    at the end. Of several variants each has its number as ``side``, and a line `{"side", "stopped"}` when it is done.
+    """
 
     def tell(**line: Any) -> None:
         emit(json.dumps({"job": job.number, **line}) + "\n")
 
     def on_outcome(side: str, index: int, outcome: Outcome) -> None:
-        tell(side=side, case=index, outcome=outcome_to_dict(outcome))
+        tell(side=side, case=index, outcome=outcome_to_dict(outcome), seen=log.take())
 
     ops.register()
-    run.compare(
-        *job.trees(), lambda: subject_of(job), job.block.name, job.cases(), numerics_of(job), ranks_of(job), on_outcome,
-        lambda dense, error, detail: tell(oracle={"dense": dense, "error": error, "detail": detail}),
-    )  # fmt: skip
-    tell(sources=compiled_files())
+    log = Log()
+
+    def subject() -> Subject:
+        return Observed(subject_of(job), job.questions, log) if job.questions else subject_of(job)
+
+    if job.variants:
+        trials.compare_each(
+            job.trees()[0], job.variant_trees(), subject, job.block.name, job.cases(), numerics_of(job),
+            job.settings.timeout, on_outcome, lambda side, why: tell(side=side, stopped=why),
+        )  # fmt: skip
+    else:
+        run.compare(
+            *job.trees(), subject, job.block.name, job.cases(), numerics_of(job), ranks_of(job), on_outcome,
+            lambda dense, error, detail: tell(oracle={"dense": dense, "error": error, "detail": detail}),
+        )  # fmt: skip
+    tell(sources=compiled_files(), libraries=libraries())

@@ -133,12 +133,13 @@ def run_blocks(
     chosen: Sequence[Block], before: Tree, after: Tree, settings: Settings, progress: Progress | None
 ) -> tuple[ModelReport, ...]:
     """Run some blocks of two trees, at every level of the settings. Raises VerifyError."""
-    overlay = str(after.overlay or "")
+    overlays = str(after.overlay or ""), str(before.overlay or "")
     jobs = [
-        Job(number, level, block, str(before.folder), str(after.folder), settings, overlay)
+        Job(number, level, block, str(before.folder), str(after.folder), settings, *overlays)
         for number, (block, level) in enumerate((b, level) for b in chosen for level in settings.levels)
     ]
-    states = _drive(jobs, progress)
+    states = [_State(job, len(job.cases())) for job in jobs]
+    drive(jobs, lambda line: _take(states, line, progress))
     return tuple(_model(block, [s for s in states if s.job.block == block], before) for block in chosen)
 
 
@@ -180,8 +181,8 @@ def _model(block: Block, states: list[_State], tree: Tree) -> ModelReport:
     return ModelReport(str(block), path, cases, "; ".join(problems), sum(state.seconds for state in states), oracles)
 
 
-def _drive(jobs: list[Job], progress: Progress | None) -> list[_State]:
-    states = [_State(job, len(job.cases())) for job in jobs]
+def drive(jobs: Sequence[Job], take: Callable[[dict[str, object]], None]) -> None:
+    """Have the worker run some jobs; hand over its lines. Raises VerifyError."""
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONHASHSEED": "0",
         "TOKENIZERS_PARALLELISM": "false",
@@ -201,14 +202,13 @@ def _drive(jobs: list[Job], progress: Progress | None) -> list[_State]:
             worker.stdin.write(json.dumps({"jobs": [job.to_dict() for job in jobs]}))
             worker.stdin.close()
             for line in worker.stdout:
-                _take(states, json.loads(line), progress)
+                take(json.loads(line))
             failure = worker.stderr.read().strip().splitlines()
         except BaseException:
             worker.kill()
             raise
     if worker.returncode != 0:
         raise VerifyError(f"the worker process failed: {failure[-1] if failure else worker.returncode}")
-    return states
 
 
 def _without_using_the_gpu() -> dict[str, str]:

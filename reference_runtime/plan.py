@@ -64,12 +64,30 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What to find out whenever a function is called.
+
+    Attributes:
+        path: its file, relative to the tree's root, with ``/``.
+        function: its qualified name.
+        conditions: expressions over the names that the function sees when it begins, and the tree's predicates.
+    """
+
+    path: str
+    function: str
+    conditions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One block at one level.
 
     Attributes:
         before, after: folders of the engine's package.
         overlay: a folder whose files stand for files of ``after``; empty: none.
+        before_overlay: the same for ``before``.
+        variants: overlays of ``after`` to be run one by one in place of ``overlay``; each only until it is refuted.
+        questions: what to find out on the way.
     """
 
     number: int
@@ -79,6 +97,14 @@ class Job:
     after: str
     settings: Settings
     overlay: str = ""
+    before_overlay: str = ""
+    variants: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for the whole job."""
+        return self.settings.timeout * (1 + len(self.variants))
 
     def cases(self) -> list[Case]:
         """The cases of the job, in order."""
@@ -88,14 +114,19 @@ class Job:
 
     def trees(self) -> tuple[Tree, Tree]:
         """Before and after."""
-        after = find_tree(Path(self.after))
-        return find_tree(Path(self.before)), replace(after, overlay=Path(self.overlay) if self.overlay else None)
+        return _tree(self.before, self.before_overlay), _tree(self.after, self.overlay)
+
+    def variant_trees(self) -> list[Tree]:
+        """The tree of each variant."""
+        return [_tree(self.after, overlay) for overlay in self.variants]
 
     def to_dict(self) -> dict[str, Any]:
         block = {**asdict(self.block), "file": str(self.block.file)}
         return {
             "number": self.number, "level": self.level, "block": block, "before": self.before, "after": self.after,
             "settings": self.settings.to_dict(), "overlay": self.overlay,
+            "before_overlay": self.before_overlay, "variants": list(self.variants),
+            "questions": [asdict(question) for question in self.questions],
         }  # fmt: skip
 
     @classmethod
@@ -104,4 +135,10 @@ class Job:
         return cls(
             data["number"], data["level"], Block(**{**block, "file": Path(block["file"])}), data["before"],
             data["after"], Settings.from_dict(data["settings"]), data["overlay"],
+            data["before_overlay"], tuple(data["variants"]),
+            tuple(Question(q["path"], q["function"], tuple(q["conditions"])) for q in data["questions"]),
         )  # fmt: skip
+
+
+def _tree(folder: str, overlay: str) -> Tree:
+    return replace(find_tree(Path(folder)), overlay=Path(overlay) if overlay else None)

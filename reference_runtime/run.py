@@ -9,6 +9,7 @@ import itertools
 import os
 import pickle
 import re
+import select
 import signal
 import traceback
 from collections.abc import Callable, Sequence
@@ -161,23 +162,45 @@ def compare(
     The oracle is the first variant on one rank: independent of the rewrite that is under test. Where the block has a
     dense form, that is compared with the oracle, and ``on_oracle`` told (whether they agree, error, why not).
     """
-    torch.set_default_dtype(numerics.dtype)
-    gc.freeze()  # what is there stays; each launch's modules are one big cycle, collected when it is done
-    gc.disable()
+    prepare(numerics)
     sides = {"before": (before, subject()), "after": (after, subject())}
     forked = numerics.device.type != "cpu"  # a process that has used a GPU cannot fork another that uses it
     asked = functools.partial(consult, sides, dict(spec_of(block).config), numerics)
     oracle = answer_of_fork(asked) if forked else asked()
     for side, shapes in oracle.shapes.items():
         sides[side][1].unsharded = shapes
-    numbered = list(enumerate(cases))
     if oracle.failure is None:
         on_oracle(*oracle.dense)
+    run_cases(sides, oracle, cases, numerics, make, on_outcome)
+
+
+def prepare(numerics: Numerics) -> None:
+    """What a process does once before it runs anything."""
+    torch.set_default_dtype(numerics.dtype)
+    gc.freeze()  # what is there stays; each launch's modules are one big cycle, collected when it is done
+    gc.disable()
+
+
+def run_cases(
+    sides: dict[str, tuple[Tree, Subject]],
+    oracle: Oracle,
+    cases: Sequence[Case],
+    numerics: Numerics,
+    make: Callable[[Members, Launch], Ranks],
+    on_outcome: Callable[[str, int, Outcome], None],
+) -> list[tuple[str, int, Outcome]]:
+    """Run some variants in every case; the outcomes, each also told when it is there.
+
+    Cases of one launch stand together. Where ranks are threads, each launch has a process of its own.
+    """
+    numbered = list(enumerate(cases))
+    found: list[tuple[str, int, Outcome]] = []
     if oracle.failure is not None:
         for number, _ in numbered:
             for side in sides:
                 on_outcome(side, number, oracle.failure)
-        return
+                found.append((side, number, oracle.failure))
+        return found
     for size, of_size in itertools.groupby(numbered, key=lambda item: item[1].topology.tp):
         members = {side: Members(tree, s, size, oracle.config, numerics) for side, (tree, s) in sides.items()}
         for launch, group in itertools.groupby(of_size, key=lambda item: item[1].launch):
@@ -187,53 +210,36 @@ def compare(
                 launch: Launch = launch,
                 of_launch: list[tuple[int, Case]] = of_launch,
                 members: dict[str, Members] = members,
-            ) -> None:
+            ) -> list[tuple[str, int, Outcome]]:
                 ranks = {side: make(m, launch) for side, m in members.items()}
+                done = []
                 for number, case in of_launch:
                     for side, variant in ranks.items():
-                        on_outcome(side, number, judge_case(variant, case, oracle, numerics.tolerance))
+                        outcome = judge_case(variant, case, oracle, numerics.tolerance)
+                        on_outcome(side, number, outcome)
+                        done.append((side, number, outcome))
                 for variant in ranks.values():
                     variant.close()
+                return done
 
-            if make is ThreadRanks:
-                in_fork(work)  # the next launch finds the modules as they were imported
-            else:
-                work()
+            # in a copy, the next launch finds the modules as they were imported
+            found += answer_of_fork(work) if make is ThreadRanks else work()
         for variant in members.values():
             variant.close()
         gc.collect()
+    return found
 
 
-def in_fork(work: Callable[[], None]) -> None:
-    """Do the work in a copy of this process, which ends with it. If the copy dies, so does this process, likewise."""
-    reader, writer = os.pipe()
-    parent = os.getpid()
-    with forking():
-        pid = os.fork()
-    if pid == 0:
-        die_with(parent)
-        try:
-            torch.set_num_threads(1)  # makes the copy's thread pool anew while there is one thread
-            work()
-            os.write(writer, b"done")
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(70)  # not read if it is done
-    os.close(writer)
-    _, status = os.waitpid(pid, 0)
-    done = os.read(reader, 8)
-    os.close(reader)
-    if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-        with forking():
-            os.kill(os.getpid(), os.WTERMSIG(status))
-    if done != b"done":
-        os._exit(os.WEXITSTATUS(status))
+class Enough(Exception):
+    """Whoever is told of the outcomes needs no more of them."""
+
+
+#: The exit status of a process that had enough.
+ENOUGH = 64
 
 
 def answer_of_fork(work: Callable[[], T]) -> T:
-    """What ``work`` returns in a copy of this process. If the copy dies, so does this process."""
+    """What ``work`` returns in a copy of this process. If the copy dies, so does this process, likewise."""
     reader, writer = os.pipe()
     parent = os.getpid()
     with forking():
@@ -243,21 +249,48 @@ def answer_of_fork(work: Callable[[], T]) -> T:
         code = 70
         try:
             os.close(reader)
+            torch.set_num_threads(1)  # makes the copy's thread pool anew while there is one thread
+            gc.freeze()  # what a failed case leaves is all that there is to collect
             with os.fdopen(writer, "wb") as stream:
                 pickle.dump(work(), stream)
             code = 0
+        except Enough:
+            code = ENOUGH
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
     os.close(writer)
-    with os.fdopen(reader, "rb") as stream:
-        data = stream.read()
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) != 0:
-        os._exit(70)
+    data, status = _said(pid, reader)
+    if os.WIFSIGNALED(status):
+        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        with forking():
+            os.kill(os.getpid(), os.WTERMSIG(status))
+    if not data or os.WEXITSTATUS(status) != 0:
+        os._exit(os.WEXITSTATUS(status))
     answer: T = pickle.loads(data)
     return answer
+
+
+def _said(pid: int, reader: int) -> tuple[bytes, int]:
+    """What a process writes until it ends, and its status. What it leaves behind may hold the pipe open."""
+    data, status, over = b"", 0, False
+    os.set_blocking(reader, False)
+    while True:
+        try:
+            more = os.read(reader, 1 << 20)
+        except BlockingIOError:
+            if over:
+                break
+            select.select([reader], [], [], 0.05)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            over = ended != 0
+            continue
+        data += more
+        if not more:
+            break
+    os.close(reader)
+    return data, status if over else os.waitpid(pid, 0)[1]
 
 
 def settled(tree: Tree, subject: Subject, config: dict[str, Any], numerics: Numerics) -> dict[str, Any]:

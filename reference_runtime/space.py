@@ -80,6 +80,12 @@ def compiled_files() -> list[str]:
     return sorted(str(path) for path in _sources)
 
 
+def libraries() -> list[str]:
+    """The modules of third-party libraries that this process has imported, in the order of their import."""
+    tops = REAL_PACKAGES - sys.stdlib_module_names
+    return [name for name in sys.modules if name.partition(".")[0] in tops]
+
+
 class _StubModule(types.ModuleType):
     """A module of placeholders, but for functions that have an implementation here.
 

@@ -32,7 +32,8 @@ def _full_attention(layer: int) -> bool:
 
 SPECS: dict[str, Spec] = {
     "Llama4MoE": Spec(config={"num_experts_per_tok": 1}),  # one expert per token, scaled on its input
-    "Step3p5MoEMLP": Spec(config={"rope_theta": [10000.0] * 8}),  # one per layer
+    "Step3p5MoEMLP": Spec(config={"rope_theta": [10000.0] * 8, "partial_rotary_factors": [1.0] * 8}),  # one per layer
+    "HYV3MoEFused": Spec(config={"route_norm": True}),
     "MiMoV2MoE": Spec(config={"moe_layer_freq": [1] * 8}),  # a list, elsewhere a period
     "Ernie4_5_VLMoeMoE": Spec(
         config={

@@ -7,6 +7,7 @@ standard output, and `{"job", "ended", "seconds"}` when a job's process has ende
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import selectors
@@ -23,12 +24,14 @@ import torch
 from reference_runtime import job as job_module
 from reference_runtime.limits import adopt_orphans, confine, die_with, gone, kill_group, kill_orphans, resident
 from reference_runtime.plan import Job
-from reference_runtime.space import source
+from reference_runtime.space import REAL_PACKAGES, source
 
 if TYPE_CHECKING:
     from reference_runtime.torchrun import Peers
 
 _TICK = 0.1
+#: What a job may ask its successors to have imported.
+_LIBRARIES = REAL_PACKAGES - sys.stdlib_module_names
 
 
 @dataclass
@@ -42,6 +45,7 @@ class _Child:
     killed: str = ""
     done: bool = False
     sources: list[str] = field(default_factory=list)
+    libraries: list[str] = field(default_factory=list)
 
 
 def main() -> None:
@@ -143,15 +147,15 @@ def _relay(child: _Child, data: bytes) -> None:
     for line in lines:
         parsed = json.loads(line)
         if "sources" in parsed:
-            child.sources, child.done = parsed["sources"], True
+            child.sources, child.libraries, child.done = parsed["sources"], parsed["libraries"], True
         else:
             _tell(parsed)
 
 
 def _watch(child: _Child, peers: Peers | None) -> None:
     settings = child.job.settings
-    if not child.killed and time.monotonic() - child.started > settings.timeout:
-        child.killed = f"no answer within {settings.timeout:g} s"
+    if not child.killed and time.monotonic() - child.started > child.job.timeout:
+        child.killed = f"no answer within {child.job.timeout:g} s"
     elif not child.killed and resident(child.pid) > settings.memory:
         child.killed = f"more than {settings.memory >> 20} MiB of memory"
     elif not child.killed and peers is not None:
@@ -184,8 +188,14 @@ def _finish(child: _Child, peers: Peers | None, others: set[int]) -> None:
     if peers is not None:
         ended = peers.ended(child.job.number, ended, child.job.settings.timeout)
     _tell({"job": child.job.number, "ended": ended, "seconds": round(time.monotonic() - child.started, 3)})
-    for path in child.sources:  # later jobs inherit what this one had to compile; compiling runs nothing
+    # later jobs inherit what this one had to compile and to import; neither runs anything of the target's
+    for path in child.sources:
         source(Path(path))
+    if child.job.settings.device == "cpu":  # some look at the GPU, and then no rank that uses it can be forked
+        for name in child.libraries:
+            if name not in sys.modules and name.partition(".")[0] in _LIBRARIES:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
 
 
 def _tell(line: dict[str, object]) -> None:
