@@ -8,6 +8,7 @@ has no such form here, and the reason says what.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,10 +123,15 @@ def dense_form(block: nn.Module) -> Dense:
     )
 
 
+def _tree_modules(block: nn.Module) -> Iterator[nn.Module]:
+    """The block and the modules in it that are the tree's own: asked for what they lack, the experts would refuse."""
+    return (module for module in block.modules() if not isinstance(module, ReferenceExperts))
+
+
 def _settings(block: nn.Module) -> Any:
     """A getter of the routing's settings. Raises NoDenseForm."""
-    router = _only("routers", [m for m in block.modules() if hasattr(m, "topk_config") or hasattr(m, "top_k")
-                               if not isinstance(m, ReferenceExperts) and m is not block])  # fmt: skip
+    inside = (m for m in _tree_modules(block) if m is not block)
+    router = _only("routers", [m for m in inside if hasattr(m, "topk_config") or hasattr(m, "top_k")])
     config = getattr(router, "topk_config", router)
 
     def setting(name: str, default: Any) -> Any:
@@ -142,7 +148,7 @@ def _settings(block: nn.Module) -> Any:
 
 
 def _shared(block: nn.Module, left: dict[str, nn.Parameter]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    found = [m for m in block.modules() if hasattr(m, "gate_up_proj") and hasattr(m, "down_proj")]
+    found = [m for m in _tree_modules(block) if hasattr(m, "gate_up_proj") and hasattr(m, "down_proj")]
     if not found:
         return None
     module: Any = _only("shared experts", found)
