@@ -10,7 +10,7 @@ from moe_lint.facts import is_reduction_name
 from moe_lint.formula import FALSE, TRUE, assign, conj, negate
 from moe_lint.index import Ref
 from moe_lint.law import no_backend
-from moe_lint.model import Finding, Route
+from moe_lint.model import Confidence, Finding, Route
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import launch
 from moe_lint.rules._parts import Part, is_shared, parts
@@ -61,10 +61,14 @@ class ReducedByNobody(Rule):
     that is built for one rank, one that is handed on as a value, one that only a path of an a2a backend runs, a block
     that calls something else with `reduce` or `scatter` in its name, and trees in which the layer boundary takes sums
     by contract. Reported at the constructor call. There is no fix: who sums is for the model to say.
+
+    On the first release that it was tried on after it was made, its two findings were false: a shared expert that is
+    handed to the experts' runner inside a ternary. That is why the rule is off by default.
     """
 
     code = "MOE304"
     name = "reduced-by-nobody"
+    confidence = Confidence.LOW
     VALID = (
         _alone("the-block-reduces", experts(_REDUCED)),
         _alone("the-experts-reduce", experts(""), init="self.experts = FusedMoE(config, reduce_results=True)"),

@@ -19,7 +19,7 @@ def test_a_release_is_fixed_and_what_is_rewritten_is_right(tmp_path: Path, monke
     assert moe_lint("init", "sglang").exit_code == 0
     models = [f"sglang/srt/models/{name}.py" for name in NAMES]
     before = [Path(model).read_text() for model in models]
-    result = moe_lint("--no-cache", "--fix", "--verify", *models)
+    result = moe_lint("--no-cache", "--select", "MOE0,MOE1", "--fix", "--verify", *models)
     assert result.exit_code == 0, result.output
     after = [Path(model).read_text() for model in models]
     assert all(old != new for old, new in zip(before, after, strict=True))
