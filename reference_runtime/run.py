@@ -238,9 +238,11 @@ class Enough(Exception):
 ENOUGH = 64
 
 
-def answer_of_fork(work: Callable[[], T]) -> T:
-    """What ``work`` returns in a copy of this process. If the copy dies, so does this process, likewise."""
-    reader, writer = os.pipe()
+def fork(work: Callable[[], int]) -> int:
+    """Do ``work`` in a copy of this process, which dies with it; the copy's number.
+
+    The copy ends with the status that ``work`` returns, with `ENOUGH` where it had enough, with 70 where it failed.
+    """
     parent = os.getpid()
     with forking():
         pid = os.fork()
@@ -248,18 +250,29 @@ def answer_of_fork(work: Callable[[], T]) -> T:
         die_with(parent)
         code = 70
         try:
-            os.close(reader)
             torch.set_num_threads(1)  # makes the copy's thread pool anew while there is one thread
-            gc.freeze()  # what a failed case leaves is all that there is to collect
-            with os.fdopen(writer, "wb") as stream:
-                pickle.dump(work(), stream)
-            code = 0
+            code = work()
         except Enough:
             code = ENOUGH
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
+    return pid
+
+
+def answer_of_fork(work: Callable[[], T]) -> T:
+    """What ``work`` returns in a copy of this process. If the copy dies, so does this process, likewise."""
+    reader, writer = os.pipe()
+
+    def tell() -> int:
+        os.close(reader)
+        gc.freeze()  # what a failed case leaves is all that there is to collect
+        with os.fdopen(writer, "wb") as stream:
+            pickle.dump(work(), stream)
+        return 0
+
+    pid = fork(tell)
     os.close(writer)
     data, status = _said(pid, reader)
     if os.WIFSIGNALED(status):

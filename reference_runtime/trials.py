@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-import traceback
 from collections.abc import Callable, Sequence
 
-import torch
-
-from reference_runtime.limits import die_with, forking
+from reference_runtime.limits import forking
 from reference_runtime.ranks import Numerics, ThreadRanks
-from reference_runtime.run import ENOUGH, Enough, consult, prepare, run_cases
+from reference_runtime.run import ENOUGH, Enough, consult, fork, prepare, run_cases
 from reference_runtime.scenarios import Case
 from reference_runtime.specs import spec_of
 from reference_runtime.subjects import Subject
@@ -63,22 +60,12 @@ def compare_each(
 
 def _in_fork(work: Callable[[], None], timeout: float) -> str:
     """Do the work in a copy of this process; why the copy died, empty if it did not."""
-    parent = os.getpid()
-    with forking():
-        pid = os.fork()
-    if pid == 0:
-        die_with(parent)
-        code = 70
-        try:
-            torch.set_num_threads(1)  # makes the copy's thread pool anew while there is one thread
-            work()
-            code = ENOUGH
-        except Enough:
-            code = ENOUGH
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+
+    def done() -> int:
+        work()
+        return ENOUGH
+
+    pid = fork(done)
     deadline = time.monotonic() + timeout
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
