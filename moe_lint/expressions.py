@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, choose, conj, disj, negate
 from moe_lint.profile import Profile
@@ -344,7 +345,7 @@ def boolean_body(
             single = not isinstance(statement, ast.Assign) or len(statement.targets) == 1
             if not (single and isinstance(target, ast.Name) and statement.value is not None):
                 raise NotBoolean(statement.lineno, f"`{_head(statement)}` is not a plain local")
-            local[target.id] = _inline(statement.value, local)
+            local[target.id] = inline(statement.value, local)
             continue
         harmless = isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass | ast.Assert | ast.Global) or (
             isinstance(statement, ast.Expr)
@@ -386,25 +387,42 @@ def _is_logging(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and (dotted(node.func) or "").split(".")[0] in ("logger", "logging", "warnings")
 
 
-class _Inliner(ast.NodeTransformer):
-    def __init__(self, local: Mapping[str, ast.expr]) -> None:
-        self._local = local
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self._local.get(node.id, node) if isinstance(node.ctx, ast.Load) else node
-
-
-def _inline(node: ast.expr, local: Mapping[str, ast.expr]) -> ast.expr:
-    """``node`` with the locals put in. The tree is rebuilt, never shared, so the caller's nodes stay as they are."""
-    if not any(isinstance(n, ast.Name) and n.id in local for n in nodes(node)):
-        return node
-    copied = ast.parse(ast.unparse(node), mode="eval").body
-    result: ast.expr = _Inliner(local).visit(copied)
-    return result
-
-
 def inline(node: ast.expr, local: Mapping[str, ast.expr]) -> ast.expr:
-    return _inline(node, local) if local else node
+    """``node`` with the locals put in."""
+
+    def value(part: ast.expr) -> ast.expr | None:
+        return local.get(part.id) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load) else None
+
+    return rewritten(node, value) if local else node
+
+
+def rewritten(node: ast.expr, replace: Callable[[ast.expr], ast.expr | None]) -> ast.expr:
+    """``node`` with parts replaced; itself when none is.
+
+    ``replace`` gives what stands in the place of a part, which is not looked into, or None to look into the part. No
+    node is changed: those above a replaced part are made anew, without a position.
+    """
+    new: ast.expr = _rewritten(node, replace)
+    return new
+
+
+def _rewritten(node: Any, replace: Callable[[ast.expr], ast.expr | None]) -> Any:
+    if isinstance(node, ast.expr):
+        new = replace(node)
+        if new is not None:
+            return new
+    changed: dict[str, object] = {}
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            items = [_rewritten(item, replace) if isinstance(item, ast.AST) else item for item in value]
+            if any(one is not other for one, other in zip(items, value, strict=True)):
+                changed[name] = items
+        elif isinstance(value, ast.AST) and not isinstance(value, ast.expr_context):
+            part = _rewritten(value, replace)
+            if part is not value:
+                changed[name] = part
+    return type(node)(**{**dict(ast.iter_fields(node)), **changed}) if changed else node
 
 
 def _head(statement: ast.stmt) -> str:

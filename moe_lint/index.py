@@ -62,7 +62,7 @@ class ProjectIndex:
         self._names: dict[tuple[str, str], Ref | None] = {}
         self._mro: dict[Ref, list[Ref]] = {}
         self._line_starts: dict[str, list[int]] = {}
-        self._words: dict[tuple[re.Pattern[str], str], frozenset[str]] = {}
+        self._naming: dict[re.Pattern[str], dict[str, list[str]]] = {}
         self._constructs: dict[Ref, bool] = {}
         self._mentions: dict[str, list[tuple[str, int]]] = {}
         self._users: dict[Ref, frozenset[Ref]] = {}
@@ -193,8 +193,8 @@ class ProjectIndex:
         """Classes that name ``ref`` as a base, in the files at hand."""
         short = ref.name.rsplit(".", 1)[-1]
         found: list[Ref] = []
-        for path in {path for path, _ in self.mentions(short)}:
-            facts = self.facts(path) if short in self._words_in(_CLASS_HEADER, path) else None
+        for path in self._files_naming(_CLASS_HEADER, short):
+            facts = self.facts(path)
             if facts is None:
                 continue
             for name in facts.classes_deriving(short):
@@ -251,14 +251,15 @@ class ProjectIndex:
     def _find_users(self, ref: Ref) -> Iterator[Ref]:
         """The users, those in files that are parsed already first."""
         short = ref.name.rsplit(".", 1)[-1]
-        for path, line in sorted(self.mentions(short), key=lambda mention: mention[0] not in self._facts):
-            if path != ref.path and short not in self._words_in(_IMPORTED, path):
-                continue
-            facts = self.facts(path)
-            if facts is None or self.resolve(path, short) not in (ref, None):
-                continue
-            if self.resolve(path, short) is None and path != ref.path:
-                continue
+        importing = sorted(self._files_naming(_IMPORTED, short), key=lambda path: path not in self._facts)
+        for path in dict.fromkeys((ref.path, *importing)):
+            facts = self.facts(path) if path in self.texts else None
+            if facts is not None and self.resolve(path, short) in ((ref, None) if path == ref.path else (ref,)):
+                yield from self._users_in(path, facts, ref)
+
+    def _users_in(self, path: str, facts: FileFacts, ref: Ref) -> Iterator[Ref]:
+        short = ref.name.rsplit(".", 1)[-1]
+        for line in self.lines_of(path, short, whole=True):
             owner = facts.class_at(line)
             if owner is None:
                 inside = facts.functions_at([line])
@@ -270,12 +271,15 @@ class ProjectIndex:
             elif Ref(path, owner) != ref and facts.classes[owner].line != line:
                 yield Ref(path, owner)
 
-    def _words_in(self, statement: re.Pattern[str], path: str) -> frozenset[str]:
-        """The words of a file's statements of one kind (at least): told from the text, without parsing it."""
-        key = (statement, path)
-        if key not in self._words:
-            self._words[key] = frozenset(_WORD.findall(" ".join(statement.findall(self.texts[path]))))
-        return self._words[key]
+    def _files_naming(self, statement: re.Pattern[str], word: str) -> tuple[str, ...]:
+        """The files at hand with a statement of one kind that holds a word (at least): told without parsing them."""
+        if statement not in self._naming:
+            naming: dict[str, list[str]] = {}
+            for path, text in self.texts.items():
+                for found in dict.fromkeys(_WORD.findall(" ".join(statement.findall(text)))):
+                    naming.setdefault(found, []).append(path)
+            self._naming[statement] = naming
+        return tuple(self._naming[statement].get(word, ()))
 
     # --- calls
 
@@ -349,7 +353,7 @@ class ProjectIndex:
 
     def _calls_by_name(self, ref: Ref) -> Iterator[tuple[str, CallFact]]:
         short = ref.name.rsplit(".", 1)[-1]
-        for path in sorted({path for path, _ in self.mentions(short)}):
+        for path in sorted(path for path, text in self.texts.items() if short in text):
             lines = self._lines_that_may_call(path, ref)
             renamed = f"{short} as " in self.texts[path] and ("." not in ref.name or path == ref.path)
             facts = self.facts(path) if lines or renamed else None
@@ -378,7 +382,7 @@ class ProjectIndex:
             return lines
         text = self.texts[path].split("\n")
         if "." not in ref.name:
-            imported = short in self._words_in(_IMPORTED, path)
+            imported = path in self._files_naming(_IMPORTED, short)
             return lines if imported else [line for line in lines if f".{short}(" in text[line - 1]]
         receivers = re.compile(rf"([\w.)\]]+)\.{short}\(")
         return [

@@ -203,15 +203,23 @@ class Space(Struct, frozen=True, dict=True):
                 count *= len(values)
             if count > _MAX_COMBINATIONS:
                 raise TooManyAtoms(f"{count} launch configurations, at most {_MAX_COMBINATIONS} are tried")
-            found = [a for a in self._assignments(domains) if self._is_feasible(a)]
-            self._combinations[key] = sorted(found, key=self._cost)
+            self._combinations[key] = sorted(self._feasible(domains), key=self._cost)
         return self._combinations[key]
 
-    def _is_feasible(self, assignment: Assignment) -> bool:
-        try:
-            return all(test(assignment) for test, _ in self._constraints)
-        except ZeroDivisionError:
-            return False
+    def _feasible(self, domains: Mapping[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:
+        """The feasible assignments. What no varied name has a part in is worked out once."""
+        varied = set(domains)
+        for name, (_, used) in self._derived.items():
+            if used & varied:
+                varied.add(name)
+        tests = [test for test, used in self._constraints if used & varied]
+        fixed = [test for test, used in self._constraints if not used & varied]
+        for assignment in self._assignments(domains):
+            try:
+                if all(test(assignment) for test in tests) and all(test(assignment) for test in fixed):
+                    yield assignment
+            except ZeroDivisionError:
+                continue
 
     def _closure(self, names: Iterable[str]) -> frozenset[str]:
         """The names, and all that a derivation or a constraint ties them to."""

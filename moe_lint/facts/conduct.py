@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, unparse
+from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, rewritten, unparse
 from moe_lint.facts.reader import FileContext
 from moe_lint.facts.syntax import defaults_of, span_of
 from moe_lint.formula import TRUE, Atom, Formula, atom_set, conj, negate
@@ -117,17 +117,6 @@ class _State(Struct):
 
 #: Expressions without another inside.
 _LEAVES = (ast.Name, ast.Constant)
-
-
-class _Answers(ast.NodeTransformer):
-    """Replaces calls that ask for a flag by the flag."""
-
-    def __init__(self, questions: Mapping[str, str]) -> None:
-        self._questions = questions
-
-    def visit_Call(self, call: ast.Call) -> ast.expr:
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        return ast.Name(self._questions[name], ast.Load()) if name in self._questions else call
 
 
 class ConductReader:
@@ -445,13 +434,15 @@ class ConductReader:
 
     def _answered(self, node: ast.expr) -> ast.expr:
         """The expression with each question for a flag replaced by the flag."""
-        questions = self.questions
-        if isinstance(node, _LEAVES) or not any(
-            isinstance(n, ast.Attribute | ast.Name) and _last_word(n) in questions for n in nodes(node)
-        ):
+        if isinstance(node, _LEAVES):
             return node
-        answered: ast.expr = _Answers(questions).visit(ast.parse(ast.unparse(node), mode="eval").body)
-        return answered
+        return rewritten(node, self._answer)
+
+    def _answer(self, part: ast.expr) -> ast.expr | None:
+        if not isinstance(part, ast.Call):
+            return None
+        flag = self.questions.get(_last_word(part.func))
+        return part if flag is None else ast.Name(flag, ast.Load())
 
     # --- expressions
 

@@ -33,14 +33,17 @@ from moe_lint.source import SourceError, can_be_parsed, parse, parse_part
 
 #: `self.x = …`, `self.x: X = …`, `for self.x in …`
 _ASSIGNED_ATTRIBUTE = re.compile(r"\bself\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")
-_CLASS_HEADER = re.compile(r"\bclass\s+\w+\s*\(([^:]*)")
+#: The keyword comes first and its left edge after it: a pattern that starts with plain text is searched several times
+#: faster.
+_CLASS_HEADER = re.compile(r"class(?<!\wclass)\s+\w+\s*\(([^:]*)")
 #: What may be taken out of a line without losing a target: arguments of a call, and other parentheses without `self`.
 _ARGUMENTS = re.compile(r"(?<=[\w)\]])\([^()]*\)|\((?:(?!self\.)[^()])*\)")
 _OPEN_CALL = re.compile(r"[\w)\]]\(")
 _ASSIGNS = re.compile(r"(?<![=!<>])=(?!=)")
 _GOES_ON = re.compile(r"\\\s*$|^\s*self\.\w+\s*:")
-#: A target over several lines: `(`, names, `) =`.
-_LONG_TARGET = re.compile(r"(?<!\w)\([\w\s.,*\[\]]*\n\s*\)\s*=(?!=)")
+#: The end of a target over several lines, `(`, names, `) =`, and what stands before it.
+_LONG_TARGET_END = re.compile(r"\n\s*\)\s*=(?!=)")
+_LONG_TARGET = re.compile(r"[\w\s.,*\[\]]*")
 _ATTRIBUTE = re.compile(r"\bself\.(\w+)")
 _NO_ARGUMENTS = ast.arguments([], [], None, [], [], None, [])
 #: An assignment to one name at the left margin.
@@ -115,9 +118,10 @@ class FileFacts:
         self._methods: dict[str, list[_Definition]] = {}
         self._class_envs: dict[str, ClassEnv] = {}
         self._read: dict[str, FunctionFacts] = {}
+        self._signatures: dict[str, tuple[int, tuple[str, ...], Mapping[str, bool | None]]] = {}
         self._conditions: dict[str, Formula | NotBoolean] = {}
         self._conducts: dict[str, Conduct] = {}
-        self._blocks: list[Block] = [] if "\r" in source.replace("\r\n", "") else outline(source)
+        self._blocks: list[Block] = [] if "\r" in source.replace("\r\n", "") else outline(self.lines)
         self._unread: dict[str, list[Block]] = {}
         for block in self._blocks:
             self._unread.setdefault(block.name, []).append(block)
@@ -312,8 +316,11 @@ class FileFacts:
 
     def header(self, qualname: str) -> tuple[int, tuple[str, ...], Mapping[str, bool | None]]:
         """(line, parameters, defaults) of a function, without reading its body."""
-        node = self._node(self._functions[qualname])
-        return node.lineno, tuple(a.arg for a in arguments_of(node)), dict(defaults_of(node.args))
+        if qualname not in self._signatures:
+            node = self._node(self._functions[qualname])
+            parameters = tuple(a.arg for a in arguments_of(node))
+            self._signatures[qualname] = node.lineno, parameters, dict(defaults_of(node.args))
+        return self._signatures[qualname]
 
     def extent(self, qualname: str) -> tuple[int, int]:
         """First and last line of a function, its decorators left out."""
@@ -359,9 +366,8 @@ class FileFacts:
 
     def nested(self, name: str) -> list[str]:
         """The qualified names of classes and functions of this name that are not at the top level."""
-        if any(f"{keyword} {name}" in self._source for keyword in ("def", "class")):
-            lines = enumerate(self.lines, 1)
-            self._load_at(number for number, line in lines if f"def {name}" in line or f"class {name}" in line)
+        for keyword in ("def", "class"):
+            self._load_at(self._lines_with(f"{keyword} {name}"))
         return [q for q in (*self._classes, *self._definitions) if q.endswith(f".{name}")]
 
     def _load_at(self, lines: Iterable[int]) -> None:
@@ -519,24 +525,42 @@ class FileFacts:
             return nodes_of(d for d in self._methods[class_name] if d.name == name)
 
         def assigning(name: str) -> list[ast.FunctionDef]:
-            lines = self._lines_that_may_assign.get(name, ())
+            lines = self._lines_that_may_assign(name)
             return nodes_of(d for d in self._methods[class_name] if any(d.line <= n <= d.last for n in lines))
 
         return ClassEnv(named, assigning)
 
+    def _lines_that_may_assign(self, name: str) -> list[int]:
+        """Every line that could assign an attribute, and more: whoever assigns it is among them."""
+        attribute = f"self.{name}"
+        lines = dict.fromkeys(self._lines_with(attribute))
+        found = [n for n in lines if name in _ATTRIBUTE.findall(_targets(self.lines[n - 1]))]
+        return found + [n for n, target in self._long_targets if name in _ATTRIBUTE.findall(target)]
+
     @cached_property
-    def _lines_that_may_assign(self) -> dict[str, list[int]]:
-        """Attribute -> every line that could assign it, and more: whoever assigns it is among them."""
-        found: dict[str, list[int]] = {}
-        for number, line in enumerate(self.lines, 1):
-            if "self." in line:
-                for name in _ATTRIBUTE.findall(_targets(line)):
-                    found.setdefault(name, []).append(number)
-        for long_target in _LONG_TARGET.finditer(self._source):
-            number = self._source.count("\n", 0, long_target.start()) + 1
-            for name in _ATTRIBUTE.findall(long_target.group()):
-                found.setdefault(name, []).append(number)
+    def _long_targets(self) -> list[tuple[int, str]]:
+        """(first line, text) of each target over several lines."""
+        found = []
+        for end in _LONG_TARGET_END.finditer(self._source):
+            start = self._source.rfind("(", 0, end.start())
+            target = self._source[start + 1 : end.start()]
+            if start >= 0 and _LONG_TARGET.fullmatch(target) and not _is_word(self._source[start - 1 : start]):
+                found.append((self._source.count("\n", 0, start) + 1, target))
         return found
+
+    def _lines_with(self, text: str) -> Iterator[int]:
+        """The line of each occurrence of a text."""
+        line, counted = 1, 0
+        position = self._source.find(text)
+        while position >= 0:
+            line += self._source.count("\n", counted, position)
+            counted = position
+            yield line
+            position = self._source.find(text, position + len(text))
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 def _targets(line: str) -> str:

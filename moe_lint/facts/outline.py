@@ -19,11 +19,9 @@ _QUOTED_OR_COMMENT = re.compile(r"""["'#]""")
 _TOKEN = re.compile(
     r"""#[^\n]*|\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL
 )
-#: A line that starts a statement at the left margin; brackets there close one.
-_MARGIN = re.compile(r"^[^\s#)\]}][^\n]*", re.MULTILINE)
 _DEFINITION = re.compile(r"(?:async[ \t]+def|def|class)[ \t]+(\w+)")
 _METHOD = re.compile(r"(?:async[ \t]+)?def[ \t]+(\w+)")
-_METHOD_INDENT = re.compile(r"^([ \t]+)(?:async[ \t]+)?def[ \t]", re.MULTILINE)
+_DEF = re.compile(r"def[ \t]")
 _DECORATOR = re.compile(r"@[ \t]*([\w.]+)")
 #: What may stand before the keyword of an import below the top level.
 _BEFORE_IMPORT = re.compile(r"(?:[ \t]+|[^\n]*[:;][ \t]*)((?:from[ \t]+[.\w]+[ \t]+)?)$")
@@ -52,57 +50,44 @@ class Method(Struct, frozen=True):
     indent: int
 
 
-def outline(text: str) -> list[Block]:
+def outline(lines: list[str]) -> list[Block]:
     """The blocks of a file, in order."""
-    strings = _strings(text)
     found: list[Block] = []
     name, is_class, first = "", False, 0
     decorated = 0  # the first line of the decorators above
-    line, position = 1, 0
-    for match in _MARGIN.finditer(text):
-        if _inside(strings, match.start()):
-            continue
-        line += text.count("\n", position, match.start())
-        position = match.start()
+    for line, _, statement in _statements(lines, 0):
         if name:
             found.append(Block(name, is_class, first, line - 1))
             name = ""
-        statement = match.group()
         definition = _DEFINITION.match(statement)
         if definition is not None:
             name, is_class, first = definition.group(1), statement.startswith("class"), decorated or line
         decorated = (decorated or line) if statement.startswith("@") else 0
     if name:
-        found.append(Block(name, is_class, first, text.count("\n") + 1))
+        found.append(Block(name, is_class, first, len(lines)))
     return found
 
 
 def methods(lines: list[str], block: Block) -> list[Method]:
     """The methods right below a class, in order; none where they cannot be told surely."""
     text = "\n".join(lines[block.first - 1 : block.last])
-    strings = _strings(text)
-    indents = [m.group(1) for m in _METHOD_INDENT.finditer(text) if not _inside(strings, m.start())]
+    indents = list(_definition_indents(text))
     if not indents or "\t" in "".join(indents) or "\f" in text:
         return []
     width = min(map(len, indents))
     found: list[Method] = []
     open_method: Method | None = None
     decorators: list[tuple[int, str]] = []
-    number, position = block.first, 0
-    for match in re.finditer(rf"^( {{0,{width}}})([^\s#)\]}}][^\n]*)", text, re.MULTILINE):
-        if _inside(strings, match.start()):
-            continue
-        number += text.count("\n", position, match.start())
-        position = match.start()
+    for offset, indent, statement in _statements(lines[block.first - 1 : block.last], width):
+        number = block.first - 1 + offset
         if open_method is not None:
             found.append(_closed(open_method, number - 1, lines))
             open_method = None
-        statement = match.group(2)
         decorator = _DECORATOR.match(statement)
         if decorator is not None:
             decorators.append((number, decorator.group(1)))
             continue
-        definition = _METHOD.match(statement) if len(match.group(1)) == width else None
+        definition = _METHOD.match(statement) if indent == width else None
         if definition is not None:
             first = decorators[0][0] if decorators else number
             names = frozenset(name for _, name in decorators)
@@ -111,6 +96,33 @@ def methods(lines: list[str], block: Block) -> list[Method]:
     if open_method is not None:
         found.append(_closed(open_method, block.last, lines))
     return found
+
+
+def _statements(lines: list[str], width: int) -> Iterator[tuple[int, int, str]]:
+    """(line, from 1 on; blanks before it; text from there) of what starts at most ``width`` blanks from the margin.
+
+    Text in strings is left out, and so are the lines that close a bracket.
+    """
+    strings = _strings("\n".join(lines))
+    position = 0
+    for number, line in enumerate(lines, 1):
+        text = line.lstrip(" ")
+        indent = len(line) - len(text)
+        if indent <= width and text and text[0] not in "#)]}" and not text[0].isspace():
+            if not _inside(strings, position):
+                yield number, indent, text
+        position += len(line) + 1
+
+
+def _definition_indents(text: str) -> Iterator[str]:
+    """What stands before each indented `def`."""
+    strings = _strings(text)
+    for match in _DEF.finditer(text):
+        start = text.rfind("\n", 0, match.start()) + 1
+        before = text[start : match.start()]
+        indent = before[: len(before) - len(before.lstrip(" \t"))]
+        if indent and before[len(indent) :].rstrip(" \t") in ("", "async") and not _inside(strings, start):
+            yield indent
 
 
 def _closed(method: Method, last: int, lines: list[str]) -> Method:
