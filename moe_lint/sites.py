@@ -204,7 +204,12 @@ def _as_called(
 
 
 def _flags_in_scope(found: FoundSite, policy: Policy) -> tuple[tuple[str, str], ...]:
-    """Flags that the site could hand to the helper; all of them where the helper reads a published context."""
+    """Flags that the site could hand to the helper; all of them where the helper reads a published context.
+
+    A flag that was passed counts as the published one of its name: nothing in the block tells them apart, and to take
+    them for two would make every guard on one differ. What rests on that is not proved: `held_by_name` tells which
+    flags it is, a fix keeps them (ADR 3), and MOE001 does not call such a guard the same without saying so.
+    """
     profile = policy.profile
     scope = {profile.flag_names[spelling]: spelling for spelling in found.raw.flags}
     helper = policy.helper
