@@ -51,6 +51,8 @@ FIXED = {
     "no-newline-at-the-end": TEXT.rstrip("\n"),
     "continued-further-left": replaced(" and not use_reduce", " \\\n and not use_reduce"),
     "one-line-if": TEXT.replace(":\n" + SUM, ": " + SUM.lstrip()),
+    "no-space-around-the-condition": replaced("if self.tp", "if(self.tp").replace(":\n" + SUM, "):\n" + SUM),
+    "a-comment-further-left-than-the-method": replaced(EXPERTS, f"{EXPERTS}# left\n"),
     "a-name-assigned-in-a-condition-again": replaced("self.tp_size > 1", "(w := self.tp_size > 1)").replace(
         EXPERTS, f"{EXPERTS}        w = x.ready or x.late\n"
     ),
