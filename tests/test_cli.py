@@ -96,7 +96,7 @@ def test_a_pair_is_fixed_as_a_pair(tree: Path) -> None:
     assert "not should_skip" not in (tree / "engine/models/pair.py").read_text()
 
 
-def test_init_gives_a_tree_its_helper_and_the_fix_uses_it(tree: Path) -> None:
+def without_helper(tree: Path) -> None:
     utils = tree / "engine/layers/moe/utils.py"
     text = utils.read_text()
     utils.write_text(text[: text.index("def should_skip_post_experts")])
@@ -104,9 +104,22 @@ def test_init_gives_a_tree_its_helper_and_the_fix_uses_it(tree: Path) -> None:
     export.write_text("".join(line for line in export.read_text().splitlines(True) if "should_skip" not in line))
     for name in ("right", "wrong_axis"):
         (tree / f"engine/models/{name}.py").unlink()
+
+
+def test_a_helper_that_is_not_there_is_not_imported(tree: Path) -> None:
+    without_helper(tree)
+    before = {p: p.read_bytes() for p in tree.rglob("*.py")}
+    result = moe_lint("--fix", "engine")
+    assert result.exit_code == 1
+    assert "no fix: the tree has no `should_skip_post_experts_all_reduce` yet: `moe-lint init` adds it" in result.stdout
+    assert {p: p.read_bytes() for p in tree.rglob("*.py")} == before
+
+
+def test_init_gives_a_tree_its_helper_and_the_fix_uses_it(tree: Path) -> None:
+    without_helper(tree)
     assert "moe-lint init" in moe_lint("engine").stdout
     assert moe_lint("init", "engine").exit_code == 0
-    assert "should_skip_post_experts_all_reduce" in export.read_text()
+    assert "should_skip_post_experts_all_reduce" in (tree / "engine/layers/moe/__init__.py").read_text()
     assert moe_lint("--fix", "engine").exit_code == 0
     again = moe_lint("init", "engine")
     assert (again.exit_code, "nothing to do" in again.stdout) == (0, True)
