@@ -82,6 +82,8 @@ class _Commands(click.Group):
             raise  # click's own ways to end
         except OSError as error:
             fail(_of_the_system(error))
+        except RecursionError:  # where it is not known in which file
+            fail("a condition in a tree is nested too deeply to be judged")
         except Exception as error:  # 1 would mean findings
             import traceback
 
