@@ -65,7 +65,14 @@ def _rewrite_condition(plan: FixPlan, source: Source) -> Edit:
             kept.append(None)
     if plan.helper and None not in kept:
         kept.append(None)
-    return Edit(start, end, _layout(kept, plan, negation, source, start, end))
+    return Edit(start, end, _apart(_layout(kept, plan, negation, source, start, end), source.text, start, end))
+
+
+def _apart(new: str, text: str, start: int, end: int) -> str:
+    """What takes the place of `(…)`, kept apart from the words around it: `if(a)else` needs no spaces, `a` does."""
+    before = " " if text[:start][-1:].isidentifier() and new[:1] != "(" else ""
+    after = " " if text[end : end + 1].isidentifier() and new[-1:] != ")" else ""
+    return f"{before}{new}{after}"
 
 
 def _chain(core: str, conjunction: bool) -> tuple[str, list[tuple[str, str]]]:
@@ -273,7 +280,7 @@ def _use_wrapper(plan: FixPlan, source: Source) -> Edit:
     if "#" in source.text[start:end]:
         raise CannotRewrite("the guard holds comments, which would be lost")
     inner_start, inner_end = source.range(plan.statement)
-    node = ast.parse(textwrap.dedent(source.indent_at(inner_start) + source.text[inner_start:inner_end])).body[0]
+    node = ast.parse(source.text[inner_start:inner_end]).body[0]  # a simple statement: no indentation counts in it
     call = _call(plan)
     if isinstance(node, ast.Return):
         following = source.text[end:].lstrip()

@@ -15,7 +15,7 @@ from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
 from moe_lint.prefilter import Prefilter, may_hold_sites
 from moe_lint.profile import Profile, bundled_profiles, load_profile
 from moe_lint.reading import Reader
-from moe_lint.sites import Site, find_site, judge_site, skip_atoms_used
+from moe_lint.sites import FoundSite, Site, find_site, judge_site, skip_atoms_used
 
 #: A name that may be called or handed on: no text in quotes, no prose (`an allreduce fusion`, `--custom-allreduce`), no
 #: definition, no object that has a part of interest (`custom_all_reduce.buffers`).
@@ -51,12 +51,15 @@ def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[
     texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
     index = ProjectIndex(texts, paths, reader.facts, profile)
     dataflow = Dataflow(index)
-    found = [
-        find_site(path, raw, index, dataflow)
-        for path in sorted(texts)
-        if may_hold_sites(texts[path])
-        for raw in _raw_sites(index, path, prefilter.call_words)
-    ]
+    found: list[FoundSite] = []
+    too_deep: list[Problem] = []
+    for path in sorted(texts):
+        for raw in _raw_sites(index, path, prefilter.call_words) if may_hold_sites(texts[path]) else ():
+            try:
+                found.append(find_site(path, raw, index, dataflow))
+            except RecursionError:
+                message = f"the guard of `{raw.collective}` is nested too deeply to be judged"
+                too_deep.append(Problem(SkipReason.SYNTAX_ERROR, path, raw.span.line, message))
     for path in dict.fromkeys(site.path for site in found if site.post_experts):
         judged = index.facts(path)
         if judged is not None:
@@ -73,7 +76,7 @@ def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[
         policy,
         dataflow,
         sites,
-        (*helper_problems, *_no_helper(root, policy, sites), *_site_problems(sites)),
+        (*too_deep, *helper_problems, *_no_helper(root, policy, sites), *_site_problems(sites)),
         reader.problems,
     )
 

@@ -48,8 +48,11 @@ def changes_since(revision: str, paths: Iterable[str]) -> Changes:
         patterns = ("--", "*.py", "*.toml", "*.cfg")
         options = ("--unified=0", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames")
         prefixes = ("--src-prefix=a/", "--dst-prefix=b/")
-        found, gone = parse_diff(_git(top, "diff", *options, *prefixes, base, *patterns))
-        new = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--full-name", *patterns).split("\0")
+        try:
+            found, gone = parse_diff(_git(top, "diff", *options, *prefixes, base, *patterns))
+            new = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--full-name", *patterns).split("\0")
+        except _GitError as error:  # a damaged index or object
+            raise UsageError(f"--since: git cannot tell what has changed in {top}: {error}") from None
         for name, ranges in {**found, **dict.fromkeys(filter(None, new), ((1, _END),))}.items():
             files[os.path.join(top, *name.split("/"))] = ranges
         removed |= gone

@@ -230,8 +230,8 @@ def _groups(paths: Iterable[str], filter_: FileFilter, walk: _Walk) -> dict[Path
     groups: dict[Path, tuple[set[str], set[str]]] = {}
     for name in paths:
         path = Path(name)
-        if not path.exists():
-            raise UsageError(f"{name}: no such file or directory")
+        if not name or not path.exists():  # to Path, no name at all is the working directory
+            raise UsageError(f"{name or repr(name)}: no such file or directory")
         if path.is_dir():
             files = walk(str(path.resolve()))
             if not files:
@@ -240,6 +240,8 @@ def _groups(paths: Iterable[str], filter_: FileFilter, walk: _Walk) -> dict[Path
                 raise UsageError(f"{name}: no Python file below this folder{why}")
         elif filter_.force and is_left_out(str(path.resolve()), filter_):
             continue
+        elif not path.is_file():
+            raise UsageError(f"{name}: neither a file nor a folder")
         else:
             files = [str(path.resolve())]
         targets, explicit = groups.setdefault(tree_of(path), (set(), set()))

@@ -205,6 +205,21 @@ def exists(formula: Formula, name: str) -> Formula:
     return disj((assign(formula, name, TRUE), assign(formula, name, FALSE)))
 
 
+def nests_deeper(formula: Formula, limit: int) -> bool:
+    """Whether a formula nests so deeply that walking it could go deeper than Python lets a program go."""
+    level = [formula]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in dict.fromkeys(level)
+            if not isinstance(outer, Atom)
+            for inner in ((outer.operand,) if isinstance(outer, Not) else outer.operands)
+        ]
+        if not level:
+            return False
+    return True
+
+
 class Relation(str, Enum):
     """How a site's guard relates to the helper's decision.
 

@@ -12,26 +12,30 @@ import re
 from collections.abc import Iterator, Sequence
 
 import libcst as cst
-from libcst.metadata import MetadataWrapper, PositionProvider
 
 from moe_lint.facts import GuardPart, RawSite
+from moe_lint.source import overflows_libcst
 
 #: (condition, whether it must hold), outermost first
 Conditions = list[tuple[str, bool]]
 
 #: Indentation up to a form feed: it does not count.
 _FORM_FEED = re.compile(r"^[ \t\f]*\f")
+_PARENTHESES = re.compile(r"[( \t]*")
+#: Put before the first name of the call that is looked for, to know it by. libcst can tell positions, but only by
+#: writing the whole text out, which costs as much as all the rest and takes several frames for each level of nesting.
+_MARK = "_moe_lint_mark_"
 _LEAVES = (cst.Return, cst.Raise, cst.Continue, cst.Break)
+#: Where the first operand of an expression is kept.
+_FIRST = ("func", "value", "left", "body")
 
 
 class GuardVisitor(cst.CSTVisitor):
-    """Collects the conditions around the call that starts at ``line``, ``column`` (both from 1, in characters)."""
+    """Collects the conditions around the marked call; ``parentheses`` open between its start and the marked name."""
 
-    METADATA_DEPENDENCIES = (PositionProvider,)
-
-    def __init__(self, line: int, column: int) -> None:
+    def __init__(self, parentheses: int) -> None:
         super().__init__()
-        self._start = (line, column - 1)
+        self._parentheses = parentheses
         self._path: list[cst.CSTNode] = []
         self._module = cst.Module(body=[])
         self.conditions: Conditions | None = None
@@ -40,11 +44,23 @@ class GuardVisitor(cst.CSTVisitor):
         if self.conditions is not None:
             return False
         self._path.append(node)
-        if isinstance(node, cst.Call):
-            start = self.get_metadata(PositionProvider, node).start
-            if (start.line, start.column) == self._start:
-                self.conditions = self._read()
+        if isinstance(node, cst.Name) and node.value.startswith(_MARK) and (call := self._call_around(node)):
+            del self._path[call + 1 :]
+            self.conditions = self._read()
         return True
+
+    def _call_around(self, name: cst.Name) -> int | None:
+        """Where on the path the outermost call stands that begins where the mark says."""
+        opened = len(name.lpar)
+        found = None
+        for place in range(len(self._path) - 2, -1, -1):
+            node, inner = self._path[place : place + 2]
+            if not any(getattr(node, field, None) is inner for field in _FIRST):
+                break
+            if opened == self._parentheses and isinstance(node, cst.Call):
+                found = place
+            opened += len(getattr(node, "lpar", ()))
+        return found
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
         if self._path and self._path[-1] is original_node:
@@ -114,18 +130,25 @@ def read_again(site: RawSite, function: tuple[int, int], lines: Sequence[str]) -
     """The conditions around a site as libcst sees them; None when the call is not found.
 
     ``function`` is the first and last line of the function around it: only that much is parsed.
+    Raises ``RecursionError`` when it is nested too deeply.
     """
     first, last = function
     text = [_FORM_FEED.sub("", line) for line in lines[first - 1 : last]]
-    fed = len(lines[site.span.line - 1]) - len(text[site.span.line - first])
+    row = site.span.line - first
+    column = site.span.column - 1 - (len(lines[site.span.line - 1]) - len(text[row]))
+    parentheses = _PARENTHESES.match(text[row], column)
+    assert parentheses is not None  # there may be none
+    text[row] = f"{text[row][: parentheses.end()]}{_MARK}{text[row][parentheses.end() :]}"
     # under a condition of its own a method keeps its indentation, whatever that is
     source = "\n".join(["if 1:", *text] if text[0][:1].isspace() else ["", *text]) + "\n"
+    if overflows_libcst(source):
+        raise RecursionError
     try:
-        wrapper = MetadataWrapper(cst.parse_module(source), unsafe_skip_copy=True)
+        module = cst.parse_module(source)
     except cst.ParserSyntaxError:
         return None
-    visitor = GuardVisitor(site.span.line - first + 2, site.span.column - fed)
-    wrapper.visit(visitor)
+    visitor = GuardVisitor(parentheses[0].count("("))
+    module.visit(visitor)
     return visitor.conditions
 
 

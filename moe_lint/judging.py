@@ -61,7 +61,13 @@ def _disagreements(tree: Tree, findings: Iterable[Finding]) -> dict[tuple[str, S
         from moe_lint.guard_visitor import read_again, seen_by_ast  # libcst is loaded only when there is a finding
 
         name = site.raw.function.replace(".<lambda>", "")
-        if read_again(site.raw, facts.extent(name), facts.lines) != seen_by_ast(site.raw.guard):
+        try:
+            agreed = read_again(site.raw, facts.extent(name), facts.lines) == seen_by_ast(site.raw.guard)
+        except RecursionError:
+            message = f"`{name}` is nested too deeply to be read"
+            found[key] = Problem(SkipReason.SYNTAX_ERROR, site.path, site.raw.span.line, message)
+            continue
+        if not agreed:
             message = f"`ast` and libcst read the guard of `{site.raw.collective}` differently: please report this"
             found[key] = Problem(SkipReason.DISAGREEMENT, site.path, site.raw.span.line, message)
     return found

@@ -14,6 +14,13 @@ class UsageError(ValueError):
     """A request that cannot be carried out; the text is one line for the user."""
 
 
+def one_line(text: str) -> str:
+    """The text with its control characters escaped: a name of a file may hold newlines and commands to a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in text)
+
+
 class Span(Struct, frozen=True, order=True):
     """A range of source text. Lines and columns count from 1; columns count characters; the end is exclusive."""
 

@@ -179,7 +179,7 @@ def load_profile(reference: str) -> Profile:
 def _merged(reference: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if reference in seen:
         raise ProfileError(f"{reference}: profiles extend each other in a circle: {' -> '.join((*seen, reference))}")
-    data = _read(reference)
+    data = _read(reference, f"{seen[-1]}: extends: " if seen else "")
     _validate(data, reference)
     base = data.pop("extends", None)
     if base is not None and base not in bundled_profiles() and reference not in bundled_profiles():
@@ -187,17 +187,18 @@ def _merged(reference: str, seen: tuple[str, ...]) -> dict[str, Any]:
     return _merge(_merged(base, (*seen, reference)), data) if base else data
 
 
-def _read(reference: str) -> dict[str, Any]:
+def _read(reference: str, place: str) -> dict[str, Any]:
     if reference in bundled_profiles():
         raw = (resources.files("moe_lint") / "profiles" / f"{reference}.toml").read_bytes()
     elif reference.endswith(".toml") or "/" in reference:
         try:
             raw = Path(reference).read_bytes()
         except OSError as error:
-            raise ProfileError(f"{reference}: cannot read the profile: {error.strerror}") from None
+            raise ProfileError(f"{place}{reference}: cannot read the profile: {error.strerror}") from None
     else:
         known = ", ".join(bundled_profiles())
-        raise ProfileError(f"unknown profile {reference!r}: bundled are {known}; a file is given by its path (*.toml)")
+        hint = f"bundled are {known}; a file is given by its path (*.toml)"
+        raise ProfileError(f"{place}unknown profile {reference!r}: {hint}")
     try:
         return tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -21,6 +21,7 @@ from moe_lint.formula import (
     atom_set,
     conj,
     negate,
+    nests_deeper,
     satisfiable,
     substitute,
 )
@@ -96,15 +97,21 @@ class FoundSite(Struct, frozen=True):
     absorber: bool | None
 
 
+#: How deep the guard of a site may nest. Formulas are walked recursively, some within others.
+_DEEPEST = 200
+
+
 def owner_of(site: Site | FoundSite) -> Ref:
     """The class around a site, or the function when it is in none."""
     return Ref(site.path, site.raw.class_name or site.raw.function)
 
 
 def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) -> FoundSite:
-    """Everything about a site that does not depend on the helper."""
+    """Everything about a site that does not depend on the helper. Raises ``RecursionError`` for too deep a guard."""
     raw = opened(raw, path, index)
     reached = conj(part.formula for part in raw.guard)
+    if nests_deeper(reached, _DEEPEST):
+        raise RecursionError
     where = Where(path, raw.class_name, raw.function.removesuffix(".<lambda>"), reached)
     inside = raw.function.removesuffix(".<lambda>").rsplit(".", 1)[-1]
     wrappers = index.profile.wrappers
@@ -204,7 +211,12 @@ def _as_called(
 
 
 def _flags_in_scope(found: FoundSite, policy: Policy) -> tuple[tuple[str, str], ...]:
-    """Flags that the site could hand to the helper; all of them where the helper reads a published context."""
+    """Flags that the site could hand to the helper; all of them where the helper reads a published context.
+
+    A flag that was passed counts as the published one of its name: nothing in the block tells them apart, and to take
+    them for two would make every guard on one differ. What rests on that is not proved: `held_by_name` tells which
+    flags it is, a fix keeps them (ADR 3), and MOE001 does not call such a guard the same without saying so.
+    """
     profile = policy.profile
     scope = {profile.flag_names[spelling]: spelling for spelling in found.raw.flags}
     helper = policy.helper

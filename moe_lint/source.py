@@ -7,11 +7,18 @@ import io
 import re
 import tokenize
 import warnings
+from itertools import accumulate
 from symtable import symtable
 
 from moe_lint.model import Problem, SkipReason
 
 _BARE_RETURN = re.compile(r"\r(?!\n)")
+#: What is one flat node to `ast`, and to libcst a level of nesting for each: `a and b and …`, `"a" "b" …`.
+_LEVEL = re.compile(r"""\b(?:and|or)\b|["'][\s\\]*[rbfuRBFU]{0,2}["']""")
+_LEVELS = 3000
+_BRACKET = re.compile(r"[()\[\]{}]")
+#: Python itself takes 200.
+_BRACKETS = 500
 
 
 class SourceError(ValueError):
@@ -55,7 +62,7 @@ def parse(text: str) -> ast.Module:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         what = getattr(error, "msg", None) or str(error)
-        if _libcst_parses(text):
+        if not what.startswith("too many ") and _libcst_parses(text):  # nested brackets, levels of indentation
             what = f"needs a newer Python than this one to be parsed: {what}"
         raise SourceError(SkipReason.SYNTAX_ERROR, line, f"syntax error: {what}") from None
     except (RecursionError, MemoryError):
@@ -83,9 +90,17 @@ def can_be_parsed(text: str) -> bool:
     return True
 
 
+def overflows_libcst(text: str) -> bool:
+    """Whether libcst's parser could run out of stack on a text: that would end the process. Errs on the safe side."""
+    opened = accumulate(1 if bracket in "([{" else -1 for bracket in _BRACKET.findall(text))
+    return max(opened, default=0) > _BRACKETS or sum(1 for _ in _LEVEL.finditer(text)) > _LEVELS
+
+
 def _libcst_parses(text: str) -> bool:
     import libcst
 
+    if overflows_libcst(text):
+        return False
     try:
         libcst.parse_module(text)
     except Exception:  # libcst raises several kinds; any of them means that it cannot parse the text either

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,12 +84,19 @@ def test_safe_only_leaves_what_changes_behaviour(tree: Path) -> None:
     assert ("fusion_only.py", 20, "MOE001") in findings("engine")
 
 
+@pytest.mark.parametrize("mode", ["--fix", "--diff"])
+def test_what_is_left_out_is_counted_by_reason(tree: Path, mode: str) -> None:
+    told = moe_lint(mode, "--safe-only", "engine").stderr.splitlines()
+    assert "moe-lint: 5 fixes change behaviour: not made with --safe-only" in told
+    assert "moe-lint: 1 fix waits for the other half of an EP/TP pair, which is left as it is" in told
+
+
 def test_a_pair_is_fixed_as_a_pair(tree: Path) -> None:
     moe_lint("--fix", "--safe-only", "engine")  # the TP half alone would be safe
     assert "not should_skip" not in (tree / "engine/models/pair.py").read_text()
 
 
-def test_init_gives_a_tree_its_helper_and_the_fix_uses_it(tree: Path) -> None:
+def without_helper(tree: Path) -> None:
     utils = tree / "engine/layers/moe/utils.py"
     text = utils.read_text()
     utils.write_text(text[: text.index("def should_skip_post_experts")])
@@ -96,9 +104,22 @@ def test_init_gives_a_tree_its_helper_and_the_fix_uses_it(tree: Path) -> None:
     export.write_text("".join(line for line in export.read_text().splitlines(True) if "should_skip" not in line))
     for name in ("right", "wrong_axis"):
         (tree / f"engine/models/{name}.py").unlink()
+
+
+def test_a_helper_that_is_not_there_is_not_imported(tree: Path) -> None:
+    without_helper(tree)
+    before = {p: p.read_bytes() for p in tree.rglob("*.py")}
+    result = moe_lint("--fix", "engine")
+    assert result.exit_code == 1
+    assert "no fix: the tree has no `should_skip_post_experts_all_reduce` yet: `moe-lint init` adds it" in result.stdout
+    assert {p: p.read_bytes() for p in tree.rglob("*.py")} == before
+
+
+def test_init_gives_a_tree_its_helper_and_the_fix_uses_it(tree: Path) -> None:
+    without_helper(tree)
     assert "moe-lint init" in moe_lint("engine").stdout
     assert moe_lint("init", "engine").exit_code == 0
-    assert "should_skip_post_experts_all_reduce" in export.read_text()
+    assert "should_skip_post_experts_all_reduce" in (tree / "engine/layers/moe/__init__.py").read_text()
     assert moe_lint("--fix", "engine").exit_code == 0
     again = moe_lint("init", "engine")
     assert (again.exit_code, "nothing to do" in again.stdout) == (0, True)
@@ -121,10 +142,21 @@ def test_rules_are_listed_and_explained() -> None:
         (["--profile", "bad.toml", "engine"], "bad.toml: unknown key 'helpr'; did you mean 'helper'?"),
         (["empty"], "empty: no Python file below this folder"),
         (["--safe-only", "--unsafe-fixes", "engine"], "exclude each other"),
+        ([""], "'': no such file or directory"),
+        (["pipe.py"], "pipe.py: neither a file nor a folder"),
+        (["a\nb.py"], "a\\nb.py: no such file or directory"),
+        (["--select", "", "engine"], "Invalid value for '--select': it names no rule"),
+        (["--ignore", ",", "engine"], "Invalid value for '--ignore': it names no rule"),
+        (["--cache-dir", "", "engine"], "Invalid value for '--cache-dir': it names no folder"),
+        (["--profile", "klingon.toml", "engine"], "klingon.toml: extends: unknown profile 'klingon'"),
+        (["config", "nowhere"], "nowhere: no such file or directory"),
+        (["completion"], "Missing argument"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_two(tree: Path, args: list[str], told: str) -> None:
     (tree / "empty").mkdir()
+    os.mkfifo(tree / "pipe.py")
+    (tree / "klingon.toml").write_text('extends = "klingon"\n')
     (tree / "bad.toml").write_text('extends = "sglang"\n[helpr]\nname = "x"\n')
     result = moe_lint(*args)
     assert result.exit_code == 2
@@ -194,3 +226,24 @@ def test_the_rewrite_runs_as_a_libcst_command(tree: Path) -> None:
     command = [sys.executable, "-m", "libcst.tool", "codemod", "--no-format", "-x", "codemods.commands.RouteGuards"]
     subprocess.run([*command, "engine/models/fusion_only.py"], check=True, capture_output=True, cwd=tree)
     assert "not should_skip_post_experts_all_reduce(" in (tree / "engine/models/fusion_only.py").read_text()
+
+
+@pytest.mark.parametrize(
+    "args", [["engine"], ["matrix", "engine"], ["--format", "json", "engine"], ["rule"], ["--help"]]
+)
+def test_a_closed_or_full_standard_output_is_no_traceback(tree: Path, args: list[str]) -> None:
+    command = [sys.executable, "-m", "moe_lint", *args]
+    open_ = subprocess.run(command, capture_output=True, check=False).returncode
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (closed.returncode, closed.stderr) == (open_, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "moe-lint: error: standard output: No space left on device\n"
+
+
+def test_a_name_with_control_characters_does_not_break_lines(tree: Path) -> None:
+    (tree / "engine/models/pair.py").rename(tree / "engine/models/a\nb\x1b[31m.py")
+    shown = moe_lint("--format", "concise", "engine").stdout
+    assert "engine/models/a\\nb\\x1b[31m.py:19:35: MOE001" in shown
+    assert "engine/models/a\\nb\\x1b[31m.py:19:35 in" in moe_lint("engine").stdout

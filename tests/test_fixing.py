@@ -173,7 +173,11 @@ def test_a_flag_that_was_passed_stays_where_the_helper_asks_what_was_published(
 def test_a_complete_guard_with_passed_flags_is_not_called_the_same_as_a_published_decision(tmp_path: Path) -> None:
     root = with_published_flags(write_tree(tmp_path, COMPLETE))
     options = Options((str(root),), PROFILE)
-    (plan,) = {f.fix for f in run(options).findings if f.rule == "MOE001"}
+    (finding,) = (f for f in run(options).findings if f.rule == "MOE001")
+    assert finding.message.endswith(
+        "only while `should_allreduce_fusion` and `use_reduce_scatter` are passed as the layer publishes"
+    )
+    plan = finding.fix
     assert plan is not None
     assert plan.safety.value == "corrective"
     assert "stay: the helper asks what was published" in plan.reason

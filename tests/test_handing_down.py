@@ -91,6 +91,16 @@ def test_the_flags_reach_the_reduction_through_every_function_on_the_way(tmp_pat
     )
 
 
+def test_a_comment_further_left_than_its_method_is_no_obstacle(tmp_path: Path) -> None:
+    text = written(block(*TWO_STEPS), layer=PLAIN).replace(
+        "        return self.forward_normal", "# left\n        return self.forward_normal"
+    )
+    assert "\n# left\n" in text
+    root = tree(tmp_path, pretend=text)
+    (one,) = result(root).fixed
+    assert "def forward(self, x, use_reduce_scatter=False, should_allreduce_fusion=False):\n# left\n" in one.after
+
+
 def test_fusion_is_asked_for_only_by_a_layer_that_marks_the_tensor(tmp_path: Path) -> None:
     marking = f"{ASK_FUSION}x = self.mlp(x)\n{cleandoc(SETTLE)}"
     after = fixed(tmp_path, block(*TWO_STEPS), layer=marking)

@@ -51,6 +51,8 @@ FIXED = {
     "no-newline-at-the-end": TEXT.rstrip("\n"),
     "continued-further-left": replaced(" and not use_reduce", " \\\n and not use_reduce"),
     "one-line-if": TEXT.replace(":\n" + SUM, ": " + SUM.lstrip()),
+    "no-space-around-the-condition": replaced("if self.tp", "if(self.tp").replace(":\n" + SUM, "):\n" + SUM),
+    "a-comment-further-left-than-the-method": replaced(EXPERTS, f"{EXPERTS}# left\n"),
     "a-name-assigned-in-a-condition-again": replaced("self.tp_size > 1", "(w := self.tp_size > 1)").replace(
         EXPERTS, f"{EXPERTS}        w = x.ready or x.late\n"
     ),
@@ -94,6 +96,8 @@ REFUSED = {
     "a-codec-that-is-no-encoding": (b"# coding: rot13\n" + TEXT.encode(), "not a text encoding"),
     "bare-carriage-returns": (TEXT.replace("\n", "\r"), "bare carriage return"),
     "too-deep": (replaced(EXPERTS, f"{EXPERTS}        y = {'+'.join(['x'] * 9000)}\n"), "nested too deeply"),
+    "too-many-brackets": (replaced(EXPERTS, f"{EXPERTS}        y = {'(' * 4000}x{')' * 4000}\n"), "too many nested"),
+    "too-many-brackets-in-a-broken-file": (f"x = = 1\ny = {'(' * 4000}x{')' * 4000}\n{TEXT}", "syntax error: "),
 }
 
 
@@ -108,6 +112,34 @@ def test_it_is_refused_in_one_line_and_left_alone(tmp_path: Path, data: bytes | 
     assert "models/y.py:" in line
     assert message in line
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("depth", [800, 4000, 20000])
+@pytest.mark.parametrize("kind", ["elifs", "calls", "operators", "a-condition", "a-nest-in-a-condition", "choices"])
+def test_however_deep_it_nests_it_is_fixed_or_refused_in_one_line(tmp_path: Path, kind: str, depth: int) -> None:
+    """How deep Python can go depends on its version: what it cannot read is said, and nothing is written."""
+    text = {
+        "elifs": replaced(
+            EXPERTS,
+            f"{EXPERTS}        if a == 0:\n            b = 0\n" + "        elif a == 1:\n            b = 1\n" * depth,
+        ),
+        "calls": replaced(EXPERTS, f"{EXPERTS}        y = x{'.a()' * depth}\n"),
+        "operators": replaced(EXPERTS, f"{EXPERTS}        y = {'-' * depth}x\n"),
+        "a-condition": replaced("if self.tp_size > 1", f"if {'a and ' * depth}self.tp_size > 1"),
+        "a-nest-in-a-condition": replaced("if self.tp_size > 1", f"if a{'.b()' * depth} and self.tp_size > 1"),
+        "choices": replaced("if self.tp_size > 1", f"if ({'b if c else ' * depth}a) and self.tp_size > 1"),
+    }[kind]
+    tree = tree_with(tmp_path, text)
+    path = tree / "models" / "y.py"
+    result = moe_lint("check", "--fix", str(tree))
+    if result.exit_code == 0:
+        assert "should_skip_post_experts_all_reduce" in path.read_text()
+        return
+    assert result.exit_code == 2
+    (line,) = [line for line in result.output.splitlines() if "error:" in line]
+    assert "models/y.py:" in line or "in a tree" in line
+    assert "nested too deeply" in line
+    assert path.read_text() == text
 
 
 def test_a_name_that_is_not_text_is_printed_escaped(tmp_path: Path) -> None:

@@ -359,4 +359,4 @@ def test_an_error_in_the_base_names_the_base(tmp_path: Path) -> None:
 
 
 def test_an_unknown_base_is_refused(tmp_path: Path) -> None:
-    assert error_of(write(tmp_path, 'extends = "nobody"\n')).startswith("unknown profile 'nobody'")
+    assert "own.toml: extends: unknown profile 'nobody'" in error_of(write(tmp_path, 'extends = "nobody"\n'))

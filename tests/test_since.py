@@ -248,3 +248,11 @@ def test_hunks_are_read_by_their_counts() -> None:
         ]
     )
     assert parse_diff(diff) == ({"a.py": ((1, 1), (8, 9), (20, 22))}, frozenset({"gone", "Old"}))
+
+
+def test_a_repository_that_git_cannot_read_is_one_line(tree: Path) -> None:
+    (tree / ".git/index").write_bytes(b"damaged")
+    result = run("--since", "HEAD", "engine")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"moe-lint: error: --since: git cannot tell what has changed in {tree}: fatal: ")
+    assert len(result.stderr.splitlines()) == 1

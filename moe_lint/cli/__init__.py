@@ -9,6 +9,7 @@ import gc
 import io
 import os
 import sys
+from errno import EPIPE
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -62,13 +63,17 @@ class _Commands(click.Group):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            fail(error.format_message())
+            fail(_one_line(error))
+        except OSError as error:  # `--help` is printed while the arguments are read
+            if error.errno == EPIPE:
+                raise
+            fail(_of_the_system(error))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.UsageError as error:  # one line, where click would print its usage text
-            fail(error.format_message())
+            fail(_one_line(error))
         except UsageError as error:
             fail(str(error))
         except KeyboardInterrupt:
@@ -76,7 +81,9 @@ class _Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own ways to end
         except OSError as error:
-            fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
+            fail(_of_the_system(error))
+        except RecursionError:  # where it is not known in which file
+            fail("a condition in a tree is nested too deeply to be judged")
         except Exception as error:  # 1 would mean findings
             import traceback
 
@@ -87,6 +94,14 @@ class _Commands(click.Group):
         if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
             args = ["check", *args]
         return super().parse_args(ctx, args)
+
+
+def _one_line(error: click.UsageError) -> str:
+    return " ".join(error.format_message().split())
+
+
+def _of_the_system(error: OSError) -> str:
+    return f"{error.filename or 'standard output'}: {error.strerror or error}"
 
 
 @click.group(cls=_Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -108,6 +123,9 @@ def main() -> None:
 def program() -> NoReturn:
     """The console script: `main`, then out at once. Taking apart all that a run has built takes a tenth of its time."""
     status: object = 0
+    # a stream that the caller closed is None
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - it lives as long as the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         main()
     except SystemExit as done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,11 +12,18 @@ if TYPE_CHECKING:
     from moe_lint.cache import Cache
 
 
+class _Folder(click.Path):
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if not value:  # to Path, no name at all is the working directory
+            self.fail("it names no folder", parameter, context)
+        return super().convert(value, parameter, context)
+
+
 def cache_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds `cache_dir` and `no_cache` to a command."""
     folder = click.option(
         "--cache-dir",
-        type=click.Path(file_okay=False, readable=False, path_type=Path),
+        type=_Folder(file_okay=False, readable=False, path_type=Path),
         envvar="MOE_LINT_CACHE_DIR",
         metavar="DIR",
         help="Where judgements are kept. [default: the platform's cache folder]",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import click
 
 from moe_lint.cli.settings import check_options, settings_for
+from moe_lint.cli.shared import fail
 from moe_lint.config import Setting, Settings
 
 
@@ -22,6 +24,9 @@ def command(context: click.Context, paths: tuple[str, ...], output: str) -> None
     """
     from moe_lint.api import options_of
 
+    for path in paths:
+        if not os.path.exists(path):
+            fail(f"{path}: no such file or directory")
     paths = paths or (".",)
     settings = settings_for(context, paths)
     options_of(paths, settings, baseline=False)  # a value that a run would refuse is refused here too

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 
 import click
@@ -25,7 +26,7 @@ from moe_lint.fixing import (
     rewrite,
     write_all,
 )
-from moe_lint.model import FixPlan, Report
+from moe_lint.model import FixPlan, Report, Safety
 
 #: Makes the fixes of a report that are wanted, at a level.
 Maker = Callable[[Options, Report, str, Callable[[FixPlan], bool]], FixResult]
@@ -98,7 +99,7 @@ def fixed(
     write_all(result.fixed)
     for line in behaviour(result.fixed, report):
         told(line)
-    _tell_what_is_left(result)
+    _tell_what_is_left(result, report, level)
     return result.report
 
 
@@ -110,15 +111,35 @@ def shown(options: Options, report: Report, level: str, make: Maker) -> Report:
     """Print what `fixed` would change, and the report that would be left."""
     result = make(options, report, level, _any)
     click.echo(diff(result.fixed), nl=False)
-    _tell_what_is_left(result)
+    _tell_what_is_left(result, report, level)
+    without = sum(finding.fix is None for finding in result.report.findings)
+    if without:
+        to_stderr(
+            f"moe-lint: {_counted(without, 'finding has', 'findings have')} no fix: see the report without --diff"
+        )
     return result.report
 
 
-def _tell_what_is_left(result: FixResult) -> None:
+def _tell_what_is_left(result: FixResult, report: Report, level: str) -> None:
     for path, line, reason in result.not_proven:
         to_stderr(f"{path}:{line}: FIX_NOT_PROVEN: {reason}; left as it was")
-    if result.held_back:
-        to_stderr(f"moe-lint: {result.held_back} fix(es) held back; see --unsafe-fixes")
+    planned = (finding.fix.safety for finding in report.findings if finding.fix is not None)
+    levels = Counter(safety for safety in planned if safety not in ALLOWED[level])
+    changing, unsafe = levels[Safety.CORRECTIVE], levels[Safety.UNSAFE]
+    waiting = result.held_back - changing - unsafe
+    if changing:
+        told = _counted(changing, "fix changes", "fixes change")
+        to_stderr(f"moe-lint: {told} behaviour: not made with --safe-only")
+    if unsafe:
+        told = _counted(unsafe, "fix is", "fixes are")
+        to_stderr(f"moe-lint: {told} unsafe: made with --unsafe-fixes only")
+    if waiting:
+        told = _counted(waiting, "fix waits", "fixes wait")
+        to_stderr(f"moe-lint: {told} for the other half of an EP/TP pair, which is left as it is")
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
 
 
 def _ask(report: Report, level: str) -> frozenset[FixPlan]:

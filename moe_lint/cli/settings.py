@@ -31,6 +31,12 @@ def _keep_list(context: click.Context, parameter: click.Parameter, value: tuple[
     _keep(context, parameter, tuple(item.strip() for part in value for item in part.split(",") if item.strip()))
 
 
+def _keep_rules(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> None:
+    if not all(part.strip(" ,") for part in value):  # as with an empty variable: not what the default would select
+        raise click.BadParameter("it names no rule")
+    _keep_list(context, parameter, value)
+
+
 def _keep_table(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> None:
     """`PATTERN:CODE,CODE`, as often as one likes."""
     table: dict[str, tuple[str, ...]] = {}
@@ -77,7 +83,7 @@ _rules = (
     _option(
         "--select",
         multiple=True,
-        callback=_keep_list,
+        callback=_keep_rules,
         shell_complete=complete_rules,
         metavar="CODE",
         help="Only these rules (code or name).",
@@ -85,7 +91,7 @@ _rules = (
     _option(
         "--extend-select",
         multiple=True,
-        callback=_keep_list,
+        callback=_keep_rules,
         shell_complete=complete_rules,
         metavar="CODE",
         help="These rules too.",
@@ -93,7 +99,7 @@ _rules = (
     _option(
         "--ignore",
         multiple=True,
-        callback=_keep_list,
+        callback=_keep_rules,
         shell_complete=complete_rules,
         metavar="CODE",
         help="Not these rules.",

@@ -176,7 +176,10 @@ class ConductReader:
 
     def block(self, body: Iterable[ast.stmt]) -> bool:
         """Run a block; True when it always leaves. Conditions of early exits stay on the guard."""
-        return any(self.statement(statement) for statement in body)
+        for statement in body:  # noqa: SIM110 - Python does not let calls through C nest as deeply as its own
+            if self.statement(statement):
+                return True
+        return False
 
     def _scoped(self, body: Iterable[ast.stmt], condition: Formula | None = None) -> bool:
         depth = len(self.guard)

@@ -45,7 +45,6 @@ _GOES_ON = re.compile(r"\\\s*$|^\s*self\.\w+\s*:")
 _LONG_TARGET_END = re.compile(r"\n\s*\)\s*=(?!=)")
 _LONG_TARGET = re.compile(r"[\w\s.,*\[\]]*")
 _ATTRIBUTE = re.compile(r"\bself\.(\w+)")
-_NO_ARGUMENTS = ast.arguments([], [], None, [], [], None, [])
 #: An assignment to one name at the left margin.
 _ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=(?!=)")
 _Value = TypeVar("_Value")
@@ -216,13 +215,7 @@ class FileFacts:
                 self._parse_block(block, apart=False)
         found = [d.node for d in self._methods[definition.class_name or ""] if d.name == method.name and d.node]
         # nothing is known of a function in a file that cannot be parsed: that has been told
-        return (
-            found[-1]
-            if found
-            else ast.FunctionDef(
-                method.name, _NO_ARGUMENTS, [ast.Pass()], [], lineno=method.line, end_lineno=method.line
-            )
-        )
+        return found[-1] if found else _empty_function(method.name, method.line)
 
     def _parse_whole(self) -> list[ast.stmt]:
         """Every statement of the file, after a block that cannot be parsed alone."""
@@ -589,3 +582,10 @@ def _innermost(line: int, extents: Iterable[tuple[str, int, int | None]]) -> str
     """The name of the last extent (first line, last line) to begin that holds a line."""
     inside = [(first, name) for name, first, last in extents if first <= line <= (last or first)]
     return max(inside)[1] if inside else None
+
+
+def _empty_function(name: str, line: int) -> ast.FunctionDef:
+    node = ast.parse(f"def {name}(): pass").body[0]  # which fields a definition needs depends on the version of Python
+    assert isinstance(node, ast.FunctionDef)
+    node.lineno = node.end_lineno = line
+    return node

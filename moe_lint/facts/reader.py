@@ -253,7 +253,10 @@ class FunctionReader(Operands):
 
     def _inline_block(self, body: list[ast.stmt]) -> bool:
         """A block that is always run (``with``, ``try``): its early exits hold after it, too."""
-        return any(self.run_statement(statement, body) for statement in body)
+        for statement in body:  # noqa: SIM110 - Python does not let calls through C nest as deeply as its own
+            if self.run_statement(statement, body):
+                return True
+        return False
 
     def _if(self, statement: ast.If) -> bool:
         test = statement.test

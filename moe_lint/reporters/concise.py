@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe_lint.model import Finding, Report
+from moe_lint.model import Finding, Report, one_line
 
 
 def render(report: Report) -> str:
@@ -11,4 +11,4 @@ def render(report: Report) -> str:
 
 def _line(finding: Finding) -> str:
     mark = "[*] " if finding.fix is not None else ""
-    return f"{finding.path}:{finding.span.line}:{finding.span.column}: {finding.rule} {mark}{finding.message}"
+    return f"{one_line(finding.path)}:{finding.span.line}:{finding.span.column}: {finding.rule} {mark}{finding.message}"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from moe_lint.model import Finding, MatrixRow, Report, Severity
+from moe_lint.model import Finding, MatrixRow, Report, Severity, one_line
 from moe_lint.reporters.summary import summary
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
@@ -41,7 +41,7 @@ def show(report: Report, console: Console, *, quiet: bool = False, aside: Sequen
         console.print(_frame(tuple(group), texts), soft_wrap=True)
     if quiet:
         return
-    told = [f"{p.path}:{p.line}: {p.message}" for p in report.problems if not p.failed]
+    told = [f"{one_line(p.path)}:{p.line}: {p.message}" for p in report.problems if not p.failed]
     for note in (*told, *aside, *report.notes):
         console.print(_line("note", "bold cyan", note), soft_wrap=True)
     console.print(summary(report), soft_wrap=True)
@@ -62,7 +62,7 @@ def _frame(findings: Sequence[Finding], texts: dict[str, list[str]]) -> Text:
     width = len(str(span.end_line))
     pad = " " * width
     text.append(f"{pad}--> ", "blue")
-    text.append(f"{finding.path}:{span.line}:{span.column}")
+    text.append(f"{one_line(finding.path)}:{span.line}:{span.column}")
     where = ".".join(part for part in (finding.class_name, finding.function) if part)
     text.append(f" in `{where}`\n" if where else "\n")
     lines = texts.setdefault(finding.path, _read(finding.path))
@@ -100,7 +100,7 @@ def _told(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
     yield from (("wrong", finding.witness) for finding in findings if finding.witness)
     yield from (("help", finding.remedy) for finding in findings if finding.remedy)
     for finding in findings:
-        yield from (("see", f"{one.path}:{one.line}: {one.message}") for one in finding.related)
+        yield from (("see", f"{one_line(one.path)}:{one.line}: {one.message}") for one in finding.related)
     yield from (("fix", f"{one.fix.safety.value}: {one.fix.reason}") for one in findings if one.fix is not None)
     yield from (("no fix", one.unfixable) for one in findings if one.unfixable is not None)
 
@@ -145,7 +145,7 @@ def _law(row: MatrixRow) -> Text:
 def _why(rows: list[MatrixRow]) -> list[str]:
     """What is behind the verdicts: a configuration for each that is broken, a count for each reason it is open."""
     broken = [
-        f"{row.path}:{row.span.line}: {row.law.verdict} with {row.law.configuration}: {row.law.reason}"
+        f"{one_line(row.path)}:{row.span.line}: {row.law.verdict} with {row.law.configuration}: {row.law.reason}"
         for row in rows
         if row.law is not None and row.law.verdict in ("doubled", "lost")
     ]
@@ -162,7 +162,7 @@ def _cells(row: MatrixRow, columns: tuple[str, ...]) -> list[Text]:
         marks.append(Text("-", "dim") if value is None else Text("yes", "green") if value else Text("NO", "bold red"))
     absorber = {True: Text("yes"), False: Text("no", "dim"), None: Text("?", "yellow")}[row.absorber]
     return [
-        Text(f"{row.path}:{row.span.line}"),
+        Text(f"{one_line(row.path)}:{row.span.line}"),
         Text(".".join(part for part in (row.class_name, row.function) if part)),
         Text(row.axis),
         Text("" if row.pair is None else f"#{row.pair}"),

@@ -8,7 +8,6 @@ call, the question to its communicator. Everything it cannot prove it refuses, w
 from __future__ import annotations
 
 import ast
-import textwrap
 from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
@@ -199,7 +198,9 @@ class _Planner:
         if any(conduct.variadic):
             raise _Refused(f"`{function.name}` takes unnamed arguments")
         line, last = facts.extent(function.name)
-        body = ast.walk(ast.parse(textwrap.dedent("\n".join(facts.lines[line - 1 : last]))))
+        text = facts.lines[line - 1 : last]
+        # under a condition of its own a method keeps its indentation: comments and strings may begin further left
+        body = ast.walk(ast.parse("\n".join(["if 1:", *text] if text[0][:1].isspace() else text)))
         used = {node.id for node in body if isinstance(node, ast.Name)}
         if line > 1 and facts.lines[line - 2].lstrip().startswith("@"):
             raise _Refused(f"`{function.name}` is decorated")

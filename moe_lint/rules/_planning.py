@@ -28,6 +28,8 @@ def plan_guard(site: Site, context: Context) -> FixPlan | str | None:
     helper = policy.helper
     if helper is None or site.axis == "other":
         return None
+    if helper.proposed:  # what is not there cannot be imported
+        return f"the tree has no `{helper.name}` yet: `moe-lint init` adds it"
     if helper.owner is not None:  # a method: nothing to import, but somebody to ask
         module = "" if policy.receiver(owner_of(site)) is not None else None
     else:

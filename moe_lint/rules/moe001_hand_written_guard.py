@@ -236,7 +236,10 @@ class HandWrittenGuard(Rule):
             if site.route is not Route.INLINE or helper is None:
                 continue
             message = f"hand-written guard bypasses `{helper.name}`: "
-            if site.relation is Relation.EQUAL:
+            held = tuple(sorted(held_by_name(site, policy)))
+            if site.relation is Relation.EQUAL and held:  # judged as if what is passed were what is published
+                message += f"the same decision only while {named(held)} {_is(held)} passed as the layer publishes"
+            elif site.relation is Relation.EQUAL:
                 message += "the same decision today, a copy that can drift"
             elif site.missing:
                 message += f"it still reduces for {named(site.missing)}, where the helper skips"
@@ -244,7 +247,6 @@ class HandWrittenGuard(Rule):
                 message += "it skips in states in which the helper reduces"
             else:
                 message += "it decides differently"
-            held = tuple(sorted(held_by_name(site, policy)))
             beside = f" beside {named(held)}, which it is not told" if held else ""
             yield self.finding(
                 site,
@@ -255,3 +257,7 @@ class HandWrittenGuard(Rule):
                 remedy=f"guard it with `not {helper_call(site, policy)}`{beside}",
                 fix=plan_guard(site, context),
             )
+
+
+def _is(names: tuple[str, ...]) -> str:
+    return "is" if len(names) == 1 else "are"
