@@ -16,6 +16,7 @@ from moe_lint.facts.alone import only_guards
 from moe_lint.facts.class_env import ClassEnv
 from moe_lint.facts.conduct import Conduct, ConductReader
 from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins
+from moe_lint.facts.handed import hands_on
 from moe_lint.facts.outline import Block, Method, local_imports, methods, outline, without
 from moe_lint.facts.reader import FileContext, FunctionReader
 from moe_lint.facts.syntax import (
@@ -476,6 +477,14 @@ class FileFacts:
     def only_guards(self, qualname: str, call: Span, condition: Span) -> bool:
         """Whether a condition in a function decides about the reduction at ``call`` and nothing else."""
         return only_guards(self._node(self._functions[qualname]), call, condition, self.lines)
+
+    def hands_on(self, class_name: str, attribute: str) -> bool:
+        """Whether a class hands on what ``self.attribute`` holds, so that somebody else may run it."""
+        name = f"self.{attribute}"
+        return any(
+            name in self.function_text(qualname) and hands_on(self._node(self._functions[qualname]), name)
+            for qualname in self.functions_in(class_name)
+        )
 
     def condition(self, qualname: str) -> Formula:
         """The truth value that a function returns. Raises ``NotBoolean``."""
