@@ -17,7 +17,7 @@ from moe_lint.expressions import NotBoolean
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, conj, disj, negate, substitute
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.policy import Policy, is_skip_predicate
-from moe_lint.profile import Flag
+from moe_lint.profile import Flag, Profile
 
 #: `self._scatter_fn is Steps._scatter`: the communicator has chosen that step
 _CHOSEN = re.compile(r"^(.+) (?:is|==) ([\w.]+)\.(\w+)$")
@@ -57,7 +57,7 @@ class Absorbers:
 
     @cached_property
     def combines(self) -> tuple[CombineSum, ...]:
-        return tuple(_combine_sums(self.policy))
+        return tuple(combine_sums(self.index))
 
     @cached_property
     def twins(self) -> tuple[Twin, ...]:
@@ -131,9 +131,9 @@ def absorbers_of(policy: Policy) -> Absorbers:
     return Absorbers(policy)
 
 
-def _combine_sums(policy: Policy) -> Iterator[CombineSum]:
+def combine_sums(index: ProjectIndex) -> Iterator[CombineSum]:
     """The sums in the tree's dispatchers whose condition only asks global questions, so that others can ask it, too."""
-    index, profile = policy.index, policy.profile
+    profile = index.profile
     for path, text in index.texts.items():
         if not any(f"def {name}(" in text for name in profile.combines) or not _may_scatter(text, index):
             continue
@@ -143,7 +143,7 @@ def _combine_sums(policy: Policy) -> Iterator[CombineSum]:
             if facts is None or method not in profile.combines or not owner:
                 continue
             for scatter in facts.function(name).scatters:
-                if _is_global(scatter.condition, policy):
+                if _is_global(scatter.condition, profile):
                     yield CombineSum(scatter.condition, path, scatter.span.line, owner)
 
 
@@ -151,10 +151,10 @@ def _may_scatter(text: str, index: ProjectIndex) -> bool:
     return any(name.strip("*") in text for name in index.profile.scatters)
 
 
-def _is_global(condition: Formula, policy: Policy) -> bool:
-    names, getter = atom_set(condition), policy.profile.backend_getter
+def _is_global(condition: Formula, profile: Profile) -> bool:
+    names, getter = atom_set(condition), profile.backend_getter
     return bool(names) and all(
-        is_skip_predicate(name, policy.profile) or bool(getter and name.startswith(f"{getter}.")) for name in names
+        is_skip_predicate(name, profile) or bool(getter and name.startswith(f"{getter}.")) for name in names
     )
 
 
