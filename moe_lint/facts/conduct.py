@@ -64,6 +64,7 @@ class Mark(Struct, frozen=True):
     span: Span
     value: bool | None
     condition: Formula
+    tensor: str | None
 
 
 class Addition(Struct, frozen=True):
@@ -430,7 +431,7 @@ class ConductReader:
     def _attribute(self, target: ast.Attribute, value: ast.expr) -> None:
         if target.attr in self.profile.markers:
             literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
-            self.marks.append(Mark(span_of(target, self.file.lines), literal, self.reached()))
+            self.marks.append(Mark(span_of(target, self.file.lines), literal, self.reached(), dotted(target.value)))
         elif isinstance(target.value, ast.Name) and target.value.id == "self":
             simple = isinstance(value, ast.Name) or (isinstance(value, ast.Constant) and isinstance(value.value, bool))
             self.kept[target.attr] = ast.unparse(value) if simple and target.attr not in self.kept else ""
@@ -513,7 +514,8 @@ class ConductReader:
             if node.args[1].value in self.profile.markers:
                 value = node.args[2].value if isinstance(node.args[2], ast.Constant) else None
                 literal = value if isinstance(value, bool) else None
-                self.marks.append(Mark(span_of(node, self.file.lines), literal, self.reached()))
+                tensor = dotted(node.args[0])
+                self.marks.append(Mark(span_of(node, self.file.lines), literal, self.reached(), tensor))
             return
         head, _, rest = callee.partition(".")
         behind = self.state.classes.get(head, ()) if head != "self" else ()
