@@ -13,30 +13,34 @@ from moe_lint.model import Span
 
 
 class Leaving(Struct, frozen=True):
-    """A tensor by its name, and the statement in front of which it is to be settled."""
+    """A tensor by its name, and the statement in front of which it is to be settled.
+
+    ``part`` is whether it is the first part of what the layers return, not the whole.
+    """
 
     name: str
+    part: bool
     statement: Span
 
 
 def leaving(function: ast.AST, layers: Collection[Span], leaks: Collection[Span], lines: list[str]) -> Leaving | None:
-    """The first of what the calls ``layers`` return, and the innermost place in front of all calls ``leaks``.
+    """What the calls ``layers`` return (first), and the innermost place in front of all calls ``leaks``.
 
     None where the calls do not agree on a name, or the place does not read it.
     """
     assigns = [n for n in nodes(function) if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call)]
     given = [a for a in assigns if span_of(a.value, lines) in layers]
-    names = {_first(a.targets[0]) for a in given}
+    names = {(_first(a.targets[0]), isinstance(a.targets[0], ast.Tuple)) for a in given}
     if len(names) != 1 or len(given) != len(layers):
         return None
-    (name,) = names
+    ((name, part),) = names
     body = getattr(function, "body", [])
     statement = _in_front(body, leaks, lines)
     if name is None or statement is None:
         return None
     if not any(isinstance(n, ast.expr) and dotted(n) == name for n in nodes(statement)):
         return None
-    return Leaving(name, span_of(statement, lines))
+    return Leaving(name, part, span_of(statement, lines))
 
 
 def first_returned(function: ast.AST) -> frozenset[str | None]:

@@ -26,7 +26,7 @@ def plan_settle(
     facts = index.facts(frame.path)
     runs = list(runs)
     place = facts.leaving(frame.function.name, {c.span for c in runs}, {c.span for c in leaks}) if facts else None
-    if place is None or not _is_in_time(place.statement, runs, leaks):
+    if place is None or place.part != _returns_several(layer, index) or not _is_in_time(place.statement, runs, leaks):
         return f"what `{layer.owner.name}` returns is not handed on under one name"
     collective = _of_all_ranks(callers, layer, flag)
     if collective is None:
@@ -58,6 +58,14 @@ def _marks_its_output(callers: Callers, layer: Layer) -> bool:
                 if mark.tensor is None or mark.tensor not in facts.first_returned(frame.function.name):
                     return False
     return True
+
+
+def _returns_several(layer: Layer, index: ProjectIndex) -> bool | None:
+    """Whether a layer returns its output beside other values; None where it returns now this, now that."""
+    forward = index.method(layer.owner, "forward")
+    body = index.function(forward) if forward is not None else None
+    several = {len(elements) > 1 for elements in body.returns} if body is not None else set()
+    return several.pop() if len(several) == 1 else None
 
 
 def _is_in_time(statement: Span, runs: Sequence[Call], leaks: Sequence[Call]) -> bool:

@@ -99,7 +99,11 @@ class DeferredSumLeaves(Rule):
 
     Not reported: a model that reduces marked tensors before it hands them on, one that calls a function which knows
     the marker, and layers that capture for themselves after their communicator has summed. One finding for each
-    function and kind. There is no fix: which group sums is for the model to say.
+    function and kind; what is captured is a warning, since the text stays right.
+
+    The fix writes the lines above in front of whatever hands the tensor on, once for all of it. It is offered where
+    the model has one name for what the layer returns first and marks, and where the layer's blocks leave out a sum over
+    all ranks, in one reduction or in an EP/TP pair. It acts on marked tensors only, so it is corrective.
     """
 
     code = "MOE303"
