@@ -1319,3 +1319,25 @@ def test_only_methods_that_may_assign_an_attribute_are_parsed_for_its_value(line
 def test_a_value_is_handed_on_where_somebody_else_gets_hold_of_it(statement: str, handed_on: bool) -> None:
     read = facts(f"class B:\n    def f(self, x, c):\n{indent(statement, '        ')}")
     assert read.hands_on("B", "part") is handed_on
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "guard"),
+    [
+        ("self.model.capture = True", "self.capture"),
+        ("model.capture= True", "self.capture"),
+        ("if self.model.capture == True: pass", "False"),
+        ("self.model.capture.on = True", "False"),
+        ("self.model.captured = True", "False"),
+    ],
+)
+def test_an_attribute_that_the_file_also_sets_from_outside_is_not_taken_for_granted(elsewhere: str, guard: str) -> None:
+    read = facts(
+        "class Model:\n"
+        "    def __init__(self):\n        self.capture = False\n"
+        "    def forward(self, x):\n        if self.capture:\n            x = tensor_model_parallel_all_reduce(x)\n"
+        "class Outer:\n"
+        f"    def start(self, model):\n        {elsewhere}\n"
+    )
+    (found,) = read.function("Model.forward").sites
+    assert str(found.guard[0].formula) == guard

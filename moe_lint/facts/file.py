@@ -540,7 +540,10 @@ class FileFacts:
             lines = self._lines_that_may_assign.get(name, ())
             return nodes_of(d for d in self._methods[class_name] if any(d.line <= n <= d.last for n in lines))
 
-        return ClassEnv(named, assigning)
+        def set_elsewhere(name: str) -> bool:
+            return re.search(rf"(?<!\bself)\.{name} *=(?!=)", self._source) is not None
+
+        return ClassEnv(named, assigning, set_elsewhere)
 
     @cached_property
     def _lines_that_may_assign(self) -> dict[str, list[int]]:
