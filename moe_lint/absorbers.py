@@ -10,19 +10,21 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cached_property, lru_cache, partial
+from pathlib import PurePath
 
 from msgspec import Struct
 
 from moe_lint.expressions import NotBoolean
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, conj, disj, negate, substitute
 from moe_lint.index import ProjectIndex, Ref
-from moe_lint.policy import Policy, is_skip_predicate
+from moe_lint.policy import Policy, find_definition, is_skip_predicate
 from moe_lint.profile import Flag, Profile
 
 #: `self._scatter_fn is Steps._scatter`: the communicator has chosen that step
 _CHOSEN = re.compile(r"^(.+) (?:is|==) ([\w.]+)\.(\w+)$")
 
 _KEYWORDS_ONLY = re.compile(r"self\.\w+\(((?:\s*\w+\s*=\s*[\w.]+\s*,?)+\s*)\)")
+_GIVEN = re.compile(r"(\w+)\s*=(?!=)")
 _KEYWORD = re.compile(r"(\w+)\s*=\s*([\w.]+)")
 
 
@@ -73,6 +75,45 @@ class Absorbers:
         told = policy.helper is not None and (policy.helper.proposed or bool(policy.helper.flags))
         return told or any(question in text for text in self.index.texts.values() for question in questions)
 
+    @cached_property
+    def homes(self) -> dict[str, str]:
+        """Function that makes an absorber -> its file, or the folder of the package that defines and exports it."""
+        names = [name for name in self.policy.profile.absorber_constructors if "*" not in name]
+        found = {name: find_definition(self.index, name) for name in names}
+        return {name: self._home(name, ref.path) for name, ref in found.items() if ref is not None}
+
+    def _home(self, name: str, path: str) -> str:
+        folder = PurePath(path).parent
+        package = str(folder / "__init__.py")
+        facts = self.index.facts(package) if package in self.index.known_paths else None
+        return f"{folder}/" if facts is not None and name in facts.imports else path
+
+    def is_home(self, path: str) -> bool:
+        """Whether a file belongs to a package that defines absorbers."""
+        return path.startswith(tuple(self.homes.values()))
+
+    def published(self, block: Ref) -> frozenset[str]:
+        """The flags that the boundaries around a block publish by themselves: each is their word that they sum.
+
+        Told from the text: of the layers, which boundaries they make; of the boundaries' packages, what these publish.
+        """
+        texts = self._texts(block)
+        return frozenset(
+            flag
+            for name, home in self.homes.items()
+            if any(f"{name}(" in text for text in texts)
+            for flag in self._published(home)
+        )
+
+    @lru_cache(maxsize=8)  # noqa: B019 - as long-lived as the absorbers of a tree
+    def _published(self, home: str) -> frozenset[str]:
+        profile = self.policy.profile
+        publish = "|".join(re.escape(name) for name in profile.publishers) or "(?!)"
+        texts = [text for path, text in self.index.texts.items() if path.startswith(home)]
+        calls = [call for text in texts for call in re.findall(rf"\.(?:{publish})\(([^()]*)\)", text)]
+        given = {name for call in calls for name in _GIVEN.findall(call)}
+        return frozenset(flag for name, flag in profile.flag_names.items() if name in given)
+
     def layers(self, block: Ref) -> tuple[Ref, ...]:
         """The classes around a block up to those that build an absorber."""
         if block not in self._layers:
@@ -92,7 +133,7 @@ class Absorbers:
 
         Told from the text of their files: a `True` for the permission, or a call of the question.
         """
-        if not flag.predicate:
+        if not flag.predicate or flag.name in self.published(block):
             return True
         words = [f"{flag.predicate}("]
         for twin in self.twins:
