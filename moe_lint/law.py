@@ -90,7 +90,8 @@ def verdicts(sites: Iterable[Site], policy: Policy) -> dict[Site, Verdict]:
     found = {site: _by_builders(site, callers) or _alone_or_jointly(site, callers) for site in sums}
     for site in sums:
         if _is_inside_wrapper(site, policy) and found[site].reason == _BY_CONTRACT:
-            found[site] = _as_called(found[s] for s in sums if s.raw.collective == site.raw.function)
+            calls = [s for s in sums if s.raw.collective == site.raw.function]
+            found[site] = _as_called(found[s] for s in calls if not absorbers_of(policy).is_home(s.path))
     return found
 
 
@@ -202,12 +203,12 @@ def _unknown(site: Site, policy: Policy) -> str | None:
         return "the group is not known to be TP or EP"
     if site.problem is SkipReason.TOO_MANY_ATOMS:
         return "too many conditions to enumerate"
+    if absorbers_of(policy).is_home(site.path):
+        return "this is the absorber: it runs the sums that blocks leave to it"
     if site.absorber is None:
         return "no layer around this block was found"
     if site.absorber and policy.helper is None:
         return "the tree has no helper that could be read"
-    if site.absorber and absorbers_of(policy).is_home(site.path):
-        return "this is the absorber: it runs the sums that blocks leave to it"
     if site.absorber and not _asked(site, policy):
         return _BY_CONTRACT
     return None
