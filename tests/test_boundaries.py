@@ -235,3 +235,40 @@ def test_a_wrapper_is_as_good_as_the_blocks_that_call_it(
     found = rows(tmp_path, TOLD, *layers, published="defer=self.defer")
     inside = [row.law for row in found if row.function == "reduce_moe_output" and row.law is not None]
     assert inside == [Verdict(expected, None, reason)]
+
+
+SERVED = """
+def sum_post_experts_output(x):
+    return _sum(x, reduce=not should_skip_post_experts_all_reduce(is_tp_path=True))
+
+
+def _sum(x, *, reduce):
+    if reduce:
+        x = tensor_model_parallel_all_reduce(x)
+    return x
+
+
+def _other(x, *, reduce):
+    if reduce:
+        x = tensor_model_parallel_all_reduce(x)
+    return x
+"""
+
+
+def test_a_sum_in_a_function_that_serves_a_wrapper_is_after_the_experts_and_the_wrappers_to_decide(
+    tmp_path: Path,
+) -> None:
+    rows(tmp_path, WRAPPED, WHOLE)
+    utils = tmp_path / "engine/layers/moe/utils.py"
+    utils.write_text(UTILS + SERVED)
+    report = run(Options((str(tmp_path / "engine"),), load_profile("sglang"), select=("ALL",), law=True))
+    found = {row.function: (row.post_experts, row.route, row.law) for row in report.rows if "_" == row.function[:1]}
+    assert found == {
+        "_sum": (
+            True,
+            "owned",
+            Verdict("undecided", None, "an argument decides who sums: each caller answers for itself"),
+        ),
+        "_other": (False, "none", None),
+    }
+    assert [f.rule for f in report.findings if f.path.endswith("utils.py")] == []
