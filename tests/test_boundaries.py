@@ -262,7 +262,7 @@ def test_a_sum_in_a_function_that_serves_a_wrapper_is_after_the_experts_and_the_
     utils = tmp_path / "engine/layers/moe/utils.py"
     utils.write_text(UTILS + SERVED)
     report = run(Options((str(tmp_path / "engine"),), load_profile("sglang"), select=("ALL",), law=True))
-    found = {row.function: (row.post_experts, row.route, row.law) for row in report.rows if "_" == row.function[:1]}
+    found = {row.function: (row.post_experts, row.route, row.law) for row in report.rows if row.function[:1] == "_"}
     assert found == {
         "_sum": (
             True,
