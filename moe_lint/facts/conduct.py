@@ -43,6 +43,8 @@ class Passed(Struct, frozen=True):
 class Call(Struct, frozen=True):
     """One call, with the condition under which it runs and the flags known there (flag -> its spelling).
 
+    ``callee`` ends in `()` where the result of a call is called.
+
     A call of a local that may hold one of several functions or classes counts once for each.
     """
 
@@ -508,7 +510,9 @@ class ConductReader:
 
     def _call(self, node: ast.Call) -> None:
         callee = dotted(node.func)
-        if callee is None:
+        if callee is None and isinstance(node.func, ast.Call) and dotted(node.func.func) is not None:
+            callee = f"{dotted(node.func.func)}()"  # `chosen(config)(…)`: what that returns is called
+        elif callee is None:
             callee = f"?.{node.func.attr}" if isinstance(node.func, ast.Attribute) else "?"
         if callee == "setattr" and len(node.args) == 3 and isinstance(node.args[1], ast.Constant):
             if node.args[1].value in self.profile.markers:

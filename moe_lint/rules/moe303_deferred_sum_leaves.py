@@ -136,6 +136,14 @@ class DeferredSumLeaves(Rule):
             layer=_LAYER,
         ),
         layer_case(
+            "settled-behind-a-communicator-whose-class-a-function-chooses",
+            "def chosen(config):\n    return LayerCommunicator",
+            block(experts(ROUTED)),
+            _MODEL.format(_indented(_SETTLED, 12), ""),
+            communicator="chosen(config)(config, is_last_layer=layer_id == config.num_hidden_layers - 1)",
+            layer=_LAYER,
+        ),
+        layer_case(
             "never-deferred",
             block(experts(ROUTED)),
             _MODEL.format("            self.sent += 1", ""),
@@ -172,6 +180,15 @@ class DeferredSumLeaves(Rule):
             _looked_up("DecoderLayer"),
             build=f"self.mlp = Block(config)\nchosen = {_COMMUNICATOR_CLASS}",
             communicator="chosen(config, is_last_layer=layer_id == config.num_hidden_layers - 1)",
+            layer=_LAYER,
+        ),
+        layer_case(
+            "sent-behind-a-communicator-whose-class-a-function-chooses",
+            "class Own(LayerCommunicator):\n    pass",
+            "def chosen(config):\n    if config.own:\n        return Own\n    return LayerCommunicator",
+            block(experts(ROUTED)),
+            _looked_up("DecoderLayer"),
+            communicator="chosen(config)(config, is_last_layer=layer_id == config.num_hidden_layers - 1)",
             layer=_LAYER,
         ),
         layer_case(
