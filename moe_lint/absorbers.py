@@ -56,6 +56,7 @@ class Absorbers:
         self.policy = policy
         self.index = policy.index
         self._layers: dict[Ref, tuple[Ref, ...]] = {}
+        self._publishes: dict[str, frozenset[str]] = {}
 
     @cached_property
     def combines(self) -> tuple[CombineSum, ...]:
@@ -105,8 +106,12 @@ class Absorbers:
             for flag in self._published(home)
         )
 
-    @lru_cache(maxsize=8)  # noqa: B019 - as long-lived as the absorbers of a tree
     def _published(self, home: str) -> frozenset[str]:
+        if home not in self._publishes:
+            self._publishes[home] = self._find_published(home)
+        return self._publishes[home]
+
+    def _find_published(self, home: str) -> frozenset[str]:
         profile = self.policy.profile
         publish = "|".join(re.escape(name) for name in profile.publishers) or "(?!)"
         texts = [text for path, text in self.index.texts.items() if path.startswith(home)]
