@@ -16,6 +16,7 @@ from codemods.comments import comment_edits
 from codemods.edits import CannotRewrite, Edit, Source
 from codemods.keywords import keyword_edits
 from codemods.parameters import parameter_edits
+from codemods.settle import settle_edits
 from moe_lint.model import FixPlan
 
 LINE_LENGTH = 88
@@ -35,6 +36,8 @@ def guard_edits(plan: FixPlan, text: str) -> list[Edit]:
         return keyword_edits(plan, source)
     if plan.kind == "parameters":
         return parameter_edits(plan, source)
+    if plan.kind == "settle":
+        return settle_edits(plan, source)
     if plan.kind == "comment":
         return comment_edits(plan, source)
     return [_use_wrapper(plan, source)]

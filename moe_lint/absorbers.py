@@ -10,19 +10,21 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cached_property, lru_cache, partial
+from pathlib import PurePath
 
 from msgspec import Struct
 
 from moe_lint.expressions import NotBoolean
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, conj, disj, negate, substitute
 from moe_lint.index import ProjectIndex, Ref
-from moe_lint.policy import Policy, is_skip_predicate
-from moe_lint.profile import Flag
+from moe_lint.policy import Policy, find_definition, is_skip_predicate
+from moe_lint.profile import Flag, Profile
 
 #: `self._scatter_fn is Steps._scatter`: the communicator has chosen that step
 _CHOSEN = re.compile(r"^(.+) (?:is|==) ([\w.]+)\.(\w+)$")
 
 _KEYWORDS_ONLY = re.compile(r"self\.\w+\(((?:\s*\w+\s*=\s*[\w.]+\s*,?)+\s*)\)")
+_GIVEN = re.compile(r"(\w+)\s*=(?!=)")
 _KEYWORD = re.compile(r"(\w+)\s*=\s*([\w.]+)")
 
 
@@ -54,10 +56,11 @@ class Absorbers:
         self.policy = policy
         self.index = policy.index
         self._layers: dict[Ref, tuple[Ref, ...]] = {}
+        self._publishes: dict[str, frozenset[str]] = {}
 
     @cached_property
     def combines(self) -> tuple[CombineSum, ...]:
-        return tuple(_combine_sums(self.policy))
+        return tuple(combine_sums(self.index))
 
     @cached_property
     def twins(self) -> tuple[Twin, ...]:
@@ -72,6 +75,49 @@ class Absorbers:
         questions = [f"def {flag.predicate}(" for flag in policy.profile.flags if flag.predicate]
         told = policy.helper is not None and (policy.helper.proposed or bool(policy.helper.flags))
         return told or any(question in text for text in self.index.texts.values() for question in questions)
+
+    @cached_property
+    def homes(self) -> dict[str, str]:
+        """Function that makes an absorber -> its file, or the folder of the package that defines and exports it."""
+        names = [name for name in self.policy.profile.absorber_constructors if "*" not in name]
+        found = {name: find_definition(self.index, name) for name in names}
+        return {name: self._home(name, ref.path) for name, ref in found.items() if ref is not None}
+
+    def _home(self, name: str, path: str) -> str:
+        folder = PurePath(path).parent
+        package = str(folder / "__init__.py")
+        facts = self.index.facts(package) if package in self.index.known_paths else None
+        return f"{folder}/" if facts is not None and name in facts.imports else path
+
+    def is_home(self, path: str) -> bool:
+        """Whether a file belongs to a package that defines absorbers."""
+        return path.startswith(tuple(self.homes.values()))
+
+    def published(self, block: Ref) -> frozenset[str]:
+        """The flags that the boundaries around a block publish by themselves: each is their word that they sum.
+
+        Told from the text: of the layers, which boundaries they make; of the boundaries' packages, what these publish.
+        """
+        texts = self._texts(block)
+        return frozenset(
+            flag
+            for name, home in self.homes.items()
+            if any(f"{name}(" in text for text in texts)
+            for flag in self._published(home)
+        )
+
+    def _published(self, home: str) -> frozenset[str]:
+        if home not in self._publishes:
+            self._publishes[home] = self._find_published(home)
+        return self._publishes[home]
+
+    def _find_published(self, home: str) -> frozenset[str]:
+        profile = self.policy.profile
+        publish = "|".join(re.escape(name) for name in profile.publishers) or "(?!)"
+        texts = [text for path, text in self.index.texts.items() if path.startswith(home)]
+        calls = [call for text in texts for call in re.findall(rf"\.(?:{publish})\(([^()]*)\)", text)]
+        given = {name for call in calls for name in _GIVEN.findall(call)}
+        return frozenset(flag for name, flag in profile.flag_names.items() if name in given)
 
     def layers(self, block: Ref) -> tuple[Ref, ...]:
         """The classes around a block up to those that build an absorber."""
@@ -92,7 +138,7 @@ class Absorbers:
 
         Told from the text of their files: a `True` for the permission, or a call of the question.
         """
-        if not flag.predicate:
+        if not flag.predicate or flag.name in self.published(block):
             return True
         words = [f"{flag.predicate}("]
         for twin in self.twins:
@@ -131,9 +177,9 @@ def absorbers_of(policy: Policy) -> Absorbers:
     return Absorbers(policy)
 
 
-def _combine_sums(policy: Policy) -> Iterator[CombineSum]:
+def combine_sums(index: ProjectIndex) -> Iterator[CombineSum]:
     """The sums in the tree's dispatchers whose condition only asks global questions, so that others can ask it, too."""
-    index, profile = policy.index, policy.profile
+    profile = index.profile
     for path, text in index.texts.items():
         if not any(f"def {name}(" in text for name in profile.combines) or not _may_scatter(text, index):
             continue
@@ -143,7 +189,7 @@ def _combine_sums(policy: Policy) -> Iterator[CombineSum]:
             if facts is None or method not in profile.combines or not owner:
                 continue
             for scatter in facts.function(name).scatters:
-                if _is_global(scatter.condition, policy):
+                if _is_global(scatter.condition, profile):
                     yield CombineSum(scatter.condition, path, scatter.span.line, owner)
 
 
@@ -151,10 +197,10 @@ def _may_scatter(text: str, index: ProjectIndex) -> bool:
     return any(name.strip("*") in text for name in index.profile.scatters)
 
 
-def _is_global(condition: Formula, policy: Policy) -> bool:
-    names, getter = atom_set(condition), policy.profile.backend_getter
+def _is_global(condition: Formula, profile: Profile) -> bool:
+    names, getter = atom_set(condition), profile.backend_getter
     return bool(names) and all(
-        is_skip_predicate(name, policy.profile) or bool(getter and name.startswith(f"{getter}.")) for name in names
+        is_skip_predicate(name, profile) or bool(getter and name.startswith(f"{getter}.")) for name in names
     )
 
 

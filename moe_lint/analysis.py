@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
+from moe_lint.absorbers import combine_sums
 from moe_lint.dataflow import Dataflow
 from moe_lint.facts import RawSite, is_reduction_name
+from moe_lint.formula import Atom
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Problem, Route, SkipReason
 from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
@@ -67,7 +69,8 @@ def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[
     helper, helper_problems = read_helper(index)
     used = skip_atoms_used(found, profile)
     if helper is None and not helper_problems and (any(a for _, a in used) or any(f.absorber for f in found)):
-        helper = propose_helper(index, used)
+        whole = {found.condition.name for found in combine_sums(index) if isinstance(found.condition, Atom)}
+        helper = propose_helper(index, used, whole)
     policy = Policy(index, helper, helper_problems)
     sites = tuple(judge_site(site, policy) for site in found)
     return Tree(

@@ -130,4 +130,6 @@ class Editor:
 def _action(plan: FixPlan) -> str:
     if plan.kind == "comment":
         return "tidy the comment"
+    if plan.kind == "settle":
+        return f"settle the sum by `{plan.helper}`"
     return f"use `{plan.helper}`" if plan.helper else "repair the call"

@@ -65,6 +65,7 @@ class ProjectIndex:
         self._naming: dict[re.Pattern[str], dict[str, list[str]]] = {}
         self._constructs: dict[Ref, bool] = {}
         self._mentions: dict[str, list[tuple[str, int]]] = {}
+        self._makers: dict[str, tuple[re.Pattern[str], ...]] = {}
         self._users: dict[Ref, frozenset[Ref]] = {}
         self._absorbs: dict[Ref, bool | None] = {}
         self._calls: dict[Ref, list[tuple[str, CallFact]]] = {}
@@ -436,9 +437,9 @@ class ProjectIndex:
             re.escape(pattern).replace(r"\*", r"\w*").replace(r"\?", r"\w")
             for pattern in self.profile.absorber_constructors
         )
-        # built on the spot, or chosen first: `cls = (Own if cp else LayerCommunicator)`, then `cls(…)`
+        # built on the spot, or chosen first: `cls = (Own if cp else LayerCommunicator)`, then `cls(…)`; or `return Own`
         return re.compile(
-            rf"(?<!\w)(?<!class )(?:{names or '(?!)'})\s*\(|(?:=\s*\(?|\belse)\s*(?:{names or '(?!)'})\b(?!\.)"
+            rf"(?<!\w)(?<!class )(?:{names or '(?!)'})\s*\(|(?:=\s*\(?|\belse|\breturn)\s*(?:{names or '(?!)'})\b(?!\.)"
         )
 
     @cached_property
@@ -455,14 +456,33 @@ class ProjectIndex:
         return [line for line in sorted(lines) if self._absorber_pattern.search(self.line(path, line))]
 
     def constructs_absorber(self, ref: Ref) -> bool:
-        """Whether the class or one of its bases builds an absorber."""
+        """Whether the class or one of its bases builds an absorber, on the spot or by a function of its file."""
         if ref not in self._constructs:
             self._constructs[ref] = any(
-                facts is not None and owner.name in facts.classes and self._names_absorber(facts.class_text(owner.name))
+                facts is not None
+                and owner.name in facts.classes
+                and (self._names_absorber(text := facts.class_text(owner.name)) or self._calls_maker(owner.path, text))
                 for owner in self.mro(ref)
                 for facts in [self.facts(owner.path)]
             )
         return self._constructs[ref]
+
+    def _calls_maker(self, path: str, text: str) -> bool:
+        """Whether a text of a file calls a function of that file which builds an absorber, or chooses its class."""
+        if path not in self._makers:
+            facts, lines = self.facts(path), self.absorber_lines(path) if path in self.texts else []
+            outside = [line for line in lines if facts is not None and facts.class_at(line) is None]
+            names = facts.functions_at(outside) if facts is not None and outside else []
+            self._makers[path] = tuple(re.compile(rf"(?<![\w.])(?<!def ){re.escape(name)}\(") for name in names)
+        return any(maker.search(text) is not None for maker in self._makers[path])
+
+    def makers_called(self, path: str) -> list[int]:
+        """The lines of a file on which a function of that file is called that builds an absorber."""
+        text = self.texts[path]
+        if not self._calls_maker(path, text):
+            return []
+        found = [match for maker in self._makers[path] for match in maker.finditer(text)]
+        return sorted(text.count("\n", 0, match.start()) + 1 for match in found)
 
     def has_absorber(self, ref: Ref) -> bool | None:
         """Whether some layer around a class (or function) builds an absorber; None when no layer around is known."""

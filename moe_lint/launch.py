@@ -110,8 +110,7 @@ class Space(Struct, frozen=True, dict=True):
     def _check_expressions(self) -> None:
         """Evaluate everything once, under the defaults: what cannot be compared or is named too early shows there."""
         try:
-            for assignment in self._assignments({}):
-                self._is_feasible(assignment)
+            list(self._feasible({}))
         except KeyError as error:
             raise ExpressionError(f"{error.args[0]!r} is used in a value before it has one itself") from None
         except TypeError:

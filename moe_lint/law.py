@@ -7,12 +7,13 @@ that a verdict comes with a command line that shows it. What cannot be decided i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from moe_lint.absorbers import absorbers_of
+from moe_lint.builders import builders
 from moe_lint.callers import Callers
 from moe_lint.formula import (
     FALSE,
@@ -28,10 +29,13 @@ from moe_lint.formula import (
     exists,
     negate,
 )
+from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Route, SkipReason, Verdict
 from moe_lint.policy import Policy, Reason, find_definition
 from moe_lint.sites import Site, is_ownership, is_skip_atom, owner_of
+
+_BY_CONTRACT = "the layer boundary around this block takes sums over by contract, not by a condition"
 
 
 class Example(Struct, frozen=True):
@@ -83,39 +87,94 @@ def verdicts(sites: Iterable[Site], policy: Policy) -> dict[Site, Verdict]:
     sites = tuple(sites)
     callers = Callers(policy.index, policy, sites)
     sums = [site for site in sites if site.post_experts]
-    found = {site: _verdict(site, policy) for site in sums if site.route is not Route.WRAPPER}
+    found = {site: _by_builders(site, callers) or _alone_or_jointly(site, callers) for site in sums}
     for site in sums:
-        if site.route is Route.WRAPPER:
-            inside = [v for s, v in found.items() if s.raw.class_name is None and s.raw.function == site.raw.collective]
-            inside = inside or [_verdict(one, policy) for one in _inside(site, callers)]
-            found[site] = _worst(inside, site.raw.collective)
+        if _is_inside_wrapper(site, policy) and found[site].reason == _BY_CONTRACT:
+            calls = [s for s in sums if s.raw.collective == site.raw.function]
+            found[site] = _as_called(found[s] for s in calls if not absorbers_of(policy).is_home(s.path))
     return found
 
 
-def _inside(wrapper: Site, callers: Callers) -> Iterator[Site]:
-    """The sums that a wrapper reaches through functions of its own, one for each axis, as if they stood at its call.
+def _alone_or_jointly(site: Site, callers: Callers) -> Verdict:
+    """The verdict on one site: a wrapper's call by all sums inside, a sum inside a wrapper beside its companions."""
+    policy = callers.policy
+    if site.route is Route.WRAPPER and not absorbers_of(policy).is_home(site.path):
+        inside = _inside(find_definition(policy.index, site.raw.collective), site.absorber, callers)
+        return _worst([_verdict(one, policy) for one in inside.values()], site.raw.collective)
+    if _is_inside_wrapper(site, policy) and site.raw.collective in policy.profile.collectives:
+        inside = _inside(Ref(site.path, site.raw.function), site.absorber, callers)
+        launch = policy.profile.launch
+        over_all = launch.group_of(site.raw.collective, site.axis) == launch.group_of("", "TP")
+        mine = [one for axis, one in inside.items() if over_all or axis == site.axis]
+        if len(inside) > 1 and mine:
+            return min((_verdict(one, policy) for one in mine), key=_badness)
+    return _verdict(site, policy)
+
+
+def _is_inside_wrapper(site: Site, policy: Policy) -> bool:
+    return site.raw.class_name is None and site.raw.function in policy.profile.wrappers
+
+
+def _by_builders(site: Site, callers: Callers) -> Verdict | None:
+    """The verdict where the layers tell the block by an argument who sums, and their boundary keeps a contract."""
+    if not site.absorber or _asked(site, callers.policy):
+        return None
+    found = builders(site, callers)
+    if not found:
+        return None
+    unclear = [why for one in found if (why := one.open) is not None]
+    if unclear:
+        return Verdict("undecided", None, unclear[0])
+    if any(one.sums for one in found):
+        alone = _alone_or_jointly(replace(site, absorber=False), callers)
+        if alone.verdict != "once":
+            return alone
+    left = [f"`{one.name}`" for one in found if not one.sums]
+    summed = [f"`{one.name}`" for one in found if one.sums]
+    told = [f"{', '.join(left)} leave{'s' if len(left) == 1 else ''} this sum to the layer boundary"] if left else []
+    told += (
+        [f"{', '.join(summed)} without a boundary let{'s' if len(summed) == 1 else ''} the block sum"] if summed else []
+    )
+    return Verdict("once", None, "; ".join(told))
+
+
+def _as_called(calls: Iterable[Verdict]) -> Verdict:
+    """The verdict on a sum inside a wrapper, by those on the wrapper's calls."""
+    found = list(calls)
+    if found and all(verdict.verdict == "once" for verdict in found):
+        return Verdict("once", None, "every block that calls this wrapper is summed once")
+    return Verdict("undecided", None, "a wrapper: each block that calls it answers for itself")
+
+
+def _inside(definition: Ref | None, absorber: bool | None, callers: Callers) -> dict[str, Site]:
+    """Axis -> the sums that a wrapper reaches, through functions of its own, too, as one that stands at its call.
 
     A sum over all ranks that takes the place of both counts for both.
     """
     policy = callers.policy
-    launch, definition = policy.profile.launch, find_definition(policy.index, wrapper.raw.collective)
+    launch = policy.profile.launch
     reached = callers.sums_of(definition) if definition is not None else ()
     known = [one for one in reached if one.site.raw.collective in policy.profile.collectives]
     whole = launch.group_of("", "TP")
+    over_all = [one for one in known if launch.group_of(one.site.raw.collective, one.site.axis) == whole]
+    found: dict[str, Site] = {}
     for axis in ("EP", "TP"):
         own = [one for one in known if one.site.axis == axis]
-        over_all = [one for one in known if launch.group_of(one.site.raw.collective, one.site.axis) == whole]
         if own:
             narrow = next((one for one in own if one not in over_all), own[0])
             condition = disj(one.condition for one in dict.fromkeys((*own, *over_all)))
-            yield replace(narrow.site, guard=condition, route=Route.HELPER, absorber=wrapper.absorber)
+            found[axis] = replace(narrow.site, guard=condition, route=Route.HELPER, absorber=absorber)
+    return found
+
+
+def _badness(verdict: Verdict) -> int:
+    return ("lost", "doubled", "undecided", "once").index(verdict.verdict)
 
 
 def _worst(inside: list[Verdict], wrapper: str) -> Verdict:
-    order = ("lost", "doubled", "undecided", "once")
     if not inside:
         return Verdict("undecided", None, f"the sum inside `{wrapper}` is not visible as one")
-    worst = min(inside, key=lambda verdict: order.index(verdict.verdict))
+    worst = min(inside, key=_badness)
     return Verdict(worst.verdict, worst.configuration, f"inside `{wrapper}`: {worst.reason}")
 
 
@@ -144,13 +203,21 @@ def _unknown(site: Site, policy: Policy) -> str | None:
         return "the group is not known to be TP or EP"
     if site.problem is SkipReason.TOO_MANY_ATOMS:
         return "too many conditions to enumerate"
+    if absorbers_of(policy).is_home(site.path):
+        return "this is the absorber: it runs the sums that blocks leave to it"
     if site.absorber is None:
         return "no layer around this block was found"
     if site.absorber and policy.helper is None:
         return "the tree has no helper that could be read"
-    if site.absorber and not absorbers_of(policy).asked:
-        return "the layer boundary around this block takes sums over by contract, not by a condition"
+    if site.absorber and not _asked(site, policy):
+        return _BY_CONTRACT
     return None
+
+
+def _asked(site: Site, policy: Policy) -> bool:
+    """Whether conditions tell the block who sums: a question that it asks, or a flag that its boundary publishes."""
+    absorbers = absorbers_of(policy)
+    return absorbers.asked or bool(absorbers.published(owner_of(site)))
 
 
 def _alone(site: Site, reduces: Formula, policy: Policy) -> Verdict:

@@ -102,13 +102,14 @@ class FixPlan(Struct, frozen=True):
     top-level ``and`` (``or``, if ``polarity`` is false) whose normalised text is in ``drop`` is replaced by one call
     of ``helper`` with ``arguments``. ``statement`` is the reduction's own statement; for ``kind="comment"`` it is the
     comment, and ``helper`` the text to put in its place, if any; for ``kind="parameters"`` it is the first line of the
-    function that gets the ``arguments`` (name, default) as further parameters.
+    function that gets the ``arguments`` (name, default) as further parameters; for ``kind="settle"`` the statement in
+    front of which ``helper`` is to reduce the tensor in ``arguments`` (name, marker) if it is marked.
 
     ``parts`` are further rewrites, in this file or in others, without which this one must not be made.
     """
 
     path: str
-    kind: Literal["guard", "wrap", "call", "wrapper", "keywords", "parameters", "comment"]
+    kind: Literal["guard", "wrap", "call", "wrapper", "keywords", "parameters", "settle", "comment"]
     statement: Span
     guard: Span | None
     polarity: bool

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import PurePath
 
 from msgspec import Struct
@@ -550,13 +550,16 @@ def is_skip_predicate(atom: str, profile: Profile) -> bool:
     return rest == ")" and name.isidentifier() and matches(name, profile.skip_predicates)
 
 
-def propose_helper(index: ProjectIndex, used: Iterable[tuple[Axis, str]]) -> Helper | None:
+def propose_helper(
+    index: ProjectIndex, used: Iterable[tuple[Axis, str]], combined: Collection[str] = ()
+) -> Helper | None:
     """The helper that `moe-lint init` would add, from the skip atoms that the guards of each axis use.
 
     None when there is no reason to skip for: no flag in the profile and no predicate in a guard.
 
     A predicate that only TP-axis guards name is taken to concern the TP path only, if the tree has EP-axis guards
-    that could have named it; the layer-context flags concern both.
+    that could have named it. The layer-context flags concern both, and so do the predicates in ``combined``: where they
+    hold, what comes out of the experts is whole already.
     """
     profile = index.profile
     seen: dict[str, set[Axis]] = {}
@@ -568,7 +571,7 @@ def propose_helper(index: ProjectIndex, used: Iterable[tuple[Axis, str]]) -> Hel
     parameter = profile.axis_parameter or None
     parts: list[Formula] = [Atom(flag.name) for flag in profile.flags]
     for atom in sorted(seen):
-        tp_only = seen[atom] == {"TP"} and "EP" in axes and parameter is not None
+        tp_only = seen[atom] == {"TP"} and "EP" in axes and parameter is not None and atom not in combined
         parts.append(conj((Atom(parameter or ""), Atom(atom))) if tp_only else Atom(atom))
     if not parts:
         return None

@@ -73,6 +73,7 @@ class Profile(Struct, frozen=True, dict=True):
     captures: tuple[str, ...]
     pipeline_option: str
     reducing: tuple[str, ...]
+    replicating: tuple[str, ...]
     expert_attributes: tuple[str, ...]
     expert_functions: tuple[str, ...]
     expert_constructors: tuple[str, ...]
@@ -131,7 +132,13 @@ def _pattern(patterns: tuple[str, ...]) -> re.Pattern[str]:
 _SCHEMA: dict[str, dict[str, str]] = {
     "helper": {"name": "names", "axis_parameter": "str", "wrappers": "list"},
     "predicates": {"skip": "list"},
-    "context": {"publish": "list", "markers": "list", "ownership": "list", "reducing": "list"},
+    "context": {
+        "publish": "list",
+        "markers": "list",
+        "ownership": "list",
+        "reducing": "list",
+        "replicating": "list",
+    },
     "absorbers": {"constructors": "list", "who": "str", "scatters": "list", "combines": "list"},
     "pipeline": {"last_stage": "list", "send": "list", "captures": "list", "option": "str"},
     "experts": {
@@ -342,6 +349,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         captures=names("pipeline", "captures"),
         pipeline_option=table("pipeline").get("option", ""),
         reducing=names("context", "reducing"),
+        replicating=names("context", "replicating"),
         expert_attributes=names("experts", "attributes"),
         expert_functions=names("experts", "functions"),
         expert_constructors=names("experts", "constructors"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -115,7 +116,7 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
     where = Where(path, raw.class_name, raw.function.removesuffix(".<lambda>"), reached)
     inside = raw.function.removesuffix(".<lambda>").rsplit(".", 1)[-1]
     wrappers = index.profile.wrappers
-    post_experts = raw.collective in wrappers or inside in wrappers
+    post_experts = raw.collective in wrappers or inside in wrappers or _serves_wrapper(path, raw, index)
     if not post_experts and not is_collective_name(inside):  # the body of a collective is not a site of its own
         post_experts = dataflow.is_post_experts(raw.origins, where)
     absorber: bool | None = None
@@ -123,6 +124,28 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
         owner = Ref(path, raw.class_name if raw.class_name is not None else raw.function)
         absorber = index.has_absorber(owner)
     return FoundSite(path, raw, post_experts, without_topology(reached, index.profile), absorber)
+
+
+def _serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:
+    """Whether a site stands in a function that a wrapper of its file calls, told from the text."""
+    facts = index.facts(path)
+    if facts is None or raw.class_name is not None:
+        return False
+    call = re.compile(rf"(?<![\w.]){re.escape(raw.function)}\(")
+    return any(
+        f"def {name}(" in index.texts.get(path, "")
+        and name in facts.functions
+        and call.search(facts.function_text(name)) is not None
+        for name in index.profile.wrappers
+        if name != raw.function
+    )
+
+
+def _is_handed_its_condition(found: FoundSite, index: ProjectIndex) -> bool:
+    """Whether a wrapper decides about a site in a function that serves it, by a parameter."""
+    facts, function = index.facts(found.path), found.raw.function
+    params = facts.header(function)[1] if facts is not None and function in facts.functions else ()
+    return bool(set(params) & atom_set(found.guard)) and _serves_wrapper(found.path, found.raw, index)
 
 
 def skip_atoms_used(sites: Iterable[FoundSite], profile: Profile) -> list[tuple[Axis, str]]:
@@ -241,7 +264,7 @@ def _route(found: FoundSite, policy: Policy) -> Route:
     reasons = {reason.text for axis in ("TP", "EP") for reason in policy.reasons(axis)} if policy.helper else set()
     if any(is_skip_atom(name, profile) or name in reasons for name in names):
         return Route.INLINE
-    if any(is_ownership(name, profile) for name in names):
+    if any(is_ownership(name, profile) for name in names) or _is_handed_its_condition(found, policy.index):
         return Route.OWNED
     return Route.NONE
 

@@ -1284,3 +1284,60 @@ def test_an_error_in_a_method_that_nobody_asks_for_is_told() -> None:
 def test_only_methods_that_may_assign_an_attribute_are_parsed_for_its_value(line: str, names: set[str]) -> None:
     text = f"class Block:\n    def f(self):\n        {line}\n"
     assert set(facts(text)._lines_that_may_assign) == names
+
+
+# --- what a class hands on
+
+
+@pytest.mark.parametrize(
+    ("statement", "handed_on"),
+    [
+        ("run(self.part)", True),
+        ("run(part=self.part)", True),
+        ("run(part=None if c else self.part)", True),
+        ("run(part=(self.part if c else None))", True),
+        ("run([self.part, c], {'part': c})", True),
+        ("run(self.part or c)", True),
+        ("part = self.part", True),
+        ("part = c and self.part", True),
+        ("return self.part", True),
+        ("part = lambda: self.part", True),
+        ("x = self.part(x)", False),
+        ("x = self.part.weight", False),
+        ("run(self.part.weight)", False),
+        ("run(self.part(x))", False),
+        ("run(self.part is None)", False),
+        ("run(c if self.part else x)", False),
+        ("if self.part and c:\n    pass", False),
+        ("while not self.part:\n    pass", False),
+        ("assert self.part", False),
+        ("run(isinstance(self.part, Part))", False),
+        ("self.part = run(x)", False),
+        ("run(self.partner, other.part)", False),
+    ],
+)
+def test_a_value_is_handed_on_where_somebody_else_gets_hold_of_it(statement: str, handed_on: bool) -> None:
+    read = facts(f"class B:\n    def f(self, x, c):\n{indent(statement, '        ')}")
+    assert read.hands_on("B", "part") is handed_on
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "guard"),
+    [
+        ("self.model.capture = True", "self.capture"),
+        ("model.capture= True", "self.capture"),
+        ("if self.model.capture == True: pass", "False"),
+        ("self.model.capture.on = True", "False"),
+        ("self.model.captured = True", "False"),
+    ],
+)
+def test_an_attribute_that_the_file_also_sets_from_outside_is_not_taken_for_granted(elsewhere: str, guard: str) -> None:
+    read = facts(
+        "class Model:\n"
+        "    def __init__(self):\n        self.capture = False\n"
+        "    def forward(self, x):\n        if self.capture:\n            x = tensor_model_parallel_all_reduce(x)\n"
+        "class Outer:\n"
+        f"    def start(self, model):\n        {elsewhere}\n"
+    )
+    (found,) = read.function("Model.forward").sites
+    assert str(found.guard[0].formula) == guard

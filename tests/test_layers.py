@@ -27,6 +27,7 @@ ORDER = (
     "reaching",
     "sites",
     "callers",
+    "builders",
     "law",
     "rules",
     "reporters",

@@ -88,6 +88,7 @@ def test_a_profile_needs_collectives_and_a_helper_only(tmp_path: Path) -> None:
         captures=(),
         pipeline_option="",
         reducing=(),
+        replicating=(),
         expert_attributes=(),
         expert_functions=(),
         expert_constructors=(),

@@ -10,6 +10,7 @@ import pytest
 from moe_lint import fixing
 from moe_lint.engine import Options, run
 from moe_lint.profile import load_profile
+from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "pretend_engine"
 HELPER = "should_skip_post_experts_all_reduce"
@@ -224,3 +225,44 @@ def test_an_unguarded_reduction_in_a_block_that_nobody_builds_is_said_to_be_open
     report = run(Options((str(tmp_path / "engine/models/case.py"),), load_profile("sglang")))
     assert [(p.reason.value, p.failed) for p in report.problems] == [("unknown-absorber", False)]
     assert report.exit_code == 0
+
+
+SLIPPED = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
+SCALED = "x, scale=None, use_reduce_scatter=False, should_allreduce_fusion=False"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "layer", "severity", "why"),
+    [
+        (
+            "x, use_reduce_scatter=False, should_allreduce_fusion=False",
+            ASK + SLIPPED + SETTLE,
+            "warning",
+            "no number is wrong yet, but only because the block skips for the one as for the other",
+        ),
+        (
+            SCALED,
+            ASK + SLIPPED + SETTLE,
+            "error",
+            "lands on `scale` of `Block.forward`: where the flag is set the block goes on reducing",
+        ),
+        (
+            SCALED,
+            f"{ASK}{SLIPPED}\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)",
+            "warning",
+            "no number is wrong yet, but only because the flag is never set for this block",
+        ),
+    ],
+    ids=["taken-for-each-other", "lost", "never-deferred"],
+)
+def test_a_flag_that_lands_wrong_is_an_error_where_numbers_are(
+    parameters: str, layer: str, severity: str, why: str, tmp_path: Path
+) -> None:
+    files = layer_case("slip", block(experts(ROUTED, parameters=parameters)), layer=layer).files
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    options = Options((str(tmp_path / "engine"),), load_profile("sglang"), select=("MOE202",))
+    (finding,) = run(options).findings
+    assert finding.severity.value == severity
+    assert why in finding.message

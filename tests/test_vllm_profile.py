@@ -281,3 +281,22 @@ def test_the_wrong_profile_is_told_which_one_fits(tmp_path: Path) -> None:
 def test_a_file_without_reductions_is_fine_in_a_tree_without_a_helper(tmp_path: Path) -> None:
     root = tree(tmp_path, {"__init__.py": "", "m.py": block(UNGUARDED), "other.py": "x = 1\n"})
     assert run(Options((str(root / "other.py"),), VLLM)).exit_code == 0
+
+
+# --- a layer that is built whole on every rank
+
+
+@pytest.mark.parametrize(("condition", "accused"), [("self.replicated", []), ("self.shared_experts", ["MOE304"])])
+def test_a_shared_expert_owes_no_sum_where_it_runs_only_when_it_is_replicated(
+    tmp_path: Path, condition: str, accused: list[str]
+) -> None:
+    own = "self.shared_experts = MLP(reduce_results=False, disable_tp=self.replicated)"
+    body = (
+        "if self.tp_size > 1:\n    x = self.experts.maybe_all_reduce_tensor_model_parallel(x)\n"
+        f"if {condition}:\n    x = x + self.shared_experts(x)"
+    )
+    model = block(body).replace("reduce_results=False)", f"reduce_results=False)\n        {own}", 1)
+    model += "\n\nclass Layer:\n    def __init__(self):\n        self.mlp = Block()\n"
+    root = tree(tmp_path, {"layers/fused_moe/layer.py": METHOD, "models/m.py": model})
+    report = run(Options((str(root),), VLLM, select=("MOE304",)))
+    assert [f.rule for f in report.findings] == accused

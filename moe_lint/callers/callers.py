@@ -43,6 +43,7 @@ class Callers(Constructions):
             facts = self.index.facts(path) if lines else None
             if facts is None:
                 continue
+            lines = [*lines, *self.index.makers_called(path)]
             frontier = [Ref(path, name) for line in lines if (name := facts.class_at(line)) is not None]
             while frontier:
                 owner = frontier.pop()
@@ -108,7 +109,7 @@ class Callers(Constructions):
             head, _, rest = call.callee.partition(".")
             if head in (frame.itself, "super()") and rest and frame.instance is not None:
                 yield from self._own_edges(frame, call, rest, holds, head == "super()")
-            elif head != frame.itself and "?" not in call.callee:
+            elif head != frame.itself and "?" not in call.callee and not call.callee.endswith("()"):
                 yield from self._function_edge(frame, call, holds)
 
     def _own_edges(self, frame: Frame, call: Call, rest: str, holds: Formula, above: bool) -> Iterator[Edge]:

@@ -91,7 +91,10 @@ class Constructions:
     def _made(
         self, owner: Ref, path: str, attribute: str, call: Call, condition: Formula, depth: int
     ) -> Iterator[Built]:
-        """The classes behind a constructor call; factories are looked through."""
+        """The classes behind a constructor call; factories, of objects or of classes, are looked through."""
+        if call.callee.endswith("()"):
+            yield from self._chosen(path, attribute, call, condition)
+            return
         if matches(call.callee.rsplit(".", 1)[-1], self.index.profile.absorber_constructors):
             target = self.index.resolve(path, call.callee) or Ref(path, call.callee)
             yield Built(path, attribute, call, target, condition)
@@ -113,6 +116,19 @@ class Constructions:
                         # the place that matters is the one that asks the factory, with the arguments given there
                         absorbs = matches(made.owner.name, self.index.profile.absorber_constructors)
                         yield Built(path, attribute, call, made.owner, condition) if absorbs else made
+
+    def _chosen(self, path: str, attribute: str, call: Call, condition: Formula) -> Iterator[Built]:
+        """The absorbers whose class a function may return, where what it returns is called: `chosen(config)(…)`.
+
+        Absorbers only: experts are chosen in this way, too, and are not looked into.
+        """
+        choice = self.index.resolve(path, call.callee.removesuffix("()"))
+        facts = self.index.facts(choice.path) if choice is not None else None
+        names = facts.first_returned(choice.name) if choice and facts and choice.name in facts.functions else ()
+        for name in sorted(name for name in names if name is not None):
+            owner = self.index.resolve(choice.path, name) if choice is not None else None
+            if owner is not None and self.index.is_absorber(owner):
+                yield Built(path, attribute, call, owner, condition)
 
     # --- arguments
 

@@ -13,14 +13,19 @@ class ClassEnv:
     """``self.x`` -> its condition, for properties and for attributes that the class assigns exactly once.
 
     ``self.x()`` -> that of a method which takes nothing else and returns it. ``named`` gives the methods of a name,
-    ``assigning`` those that may assign an attribute (all that do are among them).
+    ``assigning`` those that may assign an attribute (all that do are among them), ``set_elsewhere`` tells whether the
+    file assigns it on another object (`self.model.x = True`): what the class sets is a start then.
     """
 
     def __init__(
-        self, named: Callable[[str], list[ast.FunctionDef]], assigning: Callable[[str], list[ast.FunctionDef]]
+        self,
+        named: Callable[[str], list[ast.FunctionDef]],
+        assigning: Callable[[str], list[ast.FunctionDef]],
+        set_elsewhere: Callable[[str], bool],
     ) -> None:
         self._named = named
         self._assigning = assigning
+        self._set_elsewhere = set_elsewhere
         self._found: dict[str, ast.expr | None] = {}
         self._locals: dict[str, set[str]] = {}
 
@@ -41,7 +46,7 @@ class ClassEnv:
         value = returned[0] if returned else assigned[0][1]
         if value is None or not is_condition(value):
             return None
-        return value if returned or self._is_portable(*assigned[0]) else None
+        return value if returned or (self._is_portable(*assigned[0]) and not self._set_elsewhere(name)) else None
 
     def _assignments(self, attribute: str) -> list[tuple[ast.FunctionDef, ast.expr | None]]:
         """(method, value) of each assignment; no value where it is not a plain unconditional one."""

@@ -43,6 +43,8 @@ class Passed(Struct, frozen=True):
 class Call(Struct, frozen=True):
     """One call, with the condition under which it runs and the flags known there (flag -> its spelling).
 
+    ``callee`` ends in `()` where the result of a call is called.
+
     A call of a local that may hold one of several functions or classes counts once for each.
     """
 
@@ -64,6 +66,7 @@ class Mark(Struct, frozen=True):
     span: Span
     value: bool | None
     condition: Formula
+    tensor: str | None
 
 
 class Addition(Struct, frozen=True):
@@ -422,7 +425,7 @@ class ConductReader:
     def _attribute(self, target: ast.Attribute, value: ast.expr) -> None:
         if target.attr in self.profile.markers:
             literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
-            self.marks.append(Mark(span_of(target, self.file.lines), literal, self.reached()))
+            self.marks.append(Mark(span_of(target, self.file.lines), literal, self.reached(), dotted(target.value)))
         elif isinstance(target.value, ast.Name) and target.value.id == "self":
             simple = isinstance(value, ast.Name) or (isinstance(value, ast.Constant) and isinstance(value.value, bool))
             self.kept[target.attr] = ast.unparse(value) if simple and target.attr not in self.kept else ""
@@ -501,13 +504,16 @@ class ConductReader:
 
     def _call(self, node: ast.Call) -> None:
         callee = dotted(node.func)
-        if callee is None:
+        if callee is None and isinstance(node.func, ast.Call) and dotted(node.func.func) is not None:
+            callee = f"{dotted(node.func.func)}()"  # `chosen(config)(…)`: what that returns is called
+        elif callee is None:
             callee = f"?.{node.func.attr}" if isinstance(node.func, ast.Attribute) else "?"
         if callee == "setattr" and len(node.args) == 3 and isinstance(node.args[1], ast.Constant):
             if node.args[1].value in self.profile.markers:
                 value = node.args[2].value if isinstance(node.args[2], ast.Constant) else None
                 literal = value if isinstance(value, bool) else None
-                self.marks.append(Mark(span_of(node, self.file.lines), literal, self.reached()))
+                tensor = dotted(node.args[0])
+                self.marks.append(Mark(span_of(node, self.file.lines), literal, self.reached(), tensor))
             return
         head, _, rest = callee.partition(".")
         behind = self.state.classes.get(head, ()) if head != "self" else ()

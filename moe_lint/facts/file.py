@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TypeVar
 
@@ -16,6 +16,8 @@ from moe_lint.facts.alone import only_guards
 from moe_lint.facts.class_env import ClassEnv
 from moe_lint.facts.conduct import Conduct, ConductReader
 from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins
+from moe_lint.facts.handed import hands_on
+from moe_lint.facts.leaving import Leaving, first_returned, leaving
 from moe_lint.facts.outline import Block, Method, local_imports, methods, outline, without
 from moe_lint.facts.reader import FileContext, FunctionReader
 from moe_lint.facts.syntax import (
@@ -476,6 +478,22 @@ class FileFacts:
         """Whether a condition in a function decides about the reduction at ``call`` and nothing else."""
         return only_guards(self._node(self._functions[qualname]), call, condition, self.lines)
 
+    def leaving(self, qualname: str, layers: Collection[Span], leaks: Collection[Span]) -> Leaving | None:
+        """Where a function may settle what some layers returned, before some calls hand it on."""
+        return leaving(self._node(self._functions[qualname]), layers, leaks, self.lines)
+
+    def first_returned(self, qualname: str) -> frozenset[str | None]:
+        """The names of what a function returns, or of the first part of it."""
+        return first_returned(self._node(self._functions[qualname]))
+
+    def hands_on(self, class_name: str, attribute: str) -> bool:
+        """Whether a class hands on what ``self.attribute`` holds, so that somebody else may run it."""
+        name = f"self.{attribute}"
+        return any(
+            name in self.function_text(qualname) and hands_on(self._node(self._functions[qualname]), name)
+            for qualname in self.functions_in(class_name)
+        )
+
     def condition(self, qualname: str) -> Formula:
         """The truth value that a function returns. Raises ``NotBoolean``."""
         if qualname not in self._conditions:
@@ -521,7 +539,10 @@ class FileFacts:
             lines = self._lines_that_may_assign(name)
             return nodes_of(d for d in self._methods[class_name] if any(d.line <= n <= d.last for n in lines))
 
-        return ClassEnv(named, assigning)
+        def set_elsewhere(name: str) -> bool:
+            return re.search(rf"(?<!\bself)\.{name} *=(?!=)", self._source) is not None
+
+        return ClassEnv(named, assigning, set_elsewhere)
 
     def _lines_that_may_assign(self, name: str) -> list[int]:
         """Every line that could assign an attribute, and more: whoever assigns it is among them."""

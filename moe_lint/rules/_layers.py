@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from moe_lint.callers import Callers, Edge, Frame, Layer, Sum
 from moe_lint.facts import Call
 from moe_lint.formula import Atom, Formula, atom_set, conj
-from moe_lint.model import Finding, FixPlan, Related, Span
+from moe_lint.model import Finding, FixPlan, Related, Severity, Span
 from moe_lint.profile import Flag, Profile
 from moe_lint.rules.base import Context, Rule
 
@@ -119,15 +119,16 @@ def call_finding(
     witness: str | None = None,
     remedy: str | None = None,
     related: tuple[Related, ...] = (),
-    fix: FixPlan | None = None,
+    severity: Severity | None = None,
+    fix: FixPlan | str | None = None,
 ) -> Finding:
-    """A finding at a call."""
+    """A finding at a call; ``fix``: a plan, or why not."""
     return Finding(
         rule.code,
         rule.name,
         frame.path,
         span or call.span,
-        rule.severity,
+        severity or rule.severity,
         rule.confidence,
         message,
         frame.function.name.rsplit(".", 1)[-1],
@@ -137,7 +138,8 @@ def call_finding(
         None,
         related,
         remedy,
-        fix,
+        fix if isinstance(fix, FixPlan) else None,
+        unfixable=fix if isinstance(fix, str) else None,
     )
 
 

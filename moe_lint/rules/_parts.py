@@ -111,6 +111,8 @@ def _whole(callers: Callers, call: Call) -> Formula:
     for passed in call.arguments:
         if passed.keyword is not None and profile.is_size(passed.keyword) and passed.text == "1":
             alone.append(TRUE)
+        if passed.keyword in profile.replicating and passed.formula is not None:
+            alone.append(passed.formula)  # `disable_tp=self.replicated`
         alone += [when for name, text, when in passed.given or () if profile.is_size(name) and text == "1"]
     return disj(alone)
 

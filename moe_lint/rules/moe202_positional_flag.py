@@ -5,12 +5,12 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from moe_lint.callers import Bound, Edge
+from moe_lint.callers import Bound, Edge, Layer
 from moe_lint.formula import TRUE, Atom
 from moe_lint.index import ProjectIndex
-from moe_lint.model import Finding, FixPlan, Related
+from moe_lint.model import Finding, FixPlan, Related, Severity
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case, method
-from moe_lint.rules._layers import call_finding, callee_name, edges, flag_of, launch
+from moe_lint.rules._layers import absorbs, call_finding, callee_name, edges, flag_of, launch, runs_in_spite_of
 from moe_lint.rules._plumbing import parameter_for, plan_keywords
 from moe_lint.rules.base import Context, Rule
 
@@ -56,6 +56,9 @@ class PositionalFlag(Rule):
 
     Arguments are bound by the parameter order of every class that the attribute may hold, as far as the constructor's
     conditions and `isinstance` tests around the call leave it open.
+
+    Where no number is wrong yet, because the flag is never set for this block or the block skips for the one flag as
+    for the other, it is a warning.
 
     The fix gives the arguments of flags their keyword when every one of them has its parameter; it is corrective.
     """
@@ -132,7 +135,7 @@ x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
     def check(self, context: Context) -> Iterable[Finding]:
         index = context.index
         told: set[tuple[str, int, int]] = set()
-        for _, _, edge in edges(context.callers):
+        for layer, _, edge in edges(context.callers):
             key = (edge.frame.path, edge.call.span.line, edge.call.span.column)
             slips = _slips(edge, context)
             if not slips or key in told:
@@ -140,11 +143,13 @@ x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
             told.add(key)
             facts = index.facts(edge.target.path)
             line = facts.header(edge.target.function.name)[0] if facts is not None else 1
+            harmless = [_harmless(slip, layer, edge, context) for slip in slips]
             yield call_finding(
                 self,
                 edge.frame,
                 edge.call,
-                "; ".join(_told(slip, edge, context) for slip in slips),
+                "; ".join(_told(slip, edge, context, why) for slip, why in zip(slips, harmless, strict=True)),
+                severity=Severity.WARNING if all(harmless) else None,
                 remedy=_remedy(slips, edge),
                 related=(Related(edge.target.path, line, f"`{callee_name(edge)}` takes its parameters in this order"),),
                 fix=_plan(slips, edge),
@@ -185,7 +190,19 @@ def _may_take_flags(parameter: str, edge: Edge, index: ProjectIndex) -> bool:
     return facts is not None and facts.header(edge.target.function.name)[2].get(parameter) is not None
 
 
-def _told(slip: _Slip, edge: Edge, context: Context) -> str:
+def _harmless(slip: _Slip, layer: Layer, edge: Edge, context: Context) -> str | None:
+    """Why a flag that lands wrong makes no difference; None where it does."""
+    if slip.carries is None:
+        return None
+    callers, flag = context.callers, flag_of(context.index.profile, slip.carries)
+    if not absorbs(callers, layer, edge, flag):
+        return "the flag is never set for this block"
+    if slip.lands_on in context.index.profile.flag_names and runs_in_spite_of(callers, edge, flag.name) is None:
+        return "the block skips for the one as for the other"
+    return None
+
+
+def _told(slip: _Slip, edge: Edge, context: Context, harmless: str | None) -> str:
     profile = context.index.profile
     landing = (
         f"`{slip.bound.passed.text}` is passed by position and lands on `{slip.lands_on}` of `{callee_name(edge)}`"
@@ -195,6 +212,8 @@ def _told(slip: _Slip, edge: Edge, context: Context) -> str:
             f"{landing}: an object is true, so the block never reduces, nobody was asked to do it instead, and each "
             f"rank keeps its own partial sum{launch(context, TRUE)}"
         )
+    if harmless is not None:
+        return f"{landing}: no number is wrong yet, but only because {harmless}"
     absorber = flag_of(profile, slip.carries).absorber
     return (
         f"{landing}: where the flag is set the block goes on reducing, and {absorber} sums again, which scales the "

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from moe_lint.callers import Built, Callers, Edge, Layer, Sum
+from moe_lint.callers import Built, Callers, Edge, Frame, Layer, Sum
+from moe_lint.facts import Call
 from moe_lint.formula import Atom
 from moe_lint.model import Finding, Related
 from moe_lint.profile import Flag
@@ -50,6 +51,11 @@ class PermittedButNeverAsked(Rule):
             "not-permitted", block(experts(BARE)), communicator="LayerCommunicator(config)", layer=_RUN.format("")
         ),
         layer_case(
+            "a-communicator-that-the-layer-does-not-run",
+            block(experts(BARE, parameters="x")),
+            layer="x = self.mlp(x)\nx, residual = self.mix(x, residual)",
+        ),
+        layer_case(
             "block-does-not-reduce", block("def forward(self, x):\n    return self.experts(x)"), layer=_RUN.format("")
         ),
     )
@@ -63,7 +69,7 @@ class PermittedButNeverAsked(Rule):
         for flag in context.index.profile.flags:
             told: set[tuple[str, int]] = set()
             for layer in callers.layers if flag.permit and flag.predicate else ():
-                permitted = _permitted(layer, flag)
+                permitted = _permitted(callers, layer, flag)
                 if permitted is None or _asks(callers, layer, flag):
                     continue
                 for edge, found in _blocks(callers, layer):
@@ -87,17 +93,24 @@ class PermittedButNeverAsked(Rule):
                     )
 
 
-def _permitted(layer: Layer, flag: Flag) -> Built | None:
+def _permitted(callers: Callers, layer: Layer, flag: Flag) -> Built | None:
+    """The communicator that may take the sum, if what `forward` runs calls it at all."""
+    called = {call.callee for frame in callers.forward_frames(layer) for call in _calls(callers, frame)}
     for built in layer.absorbers:
         if any(passed.keyword == flag.permit and passed.literal is True for passed in built.call.arguments):
-            return built
+            if any(f".{built.attribute}." in callee for callee in called):
+                return built
     return None
+
+
+def _calls(callers: Callers, frame: Frame) -> tuple[Call, ...]:
+    conduct = callers.conduct(frame.function)
+    return conduct.calls if conduct is not None else ()
 
 
 def _asks(callers: Callers, layer: Layer, flag: Flag) -> bool:
     for frame in layer.frames:
-        conduct = callers.conduct(frame.function)
-        if conduct is not None and any(c.callee.rsplit(".", 1)[-1] == flag.predicate for c in conduct.calls):
+        if any(call.callee.rsplit(".", 1)[-1] == flag.predicate for call in _calls(callers, frame)):
             return True
     return False
 

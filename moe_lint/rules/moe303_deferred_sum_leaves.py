@@ -7,10 +7,11 @@ from moe_lint.callers import Callers, Frame, Instance, Layer
 from moe_lint.facts import Call
 from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, atom_set, conj, negate, substitute
 from moe_lint.index import Ref
-from moe_lint.model import Finding, Span
+from moe_lint.model import Finding, FixPlan, Severity, Span
 from moe_lint.profile import Flag, Profile, matches
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case
 from moe_lint.rules._layers import call_finding, deferring, defers, launch
+from moe_lint.rules._settling import plan_settle
 from moe_lint.rules.base import Context, Rule
 from moe_lint.sites import Site
 
@@ -98,7 +99,11 @@ class DeferredSumLeaves(Rule):
 
     Not reported: a model that reduces marked tensors before it hands them on, one that calls a function which knows
     the marker, and layers that capture for themselves after their communicator has summed. One finding for each
-    function and kind. There is no fix: which group sums is for the model to say.
+    function and kind; what is captured is a warning, since the text stays right.
+
+    The fix writes the lines above in front of whatever hands the tensor on, once for all of it. It is offered where
+    the model has one name for what the layer returns first and marks, and where the layer's blocks leave out a sum over
+    all ranks, in one reduction or in an EP/TP pair. It acts on marked tensors only, so it is corrective.
     """
 
     code = "MOE303"
@@ -128,6 +133,14 @@ class DeferredSumLeaves(Rule):
             "settled-by-a-model-that-looks-its-layers-up",
             block(experts(ROUTED)),
             _LOOKED_UP + _MODEL.format(_indented(_SETTLED, 12), "").replace("[DecoderLayer(", "[LAYERS[config.kind]("),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-behind-a-communicator-whose-class-a-function-chooses",
+            "def chosen(config):\n    return LayerCommunicator",
+            block(experts(ROUTED)),
+            _MODEL.format(_indented(_SETTLED, 12), ""),
+            communicator="chosen(config)(config, is_last_layer=layer_id == config.num_hidden_layers - 1)",
             layer=_LAYER,
         ),
         layer_case(
@@ -170,6 +183,15 @@ class DeferredSumLeaves(Rule):
             layer=_LAYER,
         ),
         layer_case(
+            "sent-behind-a-communicator-whose-class-a-function-chooses",
+            "class Own(LayerCommunicator):\n    pass",
+            "def chosen(config):\n    if config.own:\n        return Own\n    return LayerCommunicator",
+            block(experts(ROUTED)),
+            _looked_up("DecoderLayer"),
+            communicator="chosen(config)(config, is_last_layer=layer_id == config.num_hidden_layers - 1)",
+            layer=_LAYER,
+        ),
+        layer_case(
             "settled-on-another-path",
             block(experts(ROUTED)),
             _MODEL.format(
@@ -188,16 +210,20 @@ class DeferredSumLeaves(Rule):
                 if not defers(callers, layer, flag):
                     continue
                 for frame in _runs(context, layer):
-                    for call, what in _leaks(context, frame):
+                    for call, leaks, runs in _leaks(context, frame):
                         if (frame.path, call.span.line) in told:
                             continue
                         told.add((frame.path, call.span.line))
-                        yield self._found(context, layer, flag, frame, call, what)
+                        fix = plan_settle(context, layer, flag.name, frame, runs, leaks)
+                        yield self._found(context, layer, flag, frame, call, fix)
 
-    def _found(self, context: Context, layer: Layer, flag: Flag, frame: Frame, call: Call, what: str) -> Finding:
+    def _found(
+        self, context: Context, layer: Layer, flag: Flag, frame: Frame, call: Call, fix: FixPlan | str
+    ) -> Finding:
         profile = context.index.profile
+        sent = _is_sent(call, profile)
         marker = profile.markers[0]
-        if what == "sent":
+        if sent:
             stages = f" with `{profile.pipeline_option}`" if profile.pipeline_option else ""
             consequence = (
                 "the mark stays behind, the next pipeline stage norms a partial sum, and every token is wrong"
@@ -218,6 +244,8 @@ class DeferredSumLeaves(Rule):
             f"{consequence}",
             remedy=f"where `{marker}` is set, reduce the tensor and clear the mark first",
             related=tuple(deferring(context.callers, layer)),
+            severity=None if sent else Severity.WARNING,
+            fix=fix,
         )
 
 
@@ -238,19 +266,22 @@ def _runs(context: Context, layer: Layer) -> Iterator[Frame]:
             yield Frame(function, Instance(owner))
 
 
-def _leaks(context: Context, frame: Frame) -> Iterator[tuple[Call, str]]:
-    """The calls that hand on what a layer returned, unsettled: of each kind the one under the fewest conditions."""
+def _leaks(context: Context, frame: Frame) -> Iterator[tuple[Call, list[Call], list[Call]]]:
+    """The calls that hand on what a layer returned, unsettled.
+
+    Of each kind: the one under the fewest conditions, all of them, and the calls of the layers.
+    """
     conduct = context.callers.conduct(frame.function)
     if conduct is None:
         return
-    running = {call.loop for call in conduct.calls if call.loop is not None and _RUNS_LAYER.search(call.callee)}
-    found: dict[str, list[Call]] = {}
+    runs = [call for call in conduct.calls if call.loop is not None and _RUNS_LAYER.search(call.callee)]
+    running = {call.loop for call in runs if call.loop is not None}
+    found: dict[bool, list[Call]] = {}
     for call in conduct.calls if running else ():
-        what = _leaves(context, call, running)
-        if what is not None and not _is_settled(context, frame, call, conduct.calls):
-            found.setdefault(what, []).append(call)
-    for what, calls in found.items():
-        yield min(calls, key=lambda call: (_demands(call.condition), call.span)), what
+        if _leaves(context, call, running) and not _is_settled(context, frame, call, conduct.calls):
+            found.setdefault(_is_sent(call, context.index.profile), []).append(call)
+    for calls in found.values():
+        yield min(calls, key=lambda call: (_demands(call.condition), call.span)), calls, runs
 
 
 def _demands(condition: Formula) -> int:
@@ -259,15 +290,18 @@ def _demands(condition: Formula) -> int:
     return sum(not isinstance(part, Not) for part in parts)
 
 
-def _leaves(context: Context, call: Call, running: set[Span]) -> str | None:
-    """How a call hands on hidden states: to the next stage, or, in the loop over the layers, to whoever captures."""
+def _is_sent(call: Call, profile: Profile) -> bool:
+    return call.callee.rsplit(".", 1)[-1] in profile.send
+
+
+def _leaves(context: Context, call: Call, running: set[Span]) -> bool:
+    """Whether a call hands on hidden states: to the next stage or, in the loop over the layers, to who captures."""
     profile = context.index.profile
     *owner, last = call.callee.split(".")
-    if last in profile.send:
-        middle = conj((call.condition, *(negate(Atom(name)) for name in profile.last_stage)))
-        return "sent" if context.callers.possible(middle) else None
+    if _is_sent(call, profile):
+        return context.callers.possible(conj((call.condition, *(negate(Atom(name)) for name in profile.last_stage))))
     captures = last in ("append", "extend") and bool(owner) and matches(owner[-1], profile.captures)
-    return "captured" if captures and call.loop in running else None
+    return captures and call.loop in running
 
 
 def _is_settled(context: Context, frame: Frame, call: Call, calls: Iterable[Call]) -> bool:

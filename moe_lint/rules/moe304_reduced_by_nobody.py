@@ -85,6 +85,16 @@ class ReducedByNobody(Rule):
             init=f"{_SHARED}\nself.experts = FusedMoE(config, shared=self.shared_experts)",
         ),
         _alone(
+            "handed-on-in-an-arm-of-a-value",
+            experts(_REDUCED),
+            init=f"{_SHARED}\nself.experts = FusedMoE(config, shared=(None if config.apart else self.shared_experts))",
+        ),
+        _alone(
+            "handed-on-under-another-name",
+            experts(_REDUCED),
+            init=f"{_SHARED}\nshared = self.shared_experts or None\nself.experts = FusedMoE(config, shared=shared)",
+        ),
+        _alone(
             "summed-with-the-routed-experts",
             experts(
                 """
@@ -119,6 +129,17 @@ class ReducedByNobody(Rule):
                 "if self.tp_size > 1:\n    x = tensor_model_parallel_all_reduce(x)\nx = x + self.shared_experts(x)"
             ),
             init=f"{_EXPERTS}\n{_SHARED}{_MARKED}",
+        ),
+        _alone(
+            "shared-experts-that-are-only-looked-at-elsewhere",
+            method(
+                """
+                dtype = self.shared_experts.dtype if isinstance(self.shared_experts, MLP) else None
+                if self.shared_experts is not None and self.shared_experts:
+                    x = self.shared_experts(x.to(dtype))
+                """
+            ),
+            init=f"self.experts = FusedMoE(config)\n{_SHARED}{_MARKED}",
         ),
         _alone(
             "a-projection-behind-the-experts",
@@ -246,14 +267,15 @@ def _is_asked(absorber: Ref, context: Context) -> bool:
 
 
 def _is_run(part: Part, context: Context) -> bool:
-    """Whether the layer runs where no a2a backend is in use."""
+    """Whether the layer runs, and is no replicated one, where no a2a backend is in use."""
     index, profile = context.index, context.index.profile
     facts = index.facts(part.path)
     for name in facts.functions_in(part.owner.name) if facts is not None else ():
         conduct = context.callers.conduct(Ref(part.path, name))
         for call in conduct.calls if conduct is not None else ():
             if call.callee == f"self.{part.attribute}" or call.callee.startswith(f"self.{part.attribute}."):
-                reached = context.policy.opened(without_topology(call.condition, profile))
+                sharded = conj((call.condition, negate(part.whole)))
+                reached = context.policy.opened(without_topology(sharded, profile))
                 if context.callers.possible(conj((reached, no_backend((reached,), context.policy)))):
                     return True
     return False
@@ -273,9 +295,8 @@ def _sums_all_the_same(part: Part, context: Context) -> bool:
 
 def _is_handed_on(part: Part, context: Context) -> bool:
     """Whether the layer itself is passed to somebody, who may run it and sum."""
-    word = re.compile(rf"[(,=]\s*self\.{re.escape(part.attribute)}\s*(?:[,)]|$)", re.MULTILINE)
     facts = context.index.facts(part.path)
-    return facts is not None and word.search(facts.class_text(part.owner.name)) is not None
+    return facts is not None and facts.hands_on(part.owner.name, part.attribute)
 
 
 def _calls_a_reducer(owner: Ref, context: Context) -> bool:

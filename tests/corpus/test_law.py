@@ -58,13 +58,30 @@ def test_a_model_without_an_absorber_sums_once(version: str, model: str) -> None
     assert {found for (path, *_), found in verdicts(version).items() if path == model} == {("once", None)}
 
 
+def test_a_boundary_that_publishes_its_flags_and_the_blocks_in_it_take_turns() -> None:
+    rows = [row for row in judged("0.5.21").rows if row.law is not None]
+    laws = [row.law.verdict for row in rows if row.law is not None]
+    assert (laws.count("once"), laws.count("undecided")) == (41, 10)
+    doubled = {row.path.rsplit("/", 1)[-1] for row in rows if row.law is not None and row.law.verdict == "doubled"}
+    assert doubled == {
+        "modeling.py", "longcat_flash.py", "minimax_m3.py", "step3p5.py",  # MOE001
+        "utils.py", "bailing_moe_v3.py", "deepseek_v2.py", "qwen3_moe.py",  # the helper on the EP axis: MOE403
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["qwen2_moe.py", "iquest_q1.py"])
+def test_a_block_that_every_layer_tells_to_leave_the_sum_is_summed_once(model: str) -> None:
+    assert {found for (path, *_), found in verdicts("0.5.23").items() if path == model} == {("once", None)}
+
+
 def test_behind_the_stage_boundary_nothing_is_called_doubled_or_lost() -> None:
     assert {verdict for verdict, _ in verdicts("0.5.23").values()} == {"once", "undecided"}
 
 
-@pytest.mark.parametrize("version", ["0.5.10.post1", "0.5.11", "0.5.20"])
+@pytest.mark.parametrize("version", ["0.5.3", "0.5.9", "0.5.10.post1", "0.5.11", "0.5.15", "0.5.20", "0.5.21"])
 def test_every_claim_of_wrong_numbers_names_a_launch_configuration(version: str) -> None:
-    errors = [f for f in judged(version).findings if f.severity is Severity.ERROR]
+    options = Options((str(release(version) / "sglang"),), load_profile("sglang"), select=("ALL",))
+    errors = [f for f in run(options).findings if f.severity is Severity.ERROR]
     assert errors
     silent = [(f.rule, f.path, f.span.line) for f in errors if "`--" not in f"{f.message} {f.witness}"]
     assert silent == []

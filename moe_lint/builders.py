@@ -1,0 +1,78 @@
+"""Whom the layers around a block tell to sum: the block, by an argument of its constructor, or their boundary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from msgspec import Struct
+
+from moe_lint.callers import Callers, Instance
+from moe_lint.formula import FALSE, TRUE, Formula, atom_set
+from moe_lint.index import ProjectIndex, Ref
+from moe_lint.sites import Site, is_ownership
+
+
+class Builder(Struct, frozen=True):
+    """A class that builds a block: whether it tells the block to sum, and whether a boundary may sum for it.
+
+    ``name`` is that of its file where the class is not seen.
+
+    ``sums`` and ``boundary`` are None where that is not known.
+    """
+
+    name: str
+    argument: str
+    sums: bool | None
+    boundary: bool | None
+
+    @property
+    def open(self) -> str | None:
+        """Why it is not plain who sums; None where just one of the two does."""
+        if self.sums is None:
+            return f"`{self.name}` does not say by a constant whether it builds this block with `{self.argument}`"
+        told = f"`{self.name}` builds this block with `{self.argument}={self.sums}`"
+        if self.boundary is None:
+            return f"{told}, and no layer around it was found"
+        if self.sums and self.boundary:
+            return f"{told} behind a layer boundary, and whether that leaves the sum to the block is not seen"
+        if not self.sums and not self.boundary:
+            return f"{told} without a layer boundary, and who sums then is not seen"
+        return None
+
+
+def builders(site: Site, callers: Callers) -> list[Builder]:
+    """Whoever builds the block of a site that runs only if the block is told to sum. None are known: an empty list."""
+    index, owner = callers.index, site.raw.class_name
+    names = [n for n in sorted(atom_set(site.guard)) if n.startswith("self.") and is_ownership(n, index.profile)]
+    if owner is None or len(names) != 1 or index.profile.is_expert_constructor(owner):
+        return []
+    block = Ref(site.path, owner)
+    return sorted(dict.fromkeys(_builders(block, names[0], callers)), key=lambda found: found.name)
+
+
+def _builders(block: Ref, attribute: str, callers: Callers) -> Iterator[Builder]:
+    index = callers.index
+    for kind in (block, *index.subclasses(block)):
+        calls = dict.fromkeys(_calls(kind, index))
+        for user in sorted(index.users(kind)):
+            boundary = True if index.constructs_absorber(user) else index.has_absorber(user)
+            for built in (b for several in callers.built(user).values() for b in several if b.owner == kind):
+                value = dict(callers.instance(built, Instance(user)).fixed).get(attribute)
+                yield Builder(user.name, attribute.removeprefix("self."), _truth(value), boundary)
+                calls.pop((built.path, built.call.span.line), None)
+        for path, _ in calls:
+            yield Builder(PurePath(path).name, attribute.removeprefix("self."), None, None)
+
+
+def _calls(kind: Ref, index: ProjectIndex) -> Iterator[tuple[str, int]]:
+    """The lines that call a class by its name."""
+    called = re.compile(rf"(?<!class )\b{re.escape(kind.name)}\(")
+    for path, line in index.mentions(kind.name):
+        if called.search(index.line(path, line)) is not None:
+            yield path, line
+
+
+def _truth(value: Formula | None) -> bool | None:
+    return {TRUE: True, FALSE: False}.get(value) if value is not None else None
