@@ -22,7 +22,7 @@ from reference_runtime.discover import Block
 from reference_runtime.scenarios import Case
 from reference_runtime.space import LOCK, Tier
 from reference_runtime.stubs import Stub, StubReached, building, running
-from reference_runtime.subjects import constructor_values, forward_values, own_tokens
+from reference_runtime.subjects import constructor_values, forward_values, padded_tokens
 from reference_runtime.weights import fill, named_tensor
 from reference_runtime.world import RankContext
 
@@ -131,11 +131,8 @@ class LayerSubject:
     def run(self, context: RankContext, model: Any, case: Case) -> torch.Tensor:
         dp_rank = context.topology.dp_rank(context.transport.rank)
         count = case.tokens[dp_rank]
-        hidden = own_tokens(context, case.first + dp_rank, count)
-        if case.padding == "max" and count < max(case.tokens):
-            shape = (max(case.tokens) - count, hidden.shape[1])
-            hidden = torch.cat([hidden, named_tensor(f"padding.{dp_rank}", shape, hidden.dtype, hidden.device)])
-        context.set_batch(case.tokens, max_padding=case.padding == "max")
+        hidden = padded_tokens(context, case, dp_rank)
+        context.set_batch(case.rows, max_padding=case.padding == "max")
         context.trace.events.clear()
         values = forward_values(context, case, hidden)
         values.update(positions=torch.arange(hidden.shape[0], device=hidden.device), residual=None)
@@ -183,9 +180,10 @@ def _parsed(file: Path) -> ast.Module:
         return ast.parse(file.read_bytes())
 
 
-def _attention_classes(file: Path, decoder: str) -> list[str]:
+@functools.lru_cache(maxsize=256)
+def _attention_classes(file: Path, decoder: str) -> tuple[str, ...]:
     """Names of the classes that a decoder's `__init__` puts into an attribute for its attention."""
-    found = []
+    found: list[str] = []
     for node in _parsed(file).body:
         if not isinstance(node, ast.ClassDef) or node.name != decoder:
             continue
@@ -195,7 +193,7 @@ def _attention_classes(file: Path, decoder: str) -> list[str]:
             if _is_attention(statement.targets[0].attr):
                 calls = [n.func for n in ast.walk(statement.value) if isinstance(n, ast.Call)]
                 found += [f.id for f in calls if isinstance(f, ast.Name) and f.id[0].isupper()]
-    return found
+    return tuple(found)
 
 
 def _is_attention(attribute: str) -> bool:
@@ -208,6 +206,11 @@ def _sums_itself(context: RankContext, real: Any, name: str, file: Path) -> bool
     for known, loaded in context.space.modules.items():
         if loaded.__name__ == module and context.space.tiers[known] is Tier.REAL:
             file = context.space.path(known)[0] or file
+    return _projection_reduces(file, name)
+
+
+@functools.lru_cache(maxsize=256)
+def _projection_reduces(file: Path, name: str) -> bool | None:
     for node in _parsed(file).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             for inner in ast.walk(node):

@@ -57,6 +57,15 @@ class Case:
         """Rows of each attention-DP rank."""
         return list(TOKENS[self.first : self.first + self.topology.dp])
 
+    @property
+    def rows(self) -> list[int]:
+        """Rows of each attention-DP rank with its padding: engines pad to a multiple of the attention-TP size first."""
+        if not self.padding:
+            return self.tokens
+        step = self.topology.attn_tp
+        aligned = [-(-count // step) * step for count in self.tokens]
+        return [max(aligned)] * len(aligned) if self.padding == "max" else aligned
+
     def __str__(self) -> str:
         parts = [str(self.topology)]
         if self.padding:

@@ -50,19 +50,19 @@ def own_tokens(context: RankContext, dp_rank: int, rows: int) -> torch.Tensor:
     return named_tensor(f"tokens.{dp_rank}", (rows, context.config.hidden_size), context.dtype, context.device).clone()
 
 
-def gathered_tokens(context: RankContext, case: Case) -> torch.Tensor:
-    """The input of a block: the own tokens, or those of all attention-DP ranks as the communicator gathers them.
+def padded_tokens(context: RankContext, case: Case, dp_rank: int) -> torch.Tensor:
+    """The tokens of one attention-DP rank, and rows of padding with values that no output may depend on."""
+    count, rows = case.tokens[dp_rank], case.rows[dp_rank]
+    tokens = own_tokens(context, case.first + dp_rank, count)
+    if rows == count:
+        return tokens
+    shape = (rows - count, context.config.hidden_size)
+    return torch.cat([tokens, named_tensor(f"padding.{dp_rank}", shape, context.dtype, context.device)])
 
-    Rows of padding are filled with values that no output may depend on.
-    """
-    parts = []
-    rows = max(case.tokens)
-    for dp_rank, count in enumerate(case.tokens):
-        parts.append(own_tokens(context, case.first + dp_rank, count))
-        if case.padding == "max" and count < rows:
-            shape = (rows - count, context.config.hidden_size)
-            parts.append(named_tensor(f"padding.{dp_rank}", shape, context.dtype, context.device))
-    return torch.cat(parts)
+
+def gathered_tokens(context: RankContext, case: Case) -> torch.Tensor:
+    """The input of a block: the own tokens, or those of all attention-DP ranks as the communicator gathers them."""
+    return torch.cat([padded_tokens(context, case, dp_rank) for dp_rank in range(len(case.tokens))])
 
 
 @dataclass
@@ -98,8 +98,8 @@ class BlockSubject:
     def run(self, context: RankContext, model: Any, case: Case) -> torch.Tensor:
         dp_rank = context.topology.dp_rank(context.transport.rank)
         rank_rows = case.tokens[dp_rank]
-        x = own_tokens(context, dp_rank, rank_rows) if case.launch.fp4 else gathered_tokens(context, case)
-        context.set_batch(case.tokens, max_padding=case.padding == "max")
+        x = padded_tokens(context, case, dp_rank) if case.launch.fp4 else gathered_tokens(context, case)
+        context.set_batch(case.rows, max_padding=case.padding == "max")
         context.trace.events.clear()
         with running(), layer_flags(context, model, case) as flags:
             values = {**forward_values(context, case, x), **flags}

@@ -26,6 +26,9 @@ from reference_runtime.tree import Tree
 
 T = TypeVar("T")
 
+#: What some trees have, and reference implementations ask for.
+_SOMETIMES = ("runtime_context", "layers.moe.moe_runner.base", "layers.layer_boundary")
+
 
 @dataclass
 class RankContext:
@@ -199,6 +202,9 @@ class RankContext:
             for name in ("distributed.parallel_state", "layers.dp_attention", "layers.moe.utils",
                          "model_executor.forward_batch_info", f"models.{model}"):  # fmt: skip
                 self.module(name)
+            for name in _SOMETIMES:
+                if self.has(name):
+                    self.module(name)
 
     def enter(self, launch: Launch, transport: Transport) -> None:
         """Lay out the groups and initialise the engine's process-wide state, as its server does."""
@@ -242,15 +248,13 @@ class RankContext:
             "enable_dp_attention": self.launch.dp_attention, "dp_size": t.dp, "moe_dense_tp_size": None, "pp_size": 1,
         }  # fmt: skip
 
-    def set_batch(self, tokens: Sequence[int], max_padding: bool) -> None:
-        """Tell the tree's DP attention how many rows each attention-DP rank has.
+    def set_batch(self, rows: Sequence[int], max_padding: bool) -> None:
+        """Tell the tree's DP attention how many rows each attention-DP rank has, padding included.
 
         Args:
-            tokens: rows per attention-DP rank.
-            max_padding: each rank's rows are padded to the longest.
+            max_padding: all are padded to the longest.
         """
-        longest = max(tokens)
-        rows = [longest] * len(tokens) if max_padding else list(tokens)
+        rows = list(rows)
         self.global_num_tokens = rows
         attention = self.module("layers.dp_attention")
         local = rows[self.topology.dp_rank(self.transport.rank)]

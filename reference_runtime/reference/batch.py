@@ -43,7 +43,7 @@ def make(context: RankContext, case: Case, rows: int) -> Batch:
                 values[field.name] = Stub(f"ForwardBatch.{field.name}")
     attention = context.module("layers.dp_attention")
     device = context.device
-    sizes = case.tokens if case.padding != "max" else [max(case.tokens)] * len(case.tokens)
+    sizes = case.rows
     values.update(
         forward_mode=info.ForwardMode.DECODE,
         batch_size=rows,
