@@ -23,8 +23,9 @@ SHARDED_SHARED_EXPERT = {"bailing_moe", "bailing_moe_linear", "llada2", "llama4"
 #: Model -> words of the layer-level cases in which its newer release is wrong, by a fault of its own.
 WRONG = {
     "bailing_moe_linear": ("fusion",),  # its decoder never marks the deferred sum
-    # its decoder sums instead of the block: it does not know the reduce-scatter of unequal parts
-    "step3p5": ("fusion", "dp"),
+    # its decoder sums instead of the block, and asks for the two flags only: where the communicator reduce-scatters
+    # unequal parts, both sum; where FP4 experts have summed each rank's own rows, it sums rows of different tokens
+    "step3p5": ("sum-len",),
 }
 
 
