@@ -13,6 +13,8 @@ _EXPERT_ATTRIBUTES = ("experts", "text_experts", "routed_experts", "switch_mlp")
 _EXPERT_MAKERS = ("FusedMoE", "EPMoE", "DeepEPMoE", "get_moe_impl_class", "build_experts")
 #: Who sums a partial output after the block: names of the layer's communicator and of the stage boundary.
 _COMMUNICATOR, _BOUNDARY = "communicator", "boundary"
+#: What models ask before they use a second stream, or another kernel.
+_CAPTURE = "get_is_capture_mode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Block:
         decoder: the class in the same file that builds the block, if one does.
         communicator: the decoder has a layer communicator or a layer boundary, itself or from a model that it extends.
         owner: who else may sum the block's output: the layer "boundary", the "decoder" itself, or nobody.
+        captures: the block, or the decoder, does something else while a graph is being captured.
     """
 
     module: str
@@ -33,6 +36,7 @@ class Block:
     communicator: bool
     file: Path
     owner: str = ""
+    captures: bool = False
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
@@ -56,7 +60,8 @@ def blocks(module: str, file: Path) -> list[Block]:
             words = _words(file, classes.get(decoder or ""))
             owner = "decoder" if decoder is not None and _reduces(classes[decoder]) else ""
             owner = "boundary" if _BOUNDARY in words else owner
-            found.append(Block(module, name, decoder, bool(words), file, owner))
+            captures = any(_asks(part, _CAPTURE) for part in (node, classes.get(decoder or "")) if part is not None)
+            found.append(Block(module, name, decoder, bool(words), file, owner, captures))
     return found
 
 
@@ -79,6 +84,11 @@ def _words(file: Path, decoder: ast.ClassDef | None, seen: frozenset[Path] = fro
         if bases is None or any(re.search(rf"\b{re.escape(base)}\b", imported) for base in bases if base):
             found |= _words(other, None, seen | {file})
     return found
+
+
+def _asks(node: ast.ClassDef, question: str) -> bool:
+    """Whether a class calls a function of that name."""
+    return any(_name(n.func) == question for n in ast.walk(node) if isinstance(n, ast.Call))
 
 
 def _reduces(node: ast.ClassDef) -> bool:

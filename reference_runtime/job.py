@@ -17,7 +17,7 @@ from reference_runtime.observe import Log, Observed
 from reference_runtime.plan import Job
 from reference_runtime.processes import ProcessRanks
 from reference_runtime.ranks import Numerics, ThreadRanks
-from reference_runtime.reference import ops
+from reference_runtime.reference import ops, streams
 from reference_runtime.space import compiled_files, libraries
 from reference_runtime.subjects import BlockSubject, Subject
 from reference_runtime.verdicts import Outcome, outcome_to_dict
@@ -71,6 +71,8 @@ def execute(job: Job, emit: Callable[[str], None]) -> None:
         tell(side=side, case=index, outcome=outcome_to_dict(outcome), seen=log.take())
 
     ops.register()
+    if job.settings.device == "cpu":
+        streams.run_in_order()
     log = Log()
 
     def subject() -> Subject:

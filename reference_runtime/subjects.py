@@ -15,6 +15,7 @@ from reference_runtime.calling import call, takes
 from reference_runtime.comm.base import Infeasible
 from reference_runtime.dense import Dense, dense_form
 from reference_runtime.discover import Block
+from reference_runtime.reference.streams import second_stream
 from reference_runtime.scenarios import Case
 from reference_runtime.stubs import StubReached, building, running
 from reference_runtime.weights import fill, named_tensor
@@ -100,6 +101,7 @@ class BlockSubject:
         rank_rows = case.tokens[dp_rank]
         x = padded_tokens(context, case, dp_rank) if case.launch.fp4 else gathered_tokens(context, case)
         context.set_batch(case.rows, max_padding=case.padding == "max")
+        context.capture_mode = case.capture
         context.trace.events.clear()
         with running(), layer_flags(context, model, case) as flags:
             values = {**forward_values(context, case, x), **flags}
@@ -112,7 +114,7 @@ def constructor_values(context: RankContext, prefix: str) -> dict[str, Any]:
     """Values for a constructor's parameters, by the names that model files use."""
     return {
         "config": context.config, "layer_id": 1, "layer_idx": 1, "layer_index": 1, "layer_number": 1,
-        "quant_config": None, "prefix": prefix, "alt_stream": None, "is_nextn": False,
+        "quant_config": None, "prefix": prefix, "alt_stream": second_stream(), "is_nextn": False,
         "num_experts": context.config.num_experts, "top_k": context.config.top_k,
         "hidden_size": context.config.hidden_size, "intermediate_size": context.config.moe_intermediate_size,
         "params_dtype": context.dtype, "hidden_act": "silu",

@@ -145,7 +145,7 @@ def piecewise_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
 
 
 def cuda_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
-    """No graph is being captured."""
+    """Whether a graph is being captured, as the case says."""
     module.__dict__["get_is_capture_mode"] = lambda: space.context.capture_mode
 
 
