@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from reference_runtime.verdicts import Reduction
 
 #: Attributes that hold a block's experts, and the callees that make them.
 _EXPERT_ATTRIBUTES = ("experts", "text_experts", "routed_experts", "switch_mlp")
@@ -63,6 +65,24 @@ def blocks(module: str, file: Path) -> list[Block]:
             captures = any(_asks(part, _CAPTURE) for part in (node, classes.get(decoder or "")) if part is not None)
             found.append(Block(module, name, decoder, bool(words), file, owner, captures))
     return found
+
+
+def reductions(file: Path, path: str, names: Sequence[str]) -> list[Reduction]:
+    """The calls of all-reduces in some classes of a model file, in order. ``path`` is what they say of the file."""
+    classes = [n for n in ast.parse(file.read_bytes()).body if isinstance(n, ast.ClassDef) and n.name in names]
+    functions = [(c.name, f) for c in classes for f in c.body if isinstance(f, ast.FunctionDef)]
+    found = [
+        Reduction(path, inner.lineno, inner.end_lineno or inner.lineno, f"{owner}.{function.name}")
+        for owner, function in functions
+        for inner in ast.walk(function)
+        if isinstance(inner, ast.Call) and _sums(_name(inner.func))
+    ]
+    return sorted(found, key=lambda one: one.line)
+
+
+def _sums(name: str) -> bool:
+    """Whether a function of that name sums over ranks; a predicate about that does not."""
+    return name.endswith("all_reduce") and not re.search(r"should|skip|(^|_)(is|use|can)_", name)
 
 
 def _words(file: Path, decoder: ast.ClassDef | None, seen: frozenset[Path] = frozenset()) -> set[str]:

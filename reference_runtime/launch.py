@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reference_runtime.discover import Block, blocks
+from reference_runtime.discover import Block, blocks, reductions
 from reference_runtime.plan import Job, Settings
 from reference_runtime.specs import spec_of
 from reference_runtime.tree import Tree, TreeError, find_tree
@@ -21,6 +21,7 @@ from reference_runtime.verdicts import (
     ModelReport,
     OracleNote,
     Outcome,
+    Reduction,
     RunReport,
     Status,
     outcome_from_dict,
@@ -140,7 +141,7 @@ def run_blocks(
     ]
     states = [_State(job, len(job.cases())) for job in jobs]
     drive(jobs, lambda line: _take(states, line, progress))
-    return tuple(_model(block, [s for s in states if s.job.block == block], before) for block in chosen)
+    return tuple(_model(block, [s for s in states if s.job.block == block], before, after) for block in chosen)
 
 
 def choose(before: Tree, after: Tree, patterns: Sequence[str]) -> tuple[list[Block], list[str]]:
@@ -173,12 +174,20 @@ def _matches(block: Block, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-def _model(block: Block, states: list[_State], tree: Tree) -> ModelReport:
+def _model(block: Block, states: list[_State], before: Tree, after: Tree) -> ModelReport:
     cases = tuple(case for state in states for case in state.results())
     problems = [f"{state.job.level}: {state.ended}" for state in states if state.ended]
-    path = str(block.file.relative_to(tree.root))
+    path = str(before.relative(block.file))
     oracles = tuple(state.oracle for state in states if state.oracle is not None)
-    return ModelReport(str(block), path, cases, "; ".join(problems), sum(state.seconds for state in states), oracles)
+    seconds = sum(state.seconds for state in states)
+    found = tuple(_reductions(block, after))
+    return ModelReport(str(block), path, cases, "; ".join(problems), seconds, oracles, found)
+
+
+def _reductions(block: Block, tree: Tree) -> list[Reduction]:
+    file = tree.folder.joinpath("models", *block.module.split(".")).with_suffix(".py")
+    names = [block.name, *([block.decoder] if block.decoder is not None else [])]
+    return reductions(tree.current(file), str(file.relative_to(tree.root)), names)
 
 
 def drive(jobs: Sequence[Job], take: Callable[[dict[str, object]], None]) -> None:

@@ -134,7 +134,7 @@ class LayerSubject:
         hidden = padded_tokens(context, case, dp_rank)
         context.set_batch(case.rows, max_padding=case.padding == "max")
         context.capture_mode = case.capture
-        context.trace.events.clear()
+        context.trace.clear()
         values = forward_values(context, case, hidden)
         values.update(positions=torch.arange(hidden.shape[0], device=hidden.device), residual=None)
         stream = _stream(context) if self.block.owner == "boundary" else None

@@ -185,18 +185,18 @@ def encoded(result: Result) -> bytes:
         kind = type(result).__name__
         known = kind in _KINDS or kind == Ended.__name__ or type(result) is RuntimeError
         return pickle.dumps((kind, str(result) if known else f"{kind}: {result}"))
-    output, trace = result
+    output, trace, places = result
     output = output.detach().to("cpu").contiguous()
     data = output.view(torch.uint8).numpy().tobytes()
-    return pickle.dumps(("result", (data, tuple(output.shape), output.dtype, trace)))
+    return pickle.dumps(("result", (data, tuple(output.shape), output.dtype, trace, places)))
 
 
 def decoded(message: bytes) -> Result:
     """The result that `encoded` wrote. The sender runs target code, so only a process that may, too, decodes it."""
     kind, value = pickle.loads(message)
     if kind == "result":
-        data, shape, dtype, trace = value
-        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape), trace
+        data, shape, dtype, trace, places = value
+        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape), trace, places
     return Ended(value) if kind == Ended.__name__ else _KINDS.get(kind, RuntimeError)(value)
 
 

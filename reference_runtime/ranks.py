@@ -23,8 +23,12 @@ from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree
 from reference_runtime.world import RankContext
 
-#: A rank's own rows and its trace, or what ended it.
-Result = tuple[torch.Tensor, list[str]] | Exception
+#: `path:line`, the path below the tree's root.
+Place = str
+#: A rank's own rows, its trace, and the places in model files from which its collectives were called.
+Done = tuple[torch.Tensor, list[str], list[Place]]
+#: That, or what ended it.
+Result = Done | Exception
 
 
 #: Seconds that a collective waits for the others. Everything here takes milliseconds.
@@ -155,12 +159,13 @@ class Members:
         with context.device if on_gpu else contextlib.nullcontext():
             return self.subject.build(context)
 
-    def step(self, transport: Transport, model: Any, case: Case) -> tuple[torch.Tensor, list[str]]:
+    def step(self, transport: Transport, model: Any, case: Case) -> Done:
         """Run one case on one rank."""
         context = self.contexts[transport.rank]
         with torch.no_grad():
             output = self.subject.run(context, model, case)
-        return output, [str(event) for event in context.trace.events]
+        places = sorted(f"{self.tree.relative(Path(file))}:{line}" for file, line in context.trace.places)
+        return output, [str(event) for event in context.trace.events], places
 
 
 def _in_models(error: Exception, tree: Tree) -> bool:
@@ -223,7 +228,7 @@ class ThreadLaunch:
         if self.failure is not None:
             return [self.failure] * self.members.size
 
-        def one(transport: ThreadTransport) -> tuple[torch.Tensor, list[str]]:
+        def one(transport: ThreadTransport) -> Done:
             own = self._transports[transport.rank]
             own.hub = transport.hub  # a new hub each time: a failed run leaves nothing behind
             return self.members.step(own, self.models[transport.rank], case)

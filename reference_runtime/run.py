@@ -122,8 +122,8 @@ def judge_case(ranks: Ranks, side: str, case: Case, oracle: Oracle, tolerance: f
         del results, error  # with them go the frames, and what the target held in them
         gc.collect()
         return outcome
-    outputs = [item[0] for item in results if not isinstance(item, Exception)]
-    traces = [item[1] for item in results if not isinstance(item, Exception)]
+    done = [item for item in results if not isinstance(item, Exception)]
+    outputs, traces = [item[0] for item in done], [item[1] for item in done]
     worst, scale = 0.0, 1.0
     for rank, output in enumerate(outputs):
         dp_rank = case.topology.dp_rank(rank)
@@ -143,6 +143,7 @@ def judge_case(ranks: Ranks, side: str, case: Case, oracle: Oracle, tolerance: f
         digest=digest(outputs),
         trace=tuple(traces[0]),
         traces=hashlib.sha256(repr(traces).encode()).hexdigest()[:16],
+        places=tuple(sorted({place for item in done for place in item[2]})),
     )
 
 

@@ -102,7 +102,7 @@ class BlockSubject:
         x = padded_tokens(context, case, dp_rank) if case.launch.fp4 else gathered_tokens(context, case)
         context.set_batch(case.rows, max_padding=case.padding == "max")
         context.capture_mode = case.capture
-        context.trace.events.clear()
+        context.trace.clear()
         with running(), layer_flags(context, model, case) as flags:
             values = {**forward_values(context, case, x), **flags}
             output = call_forward(model.forward, x, values)

@@ -65,6 +65,7 @@ class RankContext:
             self.tree.overlay,
         )
         self.space.context = self
+        self.trace.watched = self.tree.model_folders()
         self._set_arguments()
 
     def _set_arguments(self) -> None:
