@@ -6,9 +6,10 @@ import fnmatch
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,27 +147,47 @@ def run_blocks(
 
 def choose(before: Tree, after: Tree, patterns: Sequence[str]) -> tuple[list[Block], list[str]]:
     """The blocks to run, and what a reader should know about the others."""
+    files = dict(before.models()), dict(after.models())
+    modules = list(dict.fromkeys([*files[0], *files[1]]))
+    if patterns:
+        named = [m for m in modules if any(_may_match(m, one[m], patterns) for one in files if m in one)]
+        return _chosen(files, named, patterns)
+    changed, notes = _chosen(files, [m for m in modules if _content(files[0].get(m)) != _content(files[1].get(m))], ())
+    return (changed, notes) if changed else (_chosen(files, modules, ())[0], notes)
+
+
+def _chosen(
+    files: tuple[dict[str, Path], dict[str, Path]], modules: Sequence[str], patterns: Sequence[str]
+) -> tuple[list[Block], list[str]]:
+    """The blocks of some modules that both trees have, and what a reader should know about the others."""
     notes: list[str] = []
-    first, second = _blocks(before, notes), _blocks(after, notes)
+    first, second = (_blocks({m: one[m] for m in modules if m in one}, notes) for one in files)
     common = {key: block for key, block in first.items() if key in second and not spec_of(block.name).ignore}
     for missing, where in ((first.keys() - second.keys(), "after"), (second.keys() - first.keys(), "before")):
         wanted = sorted(".".join(key) for key in missing if not patterns or _matches((first | second)[key], patterns))
         if wanted:
             notes.append(f"not in the tree {where}: {', '.join(wanted)}")
-    if patterns:
-        return [block for block in common.values() if _matches(block, patterns)], notes
-    changed = [b for k, b in common.items() if b.file.read_bytes() != second[k].file.read_bytes()]
-    return changed or list(common.values()), notes
+    return [block for block in common.values() if not patterns or _matches(block, patterns)], notes
 
 
-def _blocks(tree: Tree, notes: list[str]) -> dict[tuple[str, str], Block]:
+def _content(file: Path | None) -> bytes | None:
+    return file.read_bytes() if file is not None else None
+
+
+def _blocks(files: Mapping[str, Path], notes: list[str]) -> dict[tuple[str, str], Block]:
     found = {}
-    for module, file in tree.models():
+    for module, file in files.items():
         try:
             found.update({(b.module, b.name): b for b in blocks(module, file)})
         except SyntaxError as error:
             notes.append(f"{file}: does not parse: {error.msg}")
     return found
+
+
+def _may_match(module: str, file: Path, patterns: Sequence[str]) -> bool:
+    """Whether a block of a file could match, by the names of the file and of its classes."""
+    classes = re.findall(r"^class (\w+)", file.read_text("utf-8-sig", "replace"), re.M)
+    return any(_matches(Block(module, name, None, False, file), patterns) for name in (*classes, ""))
 
 
 def _matches(block: Block, patterns: Iterable[str]) -> bool:

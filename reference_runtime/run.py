@@ -165,17 +165,21 @@ def compare(
     """Run both variants in every case; tell ("before" or "after", number of the case, outcome) as they come.
 
     The oracle is the first variant on one rank: independent of the rewrite that is under test. Where the block has a
-    dense form, that is compared with the oracle, and ``on_oracle`` told (whether they agree, error, why not).
+    dense form, that is compared with the oracle, and ``on_oracle`` told (whether they agree, error, why not). A tree
+    that is compared with itself runs once.
     """
     prepare(numerics)
-    members = {
-        side: members_of(tree, subject(), block, cases, numerics)
-        for side, tree in (("before", before), ("after", after))
-    }
+    trees = {"before": before} if before == after else {"before": before, "after": after}
+    members = {side: members_of(tree, subject(), block, cases, numerics) for side, tree in trees.items()}
+
+    def tell(side: str, number: int, outcome: Outcome) -> None:
+        for told in (side,) if len(trees) > 1 else ("before", "after"):
+            on_outcome(told, number, outcome)
+
     oracle = oracle_of(members, dict(spec_of(block).config), numerics)
     if oracle.failure is None:
         on_oracle(*oracle.dense)
-    run_cases(members, oracle, cases, numerics, make, on_outcome)
+    run_cases(members, oracle, cases, numerics, make, tell)
 
 
 def prepare(numerics: Numerics) -> None:

@@ -89,6 +89,16 @@ def _mm_into(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.
     return (a.to(out_dtype) @ b.to(out_dtype)).to(out_dtype)
 
 
+def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
+    return function if function is not None else _as_it_is
+
+
 def register() -> None:
-    """Give torch on the CPU the operators that it has on a GPU only: a product with a type of its own."""
+    """Give torch on the CPU the operators that it has on a GPU only: a product with a type of its own.
+
+    And leave functions as they are that would be compiled: what they compute is the same, and the compiler's import
+    takes longer than a run.
+    """
     torch.library.impl("aten::mm.dtype", "CPU", _mm_into)
+    setattr(torch, "compile", _as_it_is)  # noqa: B010  (each has a type of its own)
+    setattr(torch.compiler, "disable", _as_it_is)  # noqa: B010
