@@ -46,34 +46,34 @@ class ProcessRanks:
     def __init__(self, backend: str, members: Mapping[str, Members]) -> None:
         self._backend, self._members = backend, members
         self._size = size_of(members)
-        self._children: list[RankProcess] = []
+        self.children: list[RankProcess] = []
         self._folder = ""
 
     def run(self, side: str, case: Case) -> Sequence[Result]:
         members = self._members[side]
         if members.failure is not None:
             return [members.failure] * self._size
-        patience = members.patience(first=not self._children)
-        if not self._children:
+        patience = members.patience(first=not self.children)
+        if not self.children:
             self._start()
-        for child in self._children:
+        for child in self.children:
             child.ask(side, case)
-        messages = answers(self._children, time.monotonic() + patience)
+        messages = answers(self.children, time.monotonic() + patience)
         results = [decoded(message) for message in messages]
         if any(map(lost, results)):
             self.close()
         return results
 
     def close(self) -> None:
-        for child in self._children:
+        for child in self.children:
             child.end()
-        self._children = []
+        self.children = []
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="reference-runtime-")  # where the ranks find each other
         for rank in range(self._size):
-            self._children.append(RankProcess(self._members, rank, functools.partial(self._join, rank)))
+            self.children.append(RankProcess(self._members, rank, functools.partial(self._join, rank)))
 
     def _join(self, rank: int) -> None:
         if self._backend == "nccl":

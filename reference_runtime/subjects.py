@@ -114,7 +114,7 @@ def constructor_values(context: RankContext, prefix: str) -> dict[str, Any]:
     """Values for a constructor's parameters, by the names that model files use."""
     return {
         "config": context.config, "layer_id": 1, "layer_idx": 1, "layer_index": 1, "layer_number": 1,
-        "quant_config": None, "prefix": prefix, "alt_stream": second_stream(), "is_nextn": False,
+        "quant_config": None, "prefix": prefix, "alt_stream": second_stream(context.device), "is_nextn": False,
         "num_experts": context.config.num_experts, "top_k": context.config.top_k,
         "hidden_size": context.config.hidden_size, "intermediate_size": context.config.moe_intermediate_size,
         "params_dtype": context.dtype, "hidden_act": "silu",

@@ -54,9 +54,9 @@ class Stream:
 _CURRENT = Stream()
 
 
-def second_stream() -> Any:
+def second_stream(device: torch.device) -> Any:
     """What an engine gives its layers to work in beside the main stream."""
-    kind: Any = torch.cuda.Stream
+    kind: Any = torch.cuda.Stream if device.type == "cuda" else Stream
     return kind()
 
 
