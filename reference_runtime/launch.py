@@ -201,13 +201,13 @@ def _model(block: Block, states: list[_State], before: Tree, after: Tree) -> Mod
     path = str(before.relative(block.file))
     oracles = tuple(state.oracle for state in states if state.oracle is not None)
     seconds = sum(state.seconds for state in states)
-    found = tuple(_reductions(block, after))
+    found = tuple(_reductions(block, after, {state.job.level for state in states}))
     return ModelReport(str(block), path, cases, "; ".join(problems), seconds, oracles, found)
 
 
-def _reductions(block: Block, tree: Tree) -> list[Reduction]:
+def _reductions(block: Block, tree: Tree, levels: Iterable[str]) -> list[Reduction]:
     file = tree.folder.joinpath("models", *block.module.split(".")).with_suffix(".py")
-    names = [block.name, *([block.decoder] if block.decoder is not None else [])]
+    names = [block.name, *([block.decoder] if block.decoder is not None and "layer" in levels else [])]
     return reductions(tree.current(file), str(file.relative_to(tree.root)), names)
 
 

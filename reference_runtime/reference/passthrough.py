@@ -139,8 +139,8 @@ def model_config(space: ModuleSpace, module: types.ModuleType) -> None:
 
 
 def piecewise_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
-    """No piecewise graph is being captured or replayed."""
-    for name in ("is_in_piecewise_cuda_graph", "is_in_tc_piecewise_cuda_graph"):
+    """No graph in pieces is being captured or replayed."""
+    for name in ("is_in_piecewise_cuda_graph", "is_in_tc_piecewise_cuda_graph", "is_in_breakable_cuda_graph"):
         module.__dict__[name] = lambda: False
 
 
