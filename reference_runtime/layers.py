@@ -137,7 +137,7 @@ class LayerSubject:
         count = case.tokens[dp_rank]
         hidden = padded_tokens(context, case, dp_rank)
         context.set_batch(case.rows, max_padding=case.padding == "max")
-        context.capture_mode = case.capture
+        context.capture(case.capture)
         context.trace.clear()
         values = forward_values(context, case, hidden)
         values.update(positions=torch.arange(hidden.shape[0], device=hidden.device), residual=None)

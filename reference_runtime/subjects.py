@@ -101,7 +101,7 @@ class BlockSubject:
         rank_rows = case.tokens[dp_rank]
         x = padded_tokens(context, case, dp_rank) if case.launch.fp4 else gathered_tokens(context, case)
         context.set_batch(case.rows, max_padding=case.padding == "max")
-        context.capture_mode = case.capture
+        context.capture(case.capture)
         context.trace.clear()
         with running(), layer_flags(context, model, case) as flags:
             values = {**forward_values(context, case, x), **flags}

@@ -14,7 +14,7 @@ from reference_runtime.comm.base import Trace, Transport
 from reference_runtime.comm.group import Group
 from reference_runtime.config import Config
 from reference_runtime.kernels.base import Kernels
-from reference_runtime.reference import batch, distributed, ops, table
+from reference_runtime.reference import batch, distributed, ops, streams, table
 from reference_runtime.reference.batch import Batch
 from reference_runtime.reference.environment import Declared, ServerArguments, declared
 from reference_runtime.reference.rest import complete
@@ -266,6 +266,11 @@ class RankContext:
                 "global_num_tokens": rows, "num_tokens": local,
             },
         )  # fmt: skip
+
+    def capture(self, on: bool) -> None:
+        """Say whether a graph is being captured."""
+        self.capture_mode = on
+        streams.capture(on)
 
     def close(self) -> None:
         self.space.close()

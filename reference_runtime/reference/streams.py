@@ -52,6 +52,13 @@ class Stream:
 
 
 _CURRENT = Stream()
+_capturing = False
+
+
+def capture(on: bool) -> None:
+    """Say whether a graph is being captured: all ranks of a process run the same case."""
+    global _capturing
+    _capturing = on
 
 
 def second_stream(device: torch.device) -> Any:
@@ -68,6 +75,7 @@ def run_in_order() -> None:
         "current_stream": lambda *_, **__: _CURRENT,
         "default_stream": lambda *_, **__: _CURRENT,
         "stream": lambda *_, **__: contextlib.nullcontext(),
+        "is_current_stream_capturing": lambda: _capturing,
     }
     for name, value in replaced.items():
         setattr(torch.cuda, name, value)
