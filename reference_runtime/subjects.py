@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from reference_runtime.absorbers import absorb
-from reference_runtime.calling import call, takes
+from reference_runtime.calling import call, parameters, takes
 from reference_runtime.comm.base import Infeasible
 from reference_runtime.dense import Dense, dense_form
 from reference_runtime.discover import Block
@@ -133,9 +133,7 @@ def forward_values(context: RankContext, case: Case, x: torch.Tensor) -> dict[st
 
 def call_forward(forward: Any, x: torch.Tensor, values: dict[str, Any]) -> Any:
     """Call a forward whose first parameter is the input, whatever its name."""
-    import inspect
-
-    first = next(iter(inspect.signature(forward).parameters))
+    first = next(iter(parameters(forward)))
     return call(forward, {**values, first: x})
 
 
