@@ -239,8 +239,12 @@ class RankContext:
             if ranks is not None:
                 given["ranks"] = ranks(world_rank=self.transport.rank, gpu_id=self.transport.rank)
             call(publish, given)
-        elif hasattr(runtime, "get_context"):
-            runtime.get_context().set_server_args(self.server_arguments)
+            return
+        # older trees keep the arguments in the context, or have a context of groups alone
+        getter = getattr(runtime, "get_context", None)
+        keep = getattr(getter(), "set_server_args", None) if getter is not None else None
+        if keep is not None:
+            keep(self.server_arguments)
 
     def _dp_arguments(self) -> dict[str, Any]:
         t, rank = self.topology, self.transport.rank
