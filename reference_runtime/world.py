@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -245,6 +246,18 @@ class RankContext:
         keep = getattr(getter(), "set_server_args", None) if getter is not None else None
         if keep is not None:
             keep(self.server_arguments)
+        self._resolve(runtime)
+
+    def _resolve(self, runtime: Any) -> None:
+        """Set the flags that some trees keep beside the arguments of the same name: what those resolve to."""
+        getter = getattr(runtime, "get_flags", None)
+        flags = getter() if getter is not None else None
+        if not dataclasses.is_dataclass(flags):
+            return
+        given = self._arguments()
+        for flag in dataclasses.fields(flags):
+            if flag.name in given:
+                setattr(flags, flag.name, given[flag.name])
 
     def _dp_arguments(self) -> dict[str, Any]:
         t, rank = self.topology, self.transport.rank

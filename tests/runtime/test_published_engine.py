@@ -159,3 +159,31 @@ def test_a_context_that_holds_groups_and_no_arguments_is_set_up(tmp_path: Path) 
     (tree / "mini" / "runtime_context.py").write_text(GROUPS_ALONE)
     (model,) = verify(tree, tree, (), Settings(("block",), (2,))).models
     assert {(case.verdict, case.detail) for case in model.cases} == {(Verdict.EQUIVALENT, "")}
+
+
+FLAGS = """
+import dataclasses
+
+
+@dataclasses.dataclass
+class Flags:
+    disable_shared_experts_fusion: bool = False
+
+
+_flags = Flags()
+
+
+def get_flags():
+    return _flags
+"""
+
+
+def test_flags_beside_the_arguments_say_what_those_resolve_to(tmp_path: Path) -> None:
+    asks = "        assert get_flags().disable_shared_experts_fusion, 'the experts would be fused'\n"
+    text = PAIR.replace("from torch import nn\n", "from mini.runtime_context import get_flags\nfrom torch import nn\n")
+    tree = engine(
+        tmp_path / "tree", {"pair": text.replace("        router_logits, _", f"{asks}        router_logits, _")}
+    )
+    (tree / "mini" / "runtime_context.py").write_text(GROUPS_ALONE + FLAGS)
+    (model,) = verify(tree, tree, (), Settings(("block",), (2,))).models
+    assert {(case.verdict, case.detail) for case in model.cases} == {(Verdict.EQUIVALENT, "")}
