@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # What docs/gpu.md records of NCCL: blocks before and after the fix with a GPU for each rank, by ranks that the runtime
 # starts and by ranks that torchrun starts. Usage: docs/gpu-nccl.sh BEFORE AFTER [FOLDER]   (the reports go to FOLDER)
-# MODELS, WORLD_SIZES (default: 2, and 4 or 8 where there are as many GPUs) and PARTS can be set.
+# MODELS, WORLD_SIZES (default: 2, and 4 or 8 where there are as many GPUs) and PARTS can be set. CUDA and NCCL start once
+# per block, level and world size: the ranks' processes are kept for all launches.
 # Needs 2 GPUs or more; for the parts `flashinfer*` of the Hopper generation or later, with nvcc and ninja.
 set -u
 before=$1 after=$2 folder=${3:-gpu-nccl-reports}
 models=${MODELS:-qwen3_moe,deepseek_v2,glm4_moe,minimax_m2}
 gpus=$(nvidia-smi --query-gpu=uuid --format=csv,noheader | wc -l)
 sizes=${WORLD_SIZES:-$(for n in 2 4 8; do [ "$n" -le "$gpus" ] && echo "$n"; done)}
-parts=${PARTS:-nccl torchrun torchrun-layer flashinfer torchrun-flashinfer torchrun-gloo}
+parts=${PARTS:-nccl nccl-layer torchrun torchrun-layer flashinfer torchrun-flashinfer torchrun-gloo}
 mkdir -p "$folder"
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
@@ -32,6 +33,7 @@ for size in $sizes; do
     for part in $parts; do
         case $part in
         nccl) timed "$part-$size" "${run[@]}" --level block --dtype float32 ;;
+        nccl-layer) timed "$part-$size" "${run[@]}" --level layer --dtype float32 ;;
         flashinfer) timed "$part-$size" "${run[@]}" --level block --kernels flashinfer ;;
         torchrun) timed "$part-$size" "${ranks[@]}" --backend nccl --level block --dtype float32 ;;
         torchrun-layer) timed "$part-$size" "${ranks[@]}" --backend nccl --level layer --dtype float32 ;;

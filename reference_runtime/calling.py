@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +17,7 @@ def call(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
     A parameter that is required and has no value here gets a placeholder: good enough where it is only handed on.
     """
     given: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in parameters(function).items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if name in available:
@@ -28,4 +30,18 @@ def call(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
 
 def takes(function: Callable[..., Any], name: str) -> bool:
     """Whether the function has a parameter of that name."""
-    return name in inspect.signature(function).parameters
+    return name in parameters(function)
+
+
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters that a caller gives: of a method, those after the first."""
+    inner = getattr(function, "__func__", None)
+    if inner is None or not inspect.ismethod(function):
+        return _parameters(function)
+    found = _parameters(inner)
+    return dict(itertools.islice(found.items(), 1, None))
+
+
+@functools.lru_cache(maxsize=512)
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from reference_runtime.verdicts import Reduction
 
 #: Attributes that hold a block's experts, and the callees that make them.
 _EXPERT_ATTRIBUTES = ("experts", "text_experts", "routed_experts", "switch_mlp")
 _EXPERT_MAKERS = ("FusedMoE", "EPMoE", "DeepEPMoE", "get_moe_impl_class", "build_experts")
 #: Who sums a partial output after the block: names of the layer's communicator and of the stage boundary.
 _COMMUNICATOR, _BOUNDARY = "communicator", "boundary"
+#: What models ask before they use a second stream, or another kernel.
+_CAPTURE = "get_is_capture_mode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,7 @@ class Block:
         decoder: the class in the same file that builds the block, if one does.
         communicator: the decoder has a layer communicator or a layer boundary, itself or from a model that it extends.
         owner: who else may sum the block's output: the layer "boundary", the "decoder" itself, or nobody.
+        captures: the block, or the decoder, does something else while a graph is being captured.
     """
 
     module: str
@@ -33,6 +38,7 @@ class Block:
     communicator: bool
     file: Path
     owner: str = ""
+    captures: bool = False
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
@@ -56,8 +62,27 @@ def blocks(module: str, file: Path) -> list[Block]:
             words = _words(file, classes.get(decoder or ""))
             owner = "decoder" if decoder is not None and _reduces(classes[decoder]) else ""
             owner = "boundary" if _BOUNDARY in words else owner
-            found.append(Block(module, name, decoder, bool(words), file, owner))
+            captures = any(_asks(part, _CAPTURE) for part in (node, classes.get(decoder or "")) if part is not None)
+            found.append(Block(module, name, decoder, bool(words), file, owner, captures))
     return found
+
+
+def reductions(file: Path, path: str, names: Sequence[str]) -> list[Reduction]:
+    """The calls of all-reduces in some classes of a model file, in order. ``path`` is what they say of the file."""
+    classes = [n for n in ast.parse(file.read_bytes()).body if isinstance(n, ast.ClassDef) and n.name in names]
+    functions = [(c.name, f) for c in classes for f in c.body if isinstance(f, ast.FunctionDef)]
+    found = [
+        Reduction(path, inner.lineno, inner.end_lineno or inner.lineno, f"{owner}.{function.name}")
+        for owner, function in functions
+        for inner in ast.walk(function)
+        if isinstance(inner, ast.Call) and _sums(_name(inner.func))
+    ]
+    return sorted(found, key=lambda one: one.line)
+
+
+def _sums(name: str) -> bool:
+    """Whether a function of that name sums over ranks; a predicate about that does not."""
+    return name.endswith("all_reduce") and not re.search(r"should|skip|(^|_)(is|use|can)_", name)
 
 
 def _words(file: Path, decoder: ast.ClassDef | None, seen: frozenset[Path] = frozenset()) -> set[str]:
@@ -79,6 +104,11 @@ def _words(file: Path, decoder: ast.ClassDef | None, seen: frozenset[Path] = fro
         if bases is None or any(re.search(rf"\b{re.escape(base)}\b", imported) for base in bases if base):
             found |= _words(other, None, seen | {file})
     return found
+
+
+def _asks(node: ast.ClassDef, question: str) -> bool:
+    """Whether a class calls a function of that name."""
+    return any(_name(n.func) == question for n in ast.walk(node) if isinstance(n, ast.Call))
 
 
 def _reduces(node: ast.ClassDef) -> bool:

@@ -16,9 +16,8 @@ from reference_runtime.layers import LayerSubject
 from reference_runtime.observe import Log, Observed
 from reference_runtime.plan import Job
 from reference_runtime.processes import ProcessRanks
-from reference_runtime.ranks import Members, Numerics, Ranks, ThreadRanks
-from reference_runtime.reference import ops
-from reference_runtime.scenarios import Launch
+from reference_runtime.ranks import Numerics, ThreadRanks
+from reference_runtime.reference import ops, streams
 from reference_runtime.space import compiled_files, libraries
 from reference_runtime.subjects import BlockSubject, Subject
 from reference_runtime.verdicts import Outcome, outcome_to_dict
@@ -43,8 +42,8 @@ def numerics_of(job: Job) -> Numerics:
     return Numerics(dtype, torch.device(s.device), kernels_of(s.kernels), gpu)
 
 
-def ranks_of(job: Job) -> Callable[[Members, Launch], Ranks]:
-    """Who makes the ranks of a launch."""
+def ranks_of(job: Job) -> run.Maker:
+    """Who makes the ranks of a world size."""
     settings = job.settings
     if settings.member is not None:
         from reference_runtime.torchrun import Exchange, MemberRanks
@@ -72,6 +71,8 @@ def execute(job: Job, emit: Callable[[str], None]) -> None:
         tell(side=side, case=index, outcome=outcome_to_dict(outcome), seen=log.take())
 
     ops.register()
+    if job.settings.device == "cpu":
+        streams.run_in_order()
     log = Log()
 
     def subject() -> Subject:

@@ -6,13 +6,14 @@ import fnmatch
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reference_runtime.discover import Block, blocks
+from reference_runtime.discover import Block, blocks, reductions
 from reference_runtime.plan import Job, Settings
 from reference_runtime.specs import spec_of
 from reference_runtime.tree import Tree, TreeError, find_tree
@@ -21,6 +22,7 @@ from reference_runtime.verdicts import (
     ModelReport,
     OracleNote,
     Outcome,
+    Reduction,
     RunReport,
     Status,
     outcome_from_dict,
@@ -140,27 +142,41 @@ def run_blocks(
     ]
     states = [_State(job, len(job.cases())) for job in jobs]
     drive(jobs, lambda line: _take(states, line, progress))
-    return tuple(_model(block, [s for s in states if s.job.block == block], before) for block in chosen)
+    return tuple(_model(block, [s for s in states if s.job.block == block], before, after) for block in chosen)
 
 
 def choose(before: Tree, after: Tree, patterns: Sequence[str]) -> tuple[list[Block], list[str]]:
     """The blocks to run, and what a reader should know about the others."""
+    files = dict(before.models()), dict(after.models())
+    modules = list(dict.fromkeys([*files[0], *files[1]]))
+    if patterns:
+        named = [m for m in modules if any(_may_match(m, one[m], patterns) for one in files if m in one)]
+        return _chosen(files, named, patterns)
+    changed, notes = _chosen(files, [m for m in modules if _content(files[0].get(m)) != _content(files[1].get(m))], ())
+    return (changed, notes) if changed else (_chosen(files, modules, ())[0], notes)
+
+
+def _chosen(
+    files: tuple[dict[str, Path], dict[str, Path]], modules: Sequence[str], patterns: Sequence[str]
+) -> tuple[list[Block], list[str]]:
+    """The blocks of some modules that both trees have, and what a reader should know about the others."""
     notes: list[str] = []
-    first, second = _blocks(before, notes), _blocks(after, notes)
+    first, second = (_blocks({m: one[m] for m in modules if m in one}, notes) for one in files)
     common = {key: block for key, block in first.items() if key in second and not spec_of(block.name).ignore}
     for missing, where in ((first.keys() - second.keys(), "after"), (second.keys() - first.keys(), "before")):
         wanted = sorted(".".join(key) for key in missing if not patterns or _matches((first | second)[key], patterns))
         if wanted:
             notes.append(f"not in the tree {where}: {', '.join(wanted)}")
-    if patterns:
-        return [block for block in common.values() if _matches(block, patterns)], notes
-    changed = [b for k, b in common.items() if b.file.read_bytes() != second[k].file.read_bytes()]
-    return changed or list(common.values()), notes
+    return [block for block in common.values() if not patterns or _matches(block, patterns)], notes
 
 
-def _blocks(tree: Tree, notes: list[str]) -> dict[tuple[str, str], Block]:
+def _content(file: Path | None) -> bytes | None:
+    return file.read_bytes() if file is not None else None
+
+
+def _blocks(files: Mapping[str, Path], notes: list[str]) -> dict[tuple[str, str], Block]:
     found = {}
-    for module, file in tree.models():
+    for module, file in files.items():
         try:
             found.update({(b.module, b.name): b for b in blocks(module, file)})
         except SyntaxError as error:
@@ -168,17 +184,31 @@ def _blocks(tree: Tree, notes: list[str]) -> dict[tuple[str, str], Block]:
     return found
 
 
+def _may_match(module: str, file: Path, patterns: Sequence[str]) -> bool:
+    """Whether a block of a file could match, by the names of the file and of its classes."""
+    classes = re.findall(r"^class (\w+)", file.read_text("utf-8-sig", "replace"), re.M)
+    return any(_matches(Block(module, name, None, False, file), patterns) for name in (*classes, ""))
+
+
 def _matches(block: Block, patterns: Iterable[str]) -> bool:
     names = (block.module, block.module.rpartition(".")[2], block.name, block.file.name, str(block))
     return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-def _model(block: Block, states: list[_State], tree: Tree) -> ModelReport:
+def _model(block: Block, states: list[_State], before: Tree, after: Tree) -> ModelReport:
     cases = tuple(case for state in states for case in state.results())
     problems = [f"{state.job.level}: {state.ended}" for state in states if state.ended]
-    path = str(block.file.relative_to(tree.root))
+    path = str(before.relative(block.file))
     oracles = tuple(state.oracle for state in states if state.oracle is not None)
-    return ModelReport(str(block), path, cases, "; ".join(problems), sum(state.seconds for state in states), oracles)
+    seconds = sum(state.seconds for state in states)
+    found = tuple(_reductions(block, after, {state.job.level for state in states}))
+    return ModelReport(str(block), path, cases, "; ".join(problems), seconds, oracles, found)
+
+
+def _reductions(block: Block, tree: Tree, levels: Iterable[str]) -> list[Reduction]:
+    file = tree.folder.joinpath("models", *block.module.split(".")).with_suffix(".py")
+    names = [block.name, *([block.decoder] if block.decoder is not None and "layer" in levels else [])]
+    return reductions(tree.current(file), str(file.relative_to(tree.root)), names)
 
 
 def drive(jobs: Sequence[Job], take: Callable[[dict[str, object]], None]) -> None:

@@ -22,7 +22,7 @@ from reference_runtime.discover import Block
 from reference_runtime.scenarios import Case
 from reference_runtime.space import LOCK, Tier
 from reference_runtime.stubs import Stub, StubReached, building, running
-from reference_runtime.subjects import constructor_values, forward_values, own_tokens
+from reference_runtime.subjects import constructor_values, forward_values, padded_tokens
 from reference_runtime.weights import fill, named_tensor
 from reference_runtime.world import RankContext
 
@@ -32,11 +32,13 @@ LAYERS = 2
 class ReferenceAttention(nn.Module):
     """A token-wise stand-in, [rows, hidden] -> [rows, hidden]: column-parallel, then row-parallel over attention TP.
 
-    The result is a partial sum, or the sum where the tree's own attention sums (`reduces`).
+    The result is a partial sum, or the sum where the tree's own attention sums (`reduces`). Where the decoder takes
+    more than one value from it, the others are placeholders.
     """
 
     context: RankContext
     reduces: bool
+    outputs: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ class ReferenceAttention(nn.Module):
         """Other slices of the attention under context parallelism, which is off."""
         return contextlib.nullcontext()
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         x = kwargs.get("hidden_states")
         if x is None:
             x = next((a for a in args if isinstance(a, torch.Tensor) and a.dim() == 2 and a.is_floating_point()), None)
@@ -69,7 +71,8 @@ class ReferenceAttention(nn.Module):
         column = named_tensor(f"{name}.in", (hidden, hidden), x.dtype, x.device)[mine]
         row = named_tensor(f"{name}.out", (hidden, hidden), x.dtype, x.device)[:, mine]
         output = (x @ column.T) @ row.T
-        return group.all_reduce(output) if self.reduces else output
+        output = group.all_reduce(output) if self.reduces else output
+        return output if self.outputs == 1 else (output, *[Stub("attention()")] * (self.outputs - 1))
 
 
 @dataclass
@@ -125,18 +128,17 @@ class LayerSubject:
             reduces = _sums_itself(context, real, name, file)
             if reduces is None:
                 reduces = not self.block.communicator
-            attention = type(name, (ReferenceAttention,), {"context": context, "reduces": reduces})
+            values = {"context": context, "reduces": reduces, "outputs": _outputs(file, decoder)}
+            attention = type(name, (ReferenceAttention,), values)
             setattr(module, name, attention)
 
     def run(self, context: RankContext, model: Any, case: Case) -> torch.Tensor:
         dp_rank = context.topology.dp_rank(context.transport.rank)
         count = case.tokens[dp_rank]
-        hidden = own_tokens(context, case.first + dp_rank, count)
-        if case.padding == "max" and count < max(case.tokens):
-            shape = (max(case.tokens) - count, hidden.shape[1])
-            hidden = torch.cat([hidden, named_tensor(f"padding.{dp_rank}", shape, hidden.dtype, hidden.device)])
-        context.set_batch(case.tokens, max_padding=case.padding == "max")
-        context.trace.events.clear()
+        hidden = padded_tokens(context, case, dp_rank)
+        context.set_batch(case.rows, max_padding=case.padding == "max")
+        context.capture(case.capture)
+        context.trace.clear()
         values = forward_values(context, case, hidden)
         values.update(positions=torch.arange(hidden.shape[0], device=hidden.device), residual=None)
         stream = _stream(context) if self.block.owner == "boundary" else None
@@ -183,9 +185,10 @@ def _parsed(file: Path) -> ast.Module:
         return ast.parse(file.read_bytes())
 
 
-def _attention_classes(file: Path, decoder: str) -> list[str]:
+@functools.lru_cache(maxsize=256)
+def _attention_classes(file: Path, decoder: str) -> tuple[str, ...]:
     """Names of the classes that a decoder's `__init__` puts into an attribute for its attention."""
-    found = []
+    found: list[str] = []
     for node in _parsed(file).body:
         if not isinstance(node, ast.ClassDef) or node.name != decoder:
             continue
@@ -195,7 +198,21 @@ def _attention_classes(file: Path, decoder: str) -> list[str]:
             if _is_attention(statement.targets[0].attr):
                 calls = [n.func for n in ast.walk(statement.value) if isinstance(n, ast.Call)]
                 found += [f.id for f in calls if isinstance(f, ast.Name) and f.id[0].isupper()]
-    return found
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=256)
+def _outputs(file: Path, decoder: str) -> int:
+    """How many values a decoder takes from its attention."""
+    for node in _parsed(file).body:
+        for inner in ast.walk(node) if isinstance(node, ast.ClassDef) and node.name == decoder else ():
+            if isinstance(inner, ast.Assign) and isinstance(inner.value, ast.Call):
+                target, func = inner.targets[0], inner.value.func
+                if isinstance(target, ast.Tuple) and isinstance(func, ast.Attribute) and _is_attention(func.attr):
+                    own = isinstance(func.value, ast.Name) and func.value.id == "self"
+                    if own and not any(isinstance(one, ast.Starred) for one in target.elts):
+                        return len(target.elts)
+    return 1
 
 
 def _is_attention(attribute: str) -> bool:
@@ -208,6 +225,11 @@ def _sums_itself(context: RankContext, real: Any, name: str, file: Path) -> bool
     for known, loaded in context.space.modules.items():
         if loaded.__name__ == module and context.space.tiers[known] is Tier.REAL:
             file = context.space.path(known)[0] or file
+    return _projection_reduces(file, name)
+
+
+@functools.lru_cache(maxsize=256)
+def _projection_reduces(file: Path, name: str) -> bool | None:
     for node in _parsed(file).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             for inner in ast.walk(node):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reference_runtime.discover import Block
-from reference_runtime.scenarios import Case, block_cases, layer_cases
+from reference_runtime.scenarios import Case, block_cases, captured, layer_cases
 from reference_runtime.tree import Tree, find_tree
 
 LEVELS = ("block", "layer")
@@ -108,9 +108,9 @@ class Job:
 
     def cases(self) -> list[Case]:
         """The cases of the job, in order."""
-        if self.level == "layer":
-            return list(layer_cases(self.settings.world_sizes, self.block.communicator))
-        return list(block_cases(self.settings.world_sizes, self.block.communicator))
+        made = layer_cases if self.level == "layer" else block_cases
+        cases = made(self.settings.world_sizes, self.block.communicator)
+        return list(captured(cases) if self.block.captures else cases)
 
     def trees(self) -> tuple[Tree, Tree]:
         """Before and after."""

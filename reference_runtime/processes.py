@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import pickle
 import select
@@ -12,13 +13,13 @@ import signal
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 
-from reference_runtime.comm.base import Abandoned, CollectiveMismatch, Deadlock, Infeasible
+from reference_runtime.comm.base import Abandoned, CollectiveMismatch, Deadlock, Infeasible, Transport
 from reference_runtime.comm.dist import DistTransport
 from reference_runtime.limits import die_with, forking
 from reference_runtime.ranks import TIMEOUT, Members, Result
@@ -29,141 +30,314 @@ from reference_runtime.stubs import StubReached
 _KINDS = {kind.__name__: kind for kind in (Abandoned, CollectiveMismatch, Deadlock, Infeasible, StubReached)}
 
 
+#: Seconds that the other ranks have once one of them has failed: what they wait for may never come.
+_GRACE = 1.0
+
+
 class ProcessRanks:
-    """All ranks of one launch. A group in which a case failed is thrown away; the next case gets a new one.
+    """All ranks of one world size: one group of processes for all launches, see `ranks.Ranks`.
+
+    A group in which a rank waits in vain, or whose process ends, is thrown away; the next case gets a new one.
 
     Args:
         backend: `gloo`, or `nccl` with a GPU for each rank.
     """
 
-    def __init__(self, backend: str, members: Members, launch: Launch) -> None:
-        self._backend, self._members, self._launch = backend, members, launch
-        self._children: list[RankProcess] = []
+    def __init__(self, backend: str, members: Mapping[str, Members]) -> None:
+        self._backend, self._members = backend, members
+        self._size = size_of(members)
+        self.children: list[RankProcess] = []
         self._folder = ""
 
-    def run(self, case: Case) -> Sequence[Result]:
-        if self._members.failure is not None:
-            return [self._members.failure] * self._members.size
-        patience = self._members.patience(first=not self._children)
-        if not self._children:
+    def run(self, side: str, case: Case) -> Sequence[Result]:
+        members = self._members[side]
+        if members.failure is not None:
+            return [members.failure] * self._size
+        patience = members.patience(first=not self.children)
+        if not self.children:
             self._start()
-        for child in self._children:
-            child.send(case)
-        deadline = time.monotonic() + patience
-        results = [decoded(child.receive(deadline)) for child in self._children]
-        if any(isinstance(result, Exception) for result in results):
+        for child in self.children:
+            child.ask(side, case)
+        messages = answers(self.children, time.monotonic() + patience)
+        results = [decoded(message) for message in messages]
+        if any(map(lost, results)):
             self.close()
         return results
 
     def close(self) -> None:
-        for child in self._children:
+        for child in self.children:
             child.end()
-        self._children = []
+        self.children = []
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="reference-runtime-")  # where the ranks find each other
-        for rank in range(self._members.size):
-            join = functools.partial(self._join, rank)
-            self._children.append(RankProcess(self._members, self._launch, rank, join))
+        for rank in range(self._size):
+            self.children.append(RankProcess(self._members, rank, functools.partial(self._join, rank)))
 
     def _join(self, rank: int) -> None:
         if self._backend == "nccl":
             torch.cuda.set_device(rank)
         dist.init_process_group(
-            self._backend, init_method=f"file://{self._folder}/store", rank=rank, world_size=self._members.size
+            self._backend, init_method=f"file://{self._folder}/store", rank=rank, world_size=self._size
         )
 
 
-class RankProcess:
-    """One rank's process, with a pipe each way.
+def size_of(members: Mapping[str, Members]) -> int:
+    """The number of ranks of some variants."""
+    return next(iter(members.values())).size
+
+
+def lost(result: Result) -> bool:
+    """Whether a rank cannot go on to another case: it waits for others, or its process has ended."""
+    return isinstance(result, (Abandoned, Deadlock, Ended))
+
+
+class Ended(RuntimeError):
+    """A rank's process has ended."""
+
+
+class Process:
+    """A copy of this process, with a pipe each way. It dies with this one.
 
     Args:
-        join: makes the calling process a rank of its group; called in the new process.
+        serve: what the copy does with (where it reads, where it writes).
     """
 
-    def __init__(self, members: Members, launch: Launch, rank: int, join: Callable[[], None]) -> None:
+    def __init__(self, serve: Callable[[int, int], None]) -> None:
         there, here = os.pipe(), os.pipe()
         parent = os.getpid()
         with forking():
             self.pid = os.fork()
         if self.pid == 0:
-            die_with(parent)
-            os.close(there[1])
-            os.close(here[0])
-            _serve(members, launch, rank, join, there[0], here[1])
+            try:
+                die_with(parent)
+                os.close(there[1])
+                os.close(here[0])
+                torch.set_num_threads(1)
+                serve(there[0], here[1])
+            finally:
+                os._exit(0)
         os.close(there[0])
         os.close(here[1])
-        self._out, self._in = there[1], here[0]
+        self.writer, self.reader = there[1], here[0]
 
-    def send(self, case: Case) -> None:
+    def send(self, message: object) -> None:
         with contextlib.suppress(BrokenPipeError):
-            _write(self._out, pickle.dumps(case))
-
-    def receive(self, deadline: float) -> bytes:
-        """The rank's answer, for `decoded`."""
-        try:
-            return _read(self._in, deadline)
-        except TimeoutError:
-            return encoded(Deadlock("no answer in time"))
-        except EOFError:
-            return encoded(RuntimeError("the rank's process ended"))
+            _write(self.writer, pickle.dumps(message))
 
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError), forking():
             os.kill(self.pid, signal.SIGKILL)
-        os.close(self._out)
-        os.close(self._in)
+        os.close(self.writer)
+        os.close(self.reader)
         os.waitpid(self.pid, 0)
+
+
+class RankProcess(Process):
+    """One rank's process: it stays a rank of its group, and is set up anew for every launch.
+
+    Args:
+        join: makes the calling process a rank of its group; called in the new process.
+    """
+
+    def __init__(self, members: Mapping[str, Members], rank: int, join: Callable[[], None]) -> None:
+        super().__init__(functools.partial(_serve, members, rank, join))
+
+    def ask(self, side: str, case: Case) -> None:
+        """Have it run a case of one variant."""
+        self.send((side, case))
+
+    def receive(self, deadline: float) -> bytes:
+        """The rank's answer, for `decoded`."""
+        try:
+            return _read(self.reader, deadline)
+        except TimeoutError:
+            return encoded(Deadlock("no answer in time"))
+        except EOFError:
+            return encoded(Ended(_ENDED))
+
+
+_ENDED = "the rank's process ended"
+
+
+def answers(children: Sequence[RankProcess], deadline: float) -> list[bytes]:
+    """Everybody's answer. Once a rank has failed, the others have a little more time."""
+    found: dict[int, bytes] = {}
+    waiting = {child.reader: number for number, child in enumerate(children)}
+    while waiting:
+        ready, _, _ = select.select(list(waiting), [], [], max(0.0, deadline - time.monotonic()))
+        for reader in ready:
+            number = waiting.pop(reader)
+            found[number] = children[number].receive(deadline)
+            if isinstance(decoded(found[number]), Exception):
+                deadline = min(deadline, time.monotonic() + _GRACE)
+        if not ready:
+            late = encoded(Abandoned() if found else Deadlock("no answer in time"))
+            found.update(dict.fromkeys(waiting.values(), late))
+            break
+    return [found[number] for number in range(len(children))]
 
 
 def encoded(result: Result) -> bytes:
     """A rank's result as bytes, for `decoded`."""
     if isinstance(result, Exception):
         kind = type(result).__name__
-        known = kind in _KINDS or type(result) is RuntimeError
+        known = kind in _KINDS or kind == Ended.__name__ or type(result) is RuntimeError
         return pickle.dumps((kind, str(result) if known else f"{kind}: {result}"))
-    output, trace = result
+    output, trace, places = result
     output = output.detach().to("cpu").contiguous()
     data = output.view(torch.uint8).numpy().tobytes()
-    return pickle.dumps(("result", (data, tuple(output.shape), output.dtype, trace)))
+    return pickle.dumps(("result", (data, tuple(output.shape), output.dtype, trace, places)))
 
 
 def decoded(message: bytes) -> Result:
     """The result that `encoded` wrote. The sender runs target code, so only a process that may, too, decodes it."""
     kind, value = pickle.loads(message)
     if kind == "result":
-        data, shape, dtype, trace = value
-        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape), trace
-    return _KINDS.get(kind, RuntimeError)(value)
+        data, shape, dtype, trace, places = value
+        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape), trace, places
+    return Ended(value) if kind == Ended.__name__ else _KINDS.get(kind, RuntimeError)(value)
 
 
-def _serve(members: Members, launch: Launch, rank: int, join: Callable[[], None], reader: int, writer: int) -> None:
-    """The rank's process: build once, then run a case per message. Never returns."""
+def _serve(members: Mapping[str, Members], rank: int, join: Callable[[], None], reader: int, writer: int) -> None:
+    """The rank's process: a case per message, each variant set up for its launch."""
+    transport = DistTransport(rank, size_of(members), TIMEOUT)
+    own: Launches = Renewed(members, transport)
+    if not any(variant.on_gpu for variant in members.values()):
+        own = Forked(members, transport)
+    failure: Exception | None = None
     try:
-        torch.set_num_threads(1)
-        transport = DistTransport(rank, members.size, TIMEOUT)
-        model: Any = None
-        failure: Exception | None = None
-        try:
-            join()
-            model = members.enter(launch, transport)
-        except Exception as error:
-            failure = error
-        while True:
-            case = pickle.loads(_read(reader, None))
-            _write(writer, _answer(members, transport, model, failure, case))
-    finally:
-        os._exit(0)
-
-
-def _answer(members: Members, transport: DistTransport, model: Any, failure: Exception | None, case: Case) -> bytes:
-    try:
-        if failure is not None:
-            raise failure
-        return encoded(members.step(transport, model, case))
+        join()
     except Exception as error:
-        return encoded(error)
+        failure = error
+    while True:
+        side, case = pickle.loads(_read(reader, None))
+        _write(writer, encoded(failure) if failure is not None else own.answer(side, case))
+
+
+class Launches(Protocol):
+    """One rank of a lasting group, for one launch after another."""
+
+    def answer(self, side: str, case: Case) -> bytes:
+        """The encoded result of a case of one variant."""
+
+
+class Renewed:
+    """In this process: for each launch the modules are imported again. A GPU can be used by no copy of it."""
+
+    def __init__(self, members: Mapping[str, Members], transport: Transport) -> None:
+        self._variants = {side: _Variant(variant, transport) for side, variant in members.items()}
+
+    def answer(self, side: str, case: Case) -> bytes:
+        return encoded(self._variants[side].result(case))
+
+
+class Forked:
+    """In a copy of this process for each launch, which finds the modules as they were imported.
+
+    The copy is no rank of the group: what it wants of the others, this process does for it.
+    """
+
+    def __init__(self, members: Mapping[str, Members], transport: Transport) -> None:
+        self._members, self._transport = members, transport
+        self._launch: Launch | None = None
+        self._copy: Process | None = None
+
+    def answer(self, side: str, case: Case) -> bytes:
+        if self._copy is None or self._launch != case.launch:
+            if self._copy is not None:
+                self._copy.end()
+            self._copy, self._launch = Process(self._serve), case.launch
+        self._copy.send((side, case))
+        try:
+            while True:
+                wanted, value = pickle.loads(_read(self._copy.reader, None))
+                if wanted == _ANSWER:
+                    answer: bytes = value
+                    return answer
+                self._copy.send(self._met(wanted, value))
+        except EOFError:
+            return encoded(Ended(_ENDED))
+
+    def _met(self, wanted: str, arguments: tuple[Any, ...]) -> Any:
+        try:
+            return getattr(self._transport, wanted)(*arguments)
+        except Exception as error:
+            return error
+
+    def _serve(self, reader: int, writer: int) -> None:
+        relay = _Relay(self._transport, reader, writer)
+        variants = {side: _Variant(variant, relay) for side, variant in self._members.items()}
+        while True:
+            side, case = pickle.loads(_read(reader, None))
+            _write(writer, pickle.dumps((_ANSWER, encoded(variants[side].result(case)))))
+
+
+_ANSWER = "answer"
+
+
+class _Relay(Transport):
+    """The collectives of a process that has them done by the one that it is a copy of."""
+
+    def __init__(self, inner: Transport, reader: int, writer: int) -> None:
+        self.rank, self.world_size = inner.rank, inner.world_size
+        self._reader, self._writer = reader, writer
+
+    def _have(self, wanted: str, *arguments: Any) -> Any:
+        _write(self._writer, pickle.dumps((wanted, arguments)))
+        found = pickle.loads(_read(self._reader, None))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def all_reduce(self, tensor: torch.Tensor, ranks: Sequence[int]) -> torch.Tensor:
+        return cast(torch.Tensor, self._have("all_reduce", tensor, ranks))
+
+    def all_gather(self, tensor: torch.Tensor, ranks: Sequence[int], sizes: Sequence[int] | None) -> list[torch.Tensor]:
+        return cast(list[torch.Tensor], self._have("all_gather", tensor, ranks, sizes))
+
+    def reduce_scatter(self, tensor: torch.Tensor, ranks: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+        return cast(torch.Tensor, self._have("reduce_scatter", tensor, ranks, sizes))
+
+    def broadcast(self, tensor: torch.Tensor, ranks: Sequence[int], source: int) -> torch.Tensor:
+        return cast(torch.Tensor, self._have("broadcast", tensor, ranks, source))
+
+    def barrier(self, ranks: Sequence[int]) -> None:
+        self._have("barrier", ranks)
+
+
+class _Variant:
+    """One variant on one rank, set up for one launch after another."""
+
+    def __init__(self, members: Members, transport: Transport) -> None:
+        self._members, self._transport = members, transport
+        self._launch: Launch | None = None
+        self._built: Any = None
+
+    def result(self, case: Case) -> Result:
+        """Of one case."""
+        if self._launch != case.launch:
+            self._enter(case.launch)
+        if isinstance(self._built, Exception):
+            return self._built
+        try:
+            return self._members.step(self._transport, self._built, case)
+        except Exception as error:
+            return error
+
+    def _enter(self, launch: Launch) -> None:
+        if self._launch is not None:
+            self._built = None
+            self._members.renew(self._transport.rank)
+            gc.collect()  # what the last launch has made
+        self._launch = launch
+        try:
+            if self._members.failure is not None:
+                raise self._members.failure
+            self._built = self._members.enter(launch, self._transport)
+        except Exception as error:
+            self._built = error
 
 
 def _write(fd: int, data: bytes) -> None:

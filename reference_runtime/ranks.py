@@ -1,10 +1,11 @@
-"""The ranks of one variant: modules loaded once per rank, then set up and built anew for every launch."""
+"""The ranks of the variants: modules loaded once per rank, then set up and built anew for every launch."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +23,12 @@ from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree
 from reference_runtime.world import RankContext
 
-#: A rank's own rows and its trace, or what ended it.
-Result = tuple[torch.Tensor, list[str]] | Exception
+#: `path:line`, the path below the tree's root.
+Place = str
+#: A rank's own rows, its trace, and the places in model files from which its collectives were called.
+Done = tuple[torch.Tensor, list[str], list[Place]]
+#: That, or what ended it.
+Result = Done | Exception
 
 
 #: Seconds that a collective waits for the others. Everything here takes milliseconds.
@@ -78,35 +83,70 @@ class Members:
 
     With a GPU, imports wait until the rank is set up: some look at the GPU, and a process that has done so cannot fork
     ranks that use it.
+
+    Args:
+        size: of the largest world; ranks of smaller ones import the same.
     """
 
     def __init__(self, tree: Tree, subject: Subject, size: int, config: dict[str, Any], numerics: Numerics) -> None:
-        self.size, self.subject, self._numerics = size, subject, numerics
+        self.tree, self.size, self.subject, self._numerics = tree, size, subject, numerics
+        self.config = config
         self.contexts: list[RankContext] = []
         self.failure: Exception | None = None
-        hub = ThreadHub(size)
-        for rank in range(size):
-            context = RankContext(
-                tree,
-                Launch(Topology(size)),
-                ThreadTransport(hub, rank),
-                numerics.kernels,
-                numerics.dtype,
-                numerics.device,
-                Config(numerics.dtype, config),
-            )
-            self.contexts.append(context)
-            if numerics.device.type != "cpu":
-                continue
+        while len(self.contexts) < size and self.failure is None:
+            self.contexts.append(self._context(len(self.contexts)))
+
+    @property
+    def on_gpu(self) -> bool:
+        return self._numerics.device.type != "cpu"
+
+    def _context(self, rank: int) -> RankContext:
+        numerics = self._numerics
+        context = RankContext(
+            self.tree,
+            Launch(Topology(self.size)),
+            ThreadTransport(ThreadHub(self.size), rank),
+            numerics.kernels,
+            numerics.dtype,
+            numerics.device,
+            Config(numerics.dtype, self.config),
+        )
+        if not self.on_gpu:
             try:
-                context.preload(subject.module)
+                context.preload(self.subject.module)
             except Exception as error:
-                self.failure = error if _in_models(error, tree) else StubReached(f"import: {error}")
-                return
+                self.failure = error if _in_models(error, self.tree) else StubReached(f"import: {error}")
+        return context
+
+    def of(self, size: int) -> Members:
+        """The first ranks of these, as those of a smaller world."""
+        some = copy.copy(self)
+        some.size = size
+        return some
+
+    def alone(self) -> Members:
+        """The same model on one rank, with modules of its own."""
+        return Members(self.tree, self.subject, 1, self.config, self._numerics)
+
+    def configure(self, config: dict[str, Any]) -> None:
+        """Other configuration values, before anything is built."""
+        self.config = config
+        for context in self.contexts:
+            context.config = Config(self._numerics.dtype, config)
+
+    def renew(self, rank: int) -> None:
+        """Import a rank's modules again: as if nothing had been set up."""
+        self.contexts[rank].close()
+        self.contexts[rank] = self._context(rank)
+
+    def close(self) -> None:
+        """Forget the modules."""
+        for context in self.contexts:
+            context.close()
 
     def patience(self, first: bool) -> float:
         """Seconds within which a rank's process answers; the first time it may have to start."""
-        return 3 * TIMEOUT + (_GPU_START if first and self._numerics.device.type != "cpu" else 0.0)
+        return 3 * TIMEOUT + (_GPU_START if first and self.on_gpu else 0.0)
 
     def enter(self, launch: Launch, transport: Transport) -> Any:
         """Set a rank up for a launch and build its model."""
@@ -119,18 +159,13 @@ class Members:
         with context.device if on_gpu else contextlib.nullcontext():
             return self.subject.build(context)
 
-    def step(self, transport: Transport, model: Any, case: Case) -> tuple[torch.Tensor, list[str]]:
+    def step(self, transport: Transport, model: Any, case: Case) -> Done:
         """Run one case on one rank."""
         context = self.contexts[transport.rank]
         with torch.no_grad():
             output = self.subject.run(context, model, case)
-        return output, [str(event) for event in context.trace.events]
-
-    def close(self) -> None:
-        """Forget the modules."""
-        for context in self.contexts:
-            context.close()
-        self.contexts = []
+        places = sorted(f"{self.tree.relative(Path(file))}:{line}" for file, line in context.trace.places)
+        return output, [str(event) for event in context.trace.events], places
 
 
 def _in_models(error: Exception, tree: Tree) -> bool:
@@ -141,20 +176,42 @@ def _in_models(error: Exception, tree: Tree) -> bool:
 
 
 class Ranks(Protocol):
-    """All ranks of one launch of one variant."""
+    """All ranks of one world size. They are set up for the launch of the case that they are given."""
 
-    def run(self, case: Case) -> Sequence[Result]:
-        """Each rank's result, in rank order."""
+    def run(self, side: str, case: Case) -> Sequence[Result]:
+        """Each rank's result of a case of one variant, in rank order."""
 
     def close(self) -> None:
         """End the ranks."""
 
 
 class ThreadRanks:
-    """Ranks as threads of this process."""
+    """Ranks as threads of this process. Once set up for a launch, a variant cannot be set up for another."""
+
+    def __init__(self, members: Mapping[str, Members]) -> None:
+        self._members = members
+        self._launches: dict[str, ThreadLaunch] = {}
+
+    def launch(self, side: str, launch: Launch) -> ThreadLaunch:
+        """The variant, set up for a launch."""
+        if side not in self._launches:
+            self._launches[side] = ThreadLaunch(self._members[side], launch)
+        found = self._launches[side]
+        assert found.launch == launch
+        return found
+
+    def run(self, side: str, case: Case) -> Sequence[Result]:
+        return self.launch(side, case.launch).run(case)
+
+    def close(self) -> None:
+        self._launches.clear()
+
+
+class ThreadLaunch:
+    """One variant's ranks, set up for a launch."""
 
     def __init__(self, members: Members, launch: Launch) -> None:
-        self.members = members
+        self.members, self.launch = members, launch
         self._transports: dict[int, ThreadTransport] = {}
         self.models: dict[int, Any] = {}
         self.failure = members.failure
@@ -167,18 +224,16 @@ class ThreadRanks:
             self.failure = first_error(run_ranks(members.size, build))
 
     def run(self, case: Case) -> Sequence[Result]:
+        """Each rank's result, in rank order."""
         if self.failure is not None:
             return [self.failure] * self.members.size
 
-        def one(transport: ThreadTransport) -> tuple[torch.Tensor, list[str]]:
+        def one(transport: ThreadTransport) -> Done:
             own = self._transports[transport.rank]
             own.hub = transport.hub  # a new hub each time: a failed run leaves nothing behind
             return self.members.step(own, self.models[transport.rank], case)
 
         return run_ranks(self.members.size, one)
-
-    def close(self) -> None:
-        self.models.clear()
 
 
 def first_error(results: Sequence[Any]) -> Exception | None:

@@ -12,7 +12,7 @@ import re
 import select
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from reference_runtime.comm.base import CollectiveMismatch, Deadlock, Infeasible
 from reference_runtime.config import guess
 from reference_runtime.dense import NoDenseForm
 from reference_runtime.limits import die_with, forking
-from reference_runtime.ranks import Members, Numerics, Ranks, ThreadRanks, first_error, tolerance
+from reference_runtime.ranks import Members, Numerics, Ranks, ThreadLaunch, ThreadRanks, first_error, tolerance
 from reference_runtime.scenarios import TOKENS, Case, Launch
 from reference_runtime.specs import spec_of
 from reference_runtime.stubs import StubReached
@@ -72,58 +72,58 @@ class Oracle:
     dense: tuple[bool, float | None, str] = (False, None, "")
 
 
-def consult(sides: dict[str, tuple[Tree, Subject]], config: dict[str, Any], numerics: Numerics) -> Oracle:
-    """Run both variants on one rank; the first one's rows are the oracle's."""
+def consult(members: Mapping[str, Members], config: dict[str, Any], numerics: Numerics) -> Oracle:
+    """Run all variants on one rank; the first one's rows are the oracle's."""
     numerics.select()
-    config = settled(*sides["before"], config, numerics)
+    alone = {side: variant.alone() for side, variant in members.items()}
+    before = settled(alone["before"], config)
+    for variant in alone.values():
+        if variant is not before.members:
+            variant.configure(before.members.config)
     rows: list[torch.Tensor] = []
-    failure: Exception | None = None
-    dense: tuple[bool, float | None, str] = (False, None, "")
-    for side, (tree, subject) in sides.items():
-        ranks = _alone(tree, subject, config, numerics)
-        if side == "before":
-            failure = ranks.failure
-            for dp_rank in range(len(TOKENS) if failure is None else 0):
-                (result,) = ranks.run(Case(Launch(Topology(1)), first=dp_rank))
-                if isinstance(result, Exception):
-                    failure = result
-                    break
-                rows.append(result[0].cpu())
-            if failure is None:
-                dense = _checked(subject, ranks, rows, numerics)
-    shapes = {side: dict(subject.unsharded) for side, (_, subject) in sides.items()}
-    return Oracle(config, tuple(rows), shapes, failed(failure) if failure is not None else None, dense)
+    failure = before.failure
+    for dp_rank in range(len(TOKENS) if failure is None else 0):
+        (result,) = before.run(Case(_ALONE, first=dp_rank))
+        if isinstance(result, Exception):
+            failure = result
+            break
+        rows.append(result[0].cpu())
+    dense = _checked(before, rows, numerics) if failure is None else (False, None, "")
+    for side, variant in alone.items():
+        if side != "before":
+            ThreadLaunch(variant, _ALONE)  # for the shapes of its weights
+    shapes = {side: dict(variant.subject.unsharded) for side, variant in alone.items()}
+    for variant in alone.values():
+        variant.close()
+    return Oracle(before.members.config, tuple(rows), shapes, failed(failure) if failure is not None else None, dense)
 
 
-def _checked(
-    subject: Subject, ranks: ThreadRanks, rows: list[torch.Tensor], numerics: Numerics
-) -> tuple[bool, float | None, str]:
+_ALONE = Launch(Topology(1))
+
+
+def _checked(alone: ThreadLaunch, rows: list[torch.Tensor], numerics: Numerics) -> tuple[bool, float | None, str]:
     """Compare what one rank computed with the dense form of its parameters."""
     try:
-        dense = subject.dense(ranks.models[0])
+        dense = alone.members.subject.dense(alone.models[0])
     except NoDenseForm as error:
         return False, None, f"no dense form: {error}"
-    inputs = [own_tokens(ranks.members.contexts[0], dp_rank, len(found)) for dp_rank, found in enumerate(rows)]
+    inputs = [own_tokens(alone.members.contexts[0], dp_rank, len(found)) for dp_rank, found in enumerate(rows)]
     found = dense.error(inputs, rows)
     agrees = found <= max(numerics.tolerance, tolerance(dense.coarsest))
     return agrees, found, "" if agrees else f"the dense form differs by {found:.2g}"
 
 
-def _alone(tree: Tree, subject: Subject, config: dict[str, Any], numerics: Numerics) -> ThreadRanks:
-    return ThreadRanks(Members(tree, subject, 1, config, numerics), Launch(Topology(1)))
-
-
-def judge_case(ranks: Ranks, case: Case, oracle: Oracle, tolerance: float) -> Outcome:
-    """Run one case and compare every rank with the oracle."""
-    results = ranks.run(case)
+def judge_case(ranks: Ranks, side: str, case: Case, oracle: Oracle, tolerance: float) -> Outcome:
+    """Run one case of one variant and compare every rank with the oracle."""
+    results = ranks.run(side, case)
     error = first_error(results)
     if error is not None:
         outcome = failed(error)
         del results, error  # with them go the frames, and what the target held in them
         gc.collect()
         return outcome
-    outputs = [item[0] for item in results if not isinstance(item, Exception)]
-    traces = [item[1] for item in results if not isinstance(item, Exception)]
+    done = [item for item in results if not isinstance(item, Exception)]
+    outputs, traces = [item[0] for item in done], [item[1] for item in done]
     worst, scale = 0.0, 1.0
     for rank, output in enumerate(outputs):
         dp_rank = case.topology.dp_rank(rank)
@@ -143,7 +143,12 @@ def judge_case(ranks: Ranks, case: Case, oracle: Oracle, tolerance: float) -> Ou
         digest=digest(outputs),
         trace=tuple(traces[0]),
         traces=hashlib.sha256(repr(traces).encode()).hexdigest()[:16],
+        places=tuple(sorted({place for item in done for place in item[2]})),
     )
+
+
+#: Makes the ranks of one world size for some variants.
+Maker = Callable[[Mapping[str, Members]], Ranks]
 
 
 def compare(
@@ -153,40 +158,61 @@ def compare(
     block: str,
     cases: Sequence[Case],
     numerics: Numerics,
-    make: Callable[[Members, Launch], Ranks],
+    make: Maker,
     on_outcome: Callable[[str, int, Outcome], None],
     on_oracle: Callable[[bool, float | None, str], None],
 ) -> None:
     """Run both variants in every case; tell ("before" or "after", number of the case, outcome) as they come.
 
     The oracle is the first variant on one rank: independent of the rewrite that is under test. Where the block has a
-    dense form, that is compared with the oracle, and ``on_oracle`` told (whether they agree, error, why not).
+    dense form, that is compared with the oracle, and ``on_oracle`` told (whether they agree, error, why not). A tree
+    that is compared with itself runs once.
     """
     prepare(numerics)
-    sides = {"before": (before, subject()), "after": (after, subject())}
-    forked = numerics.device.type != "cpu"  # a process that has used a GPU cannot fork another that uses it
-    asked = functools.partial(consult, sides, dict(spec_of(block).config), numerics)
-    oracle = answer_of_fork(asked) if forked else asked()
-    for side, shapes in oracle.shapes.items():
-        sides[side][1].unsharded = shapes
+    trees = {"before": before} if before == after else {"before": before, "after": after}
+    members = {side: members_of(tree, subject(), block, cases, numerics) for side, tree in trees.items()}
+
+    def tell(side: str, number: int, outcome: Outcome) -> None:
+        for told in (side,) if len(trees) > 1 else ("before", "after"):
+            on_outcome(told, number, outcome)
+
+    oracle = oracle_of(members, dict(spec_of(block).config), numerics)
     if oracle.failure is None:
         on_oracle(*oracle.dense)
-    run_cases(sides, oracle, cases, numerics, make, on_outcome)
+    run_cases(members, oracle, cases, numerics, make, tell)
 
 
 def prepare(numerics: Numerics) -> None:
     """What a process does once before it runs anything."""
     torch.set_default_dtype(numerics.dtype)
-    gc.freeze()  # what is there stays; each launch's modules are one big cycle, collected when it is done
+    gc.freeze()  # what is there stays
     gc.disable()
 
 
+def members_of(tree: Tree, subject: Subject, block: str, cases: Sequence[Case], numerics: Numerics) -> Members:
+    """A variant's ranks for the largest world of some cases."""
+    size = max(case.topology.tp for case in cases)
+    return Members(tree, subject, size, dict(spec_of(block).config), numerics)
+
+
+def oracle_of(members: Mapping[str, Members], config: dict[str, Any], numerics: Numerics) -> Oracle:
+    """What variants on one rank say, each of which is told the configuration and the shapes that it found."""
+    asked = functools.partial(consult, members, config, numerics)
+    on_gpu = any(variant.on_gpu for variant in members.values())
+    # a process that has used a GPU cannot fork another that uses it; else all ranks inherit what this one remembers
+    oracle = answer_of_fork(asked) if on_gpu else asked()
+    for side, variant in members.items():
+        variant.configure(oracle.config)
+        variant.subject.unsharded = oracle.shapes[side]
+    return oracle
+
+
 def run_cases(
-    sides: dict[str, tuple[Tree, Subject]],
+    members: Mapping[str, Members],
     oracle: Oracle,
     cases: Sequence[Case],
     numerics: Numerics,
-    make: Callable[[Members, Launch], Ranks],
+    make: Maker,
     on_outcome: Callable[[str, int, Outcome], None],
 ) -> list[tuple[str, int, Outcome]]:
     """Run some variants in every case; the outcomes, each also told when it is there.
@@ -197,36 +223,35 @@ def run_cases(
     found: list[tuple[str, int, Outcome]] = []
     if oracle.failure is not None:
         for number, _ in numbered:
-            for side in sides:
+            for side in members:
                 on_outcome(side, number, oracle.failure)
                 found.append((side, number, oracle.failure))
         return found
+    gc.freeze()
     for size, of_size in itertools.groupby(numbered, key=lambda item: item[1].topology.tp):
-        members = {side: Members(tree, s, size, oracle.config, numerics) for side, (tree, s) in sides.items()}
-        for launch, group in itertools.groupby(of_size, key=lambda item: item[1].launch):
+        some = {side: variant.of(size) for side, variant in members.items()}
+        lasting = None if make is ThreadRanks else make(some)
+        for _, group in itertools.groupby(of_size, key=lambda item: item[1].launch):
             of_launch = list(group)
 
             def work(
-                launch: Launch = launch,
                 of_launch: list[tuple[int, Case]] = of_launch,
-                members: dict[str, Members] = members,
+                some: Mapping[str, Members] = some,
+                lasting: Ranks | None = lasting,
             ) -> list[tuple[str, int, Outcome]]:
-                ranks = {side: make(m, launch) for side, m in members.items()}
+                ranks = lasting if lasting is not None else make(some)
                 done = []
                 for number, case in of_launch:
-                    for side, variant in ranks.items():
-                        outcome = judge_case(variant, case, oracle, numerics.tolerance)
+                    for side in some:
+                        outcome = judge_case(ranks, side, case, oracle, numerics.tolerance)
                         on_outcome(side, number, outcome)
                         done.append((side, number, outcome))
-                for variant in ranks.values():
-                    variant.close()
                 return done
 
             # in a copy, the next launch finds the modules as they were imported
-            found += answer_of_fork(work) if make is ThreadRanks else work()
-        for variant in members.values():
-            variant.close()
-        gc.collect()
+            found += answer_of_fork(work) if lasting is None else work()
+        if lasting is not None:
+            lasting.close()
     return found
 
 
@@ -306,20 +331,24 @@ def _said(pid: int, reader: int) -> tuple[bytes, int]:
     return data, status if over else os.waitpid(pid, 0)[1]
 
 
-def settled(tree: Tree, subject: Subject, config: dict[str, Any], numerics: Numerics) -> dict[str, Any]:
-    """The configuration with a guess for every name that the model needs and nobody gave a value.
+def settled(alone: Members, config: dict[str, Any]) -> ThreadLaunch:
+    """A model on one rank, with a guess for every configuration name that it needs and nobody gave a value.
 
     Any value will do that the model can be built with: the variants and the oracle all get the same.
     """
     config = dict(config)
+    alone.configure(config)
     for _ in range(_MOST_GUESSES):
-        failure = _alone(tree, subject, config, numerics).failure
+        launch = ThreadLaunch(alone, _ALONE)
+        failure = launch.failure
         missing = _MISSING.search(str(failure)) if isinstance(failure, AttributeError) else None
         known, value = guess(missing.group(1)) if missing else (False, None)
         if missing is None or not known:
-            return config
+            break
         config[missing.group(1)] = value
-    return config
+        alone.configure(config)
+        alone.renew(0)
+    return launch
 
 
 _MISSING = re.compile(r"'Config' object has no attribute '(\w+)'")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from reference_runtime.topology import Topology, topologies
@@ -39,6 +39,7 @@ class Case:
         padding: how the rows of the attention-DP ranks stand together; empty without DP attention.
         fusion: the communicator announces a fused all-reduce (`should_allreduce_fusion`).
         reduce_scatter: the communicator announces a reduce-scatter (`use_reduce_scatter`).
+        capture: a graph is being captured: where blocks use their second stream.
         first: the attention-DP rank whose tokens the first of this launch has; the oracle asks for others than 0.
     """
 
@@ -46,6 +47,7 @@ class Case:
     padding: Padding = ""
     fusion: bool = False
     reduce_scatter: bool = False
+    capture: bool = False
     first: int = 0
 
     @property
@@ -57,6 +59,15 @@ class Case:
         """Rows of each attention-DP rank."""
         return list(TOKENS[self.first : self.first + self.topology.dp])
 
+    @property
+    def rows(self) -> list[int]:
+        """Rows of each attention-DP rank with its padding: engines pad to a multiple of the attention-TP size first."""
+        if not self.padding:
+            return self.tokens
+        step = self.topology.attn_tp
+        aligned = [-(-count // step) * step for count in self.tokens]
+        return [max(aligned)] * len(aligned) if self.padding == "max" else aligned
+
     def __str__(self) -> str:
         parts = [str(self.topology)]
         if self.padding:
@@ -67,6 +78,8 @@ class Case:
             parts.append("reduce-scatter")
         if self.launch.fp4:
             parts.append("fp4-allgather")
+        if self.capture:
+            parts.append("capture")
         return " ".join(parts)
 
 
@@ -92,7 +105,7 @@ def block_cases(world_sizes: tuple[int, ...], communicator: bool) -> Iterator[Ca
             yield Case(launch, "max")
             yield Case(launch, "max", reduce_scatter=True)
             yield Case(launch, "sum")
-            if topology.ep == topology.dp == topology.tp:  # one sequence of sizes: one rank per attention-DP rank
+            if topology.ep == topology.dp:  # the tree's dispatcher says whether it can gather there
                 yield Case(Launch(topology, fp4=True), "sum")
 
 
@@ -108,5 +121,12 @@ def layer_cases(world_sizes: tuple[int, ...], communicator: bool) -> Iterator[Ca
             elif communicator:
                 yield Case(launch, "max")
                 yield Case(launch, "sum")
-                if topology.ep == topology.dp == topology.tp:
+                if topology.ep == topology.dp:
                     yield Case(Launch(topology, fp4=True), "sum")
+
+
+def captured(cases: Iterable[Case]) -> Iterator[Case]:
+    """Each case, and the same while a graph is being captured."""
+    for case in cases:
+        yield case
+        yield replace(case, capture=True)

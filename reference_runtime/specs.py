@@ -44,7 +44,7 @@ SPECS: dict[str, Spec] = {
         }
     ),
     "MiniMaxM3MoE": Spec(config={"moe_layer_freq": [1] * 8}),
-    "Gemma4MoE": Spec(config={"hidden_activation": "gelu_pytorch_tanh"}),
+    "Gemma4MoE": Spec(config={"hidden_activation": "gelu_pytorch_tanh", "enable_moe_block": True}),
     "KimiMoE": Spec(config={"is_kda_layer": _full_attention}),
     "KimiK3MoE": Spec(config={"is_kda_layer": _full_attention}),
     "LLaDA2MoeSparseMoeBlock": Spec(config={"score_function": "sigmoid", "moe_router_enable_expert_bias": True}),

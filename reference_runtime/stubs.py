@@ -7,6 +7,7 @@ influence a verdict.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ class Stub:
         return f"<placeholder {self._stub_name}>"
 
     def __hash__(self) -> int:
-        return hash(self._stub_name)
+        return id(self)  # not by name: what meets its like from another rank in a table, as annotations do, is compared
 
     def _reached(self) -> NoReturn:
         raise StubReached(self._stub_name)
@@ -128,7 +129,8 @@ class Stub:
     def __eq__(self, other: object) -> bool:
         if other is self:
             return True
-        self._consulted()
+        if sys._getframe(1).f_globals.get("__name__") != "typing":  # which makes an annotation, and decides nothing
+            self._consulted()
         return False
 
     def __int__(self) -> int:

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import torch
 
 from reference_runtime.absorbers import absorb
-from reference_runtime.calling import call, takes
+from reference_runtime.calling import call, parameters, takes
 from reference_runtime.comm.base import Infeasible
 from reference_runtime.dense import Dense, dense_form
 from reference_runtime.discover import Block
+from reference_runtime.reference.streams import second_stream
 from reference_runtime.scenarios import Case
 from reference_runtime.stubs import StubReached, building, running
 from reference_runtime.weights import fill, named_tensor
@@ -50,19 +51,19 @@ def own_tokens(context: RankContext, dp_rank: int, rows: int) -> torch.Tensor:
     return named_tensor(f"tokens.{dp_rank}", (rows, context.config.hidden_size), context.dtype, context.device).clone()
 
 
-def gathered_tokens(context: RankContext, case: Case) -> torch.Tensor:
-    """The input of a block: the own tokens, or those of all attention-DP ranks as the communicator gathers them.
+def padded_tokens(context: RankContext, case: Case, dp_rank: int) -> torch.Tensor:
+    """The tokens of one attention-DP rank, and rows of padding with values that no output may depend on."""
+    count, rows = case.tokens[dp_rank], case.rows[dp_rank]
+    tokens = own_tokens(context, case.first + dp_rank, count)
+    if rows == count:
+        return tokens
+    shape = (rows - count, context.config.hidden_size)
+    return torch.cat([tokens, named_tensor(f"padding.{dp_rank}", shape, context.dtype, context.device)])
 
-    Rows of padding are filled with values that no output may depend on.
-    """
-    parts = []
-    rows = max(case.tokens)
-    for dp_rank, count in enumerate(case.tokens):
-        parts.append(own_tokens(context, case.first + dp_rank, count))
-        if case.padding == "max" and count < rows:
-            shape = (rows - count, context.config.hidden_size)
-            parts.append(named_tensor(f"padding.{dp_rank}", shape, context.dtype, context.device))
-    return torch.cat(parts)
+
+def gathered_tokens(context: RankContext, case: Case) -> torch.Tensor:
+    """The input of a block: the own tokens, or those of all attention-DP ranks as the communicator gathers them."""
+    return torch.cat([padded_tokens(context, case, dp_rank) for dp_rank in range(len(case.tokens))])
 
 
 @dataclass
@@ -98,9 +99,10 @@ class BlockSubject:
     def run(self, context: RankContext, model: Any, case: Case) -> torch.Tensor:
         dp_rank = context.topology.dp_rank(context.transport.rank)
         rank_rows = case.tokens[dp_rank]
-        x = own_tokens(context, dp_rank, rank_rows) if case.launch.fp4 else gathered_tokens(context, case)
-        context.set_batch(case.tokens, max_padding=case.padding == "max")
-        context.trace.events.clear()
+        x = padded_tokens(context, case, dp_rank) if case.launch.fp4 else gathered_tokens(context, case)
+        context.set_batch(case.rows, max_padding=case.padding == "max")
+        context.capture(case.capture)
+        context.trace.clear()
         with running(), layer_flags(context, model, case) as flags:
             values = {**forward_values(context, case, x), **flags}
             output = call_forward(model.forward, x, values)
@@ -112,7 +114,7 @@ def constructor_values(context: RankContext, prefix: str) -> dict[str, Any]:
     """Values for a constructor's parameters, by the names that model files use."""
     return {
         "config": context.config, "layer_id": 1, "layer_idx": 1, "layer_index": 1, "layer_number": 1,
-        "quant_config": None, "prefix": prefix, "alt_stream": None, "is_nextn": False,
+        "quant_config": None, "prefix": prefix, "alt_stream": second_stream(context.device), "is_nextn": False,
         "num_experts": context.config.num_experts, "top_k": context.config.top_k,
         "hidden_size": context.config.hidden_size, "intermediate_size": context.config.moe_intermediate_size,
         "params_dtype": context.dtype, "hidden_act": "silu",
@@ -131,9 +133,7 @@ def forward_values(context: RankContext, case: Case, x: torch.Tensor) -> dict[st
 
 def call_forward(forward: Any, x: torch.Tensor, values: dict[str, Any]) -> Any:
     """Call a forward whose first parameter is the input, whatever its name."""
-    import inspect
-
-    first = next(iter(inspect.signature(forward).parameters))
+    first = next(iter(parameters(forward)))
     return call(forward, {**values, first: x})
 
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from reference_runtime.plan import Job, Member
-from reference_runtime.processes import RankProcess, decoded, encoded
+from reference_runtime.processes import RankProcess, decoded, encoded, lost
 from reference_runtime.ranks import Members, Numerics, Result
-from reference_runtime.scenarios import Case, Launch
+from reference_runtime.scenarios import Case
 
 #: Seconds in which another rank answers: the longest case, and a start from nothing.
 _PATIENCE = datetime.timedelta(seconds=180)
@@ -96,25 +96,26 @@ def _digest(jobs: Sequence[Job]) -> str:
 
 
 class MemberRanks:
-    """All ranks of one launch, of which this process holds one. See `ranks.Ranks`."""
+    """All ranks, of which this process holds one: in one process for all launches. See `ranks.Ranks`."""
 
-    def __init__(self, exchange: Exchange, members: Members, launch: Launch) -> None:
-        self._exchange, self._members, self._launch = exchange, members, launch
+    def __init__(self, exchange: Exchange, members: Mapping[str, Members]) -> None:
+        self._exchange, self._members = exchange, members
         self._own: RankProcess | None = None
 
-    def run(self, case: Case) -> Sequence[Result]:
-        failure, patience = self._members.failure, self._members.patience(first=self._own is None)
+    def run(self, side: str, case: Case) -> Sequence[Result]:
+        members = self._members[side]
+        failure, patience = members.failure, members.patience(first=self._own is None)
         if self._own is None and failure is None:
             join = functools.partial(self._exchange.join, f"group/{self._exchange.fresh()}")
-            self._own = RankProcess(self._members, self._launch, self._exchange.member.rank, join)
-        if self._own is None:
+            self._own = RankProcess(self._members, self._exchange.member.rank, join)
+        if failure is not None or self._own is None:
             message = encoded(failure or RuntimeError("not built"))
         else:
-            self._own.send(case)
+            self._own.ask(side, case)
             message = self._own.receive(time.monotonic() + patience)
         results = [decoded(data) for data in self._exchange.all(message)]
-        if any(isinstance(result, Exception) for result in results):
-            self.close()  # a group in which a case failed is thrown away
+        if any(map(lost, results)):
+            self.close()  # on all ranks: they know the same
         return results
 
     def close(self) -> None:

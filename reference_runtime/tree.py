@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,12 @@ class Tree:
             if not name.endswith("__init__"):
                 found.append((name, self.current(file)))
         return found
+
+    def model_folders(self) -> tuple[str, ...]:
+        """Where model files lie, with a separator at the end."""
+        models = self.folder / "models"
+        overlaid = [self.overlay / models.relative_to(self.root)] if self.overlay is not None else []
+        return tuple(f"{folder}{os.sep}" for folder in (models, *overlaid))
 
     def current(self, file: Path) -> Path:
         """The file that stands for a file of the tree."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from reference_runtime.limits import forking
 from reference_runtime.ranks import Numerics, ThreadRanks
-from reference_runtime.run import ENOUGH, Enough, consult, fork, prepare, run_cases
+from reference_runtime.run import ENOUGH, Enough, fork, members_of, oracle_of, prepare, run_cases
 from reference_runtime.scenarios import Case
 from reference_runtime.specs import spec_of
 from reference_runtime.subjects import Subject
@@ -38,10 +38,9 @@ def compare_each(
         on_stop: told (the variant's number, why its process died; empty if it did not).
     """
     prepare(numerics)
-    first = before, subject()
-    oracle = consult({"before": first}, dict(spec_of(block).config), numerics)
-    first[1].unsharded = oracle.shapes["before"]
-    known = {n: o for _, n, o in run_cases({"before": first}, oracle, cases, numerics, ThreadRanks, on_outcome)}
+    first = {"before": members_of(before, subject(), block, cases, numerics)}
+    oracle = oracle_of(first, dict(spec_of(block).config), numerics)
+    known = {n: o for _, n, o in run_cases(first, oracle, cases, numerics, ThreadRanks, on_outcome)}
     for number, tree in enumerate(variants):
         side = str(number)
 
@@ -51,8 +50,8 @@ def compare_each(
                 raise Enough
 
         def work(tree: Tree = tree, side: str = side, judge: Callable[[str, int, Outcome], None] = judge) -> None:
-            own = tree, subject()
-            own[1].unsharded = consult({"before": own}, oracle.config, numerics).shapes["before"]
+            own = members_of(tree, subject(), block, cases, numerics)
+            oracle_of({"before": own}, oracle.config, numerics)
             run_cases({side: own}, oracle, cases, numerics, ThreadRanks, judge)
 
         on_stop(side, _in_fork(work, timeout))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -48,6 +48,7 @@ class Outcome:
         digest: of all ranks' output bits.
         trace: the collectives of rank 0, in order.
         traces: digest of all ranks' collectives.
+        places: `path:line` of the calls in model files that led to a collective, on any rank.
         detail: what was missing, which collectives met, which error was raised.
     """
 
@@ -57,6 +58,7 @@ class Outcome:
     digest: str = ""
     trace: tuple[str, ...] = ()
     traces: str = ""
+    places: tuple[str, ...] = ()
     detail: str = ""
 
     @property
@@ -156,8 +158,31 @@ class OracleNote:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduction:
+    """A call in the block, or in the layer around it, that sums over ranks."""
+
+    path: str
+    line: int
+    end_line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line} in {self.function}"
+
+    def at(self, place: str) -> bool:
+        """Whether a place lies in the call."""
+        path, _, line = place.rpartition(":")
+        return path == self.path and self.line <= int(line) <= self.end_line
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReport:
-    """All cases of one block. ``problem``: why the run of it ended early, or could not begin."""
+    """All cases of one block.
+
+    Attributes:
+        problem: why the run of it ended early, or could not begin.
+        reductions: of the file after; those that no case reached are not verified.
+    """
 
     model: str
     path: str
@@ -165,6 +190,13 @@ class ModelReport:
     problem: str = ""
     seconds: float = 0.0
     oracles: tuple[OracleNote, ...] = ()
+    reductions: tuple[Reduction, ...] = ()
+
+    @property
+    def unreached(self) -> list[Reduction]:
+        """The reductions that no case has made: nothing is known of them."""
+        places = {place for case in self.cases for place in case.after.places}
+        return [one for one in self.reductions if not any(map(one.at, places))]
 
     def oracle(self, level: str) -> OracleNote | None:
         """Of that level; None if the run did not get that far."""
@@ -206,5 +238,5 @@ def outcome_to_dict(outcome: Outcome) -> dict[str, Any]:
 def outcome_from_dict(data: Mapping[str, Any]) -> Outcome:
     """The outcome that `outcome_to_dict` wrote."""
     values = dict(data)
-    trace: Sequence[str] = values.pop("trace")
-    return Outcome(**{**values, "status": Status(values["status"]), "trace": tuple(trace)})
+    lists = {name: tuple(values[name]) for name in ("trace", "places")}
+    return Outcome(**{**values, **lists, "status": Status(values["status"])})

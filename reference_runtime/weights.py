@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,12 +55,21 @@ def fill(model: nn.Module, seed: str) -> dict[str, tuple[int, ...]]:
             if loader is None or shards is None:
                 own[f"{path}.{name}"] = tuple(parameter.shape)
                 if parameter.is_floating_point():
-                    parameter.data.copy_(named_tensor(key, tuple(parameter.shape), parameter.dtype, parameter.device))
+                    full = named_tensor(key, tuple(parameter.shape), parameter.dtype, parameter.device)
+                    parameter.data.copy_(full)
+                    if loader is not None:
+                        _told(loader, parameter, full)
                 continue
             for shard, shape in shards:
                 full = named_tensor(f"{key}.{shard}", shape, parameter.dtype, parameter.device)
                 loader(parameter, full, *(() if shard is None else (shard,)))
     return own
+
+
+def _told(loader: Callable[..., object], parameter: nn.Parameter, value: torch.Tensor) -> None:
+    """Let a loader see the value that its parameter has: some keep another form of it beside the parameter."""
+    with contextlib.suppress(Exception):  # a loader of slices wants more than the slice; there is nothing else to keep
+        loader(parameter, value.clone())
 
 
 def _expert_tensor(

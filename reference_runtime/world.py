@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from reference_runtime.comm.base import Trace, Transport
 from reference_runtime.comm.group import Group
 from reference_runtime.config import Config
 from reference_runtime.kernels.base import Kernels
-from reference_runtime.reference import batch, distributed, ops, table
+from reference_runtime.reference import batch, distributed, ops, streams, table
 from reference_runtime.reference.batch import Batch
 from reference_runtime.reference.environment import Declared, ServerArguments, declared
 from reference_runtime.reference.rest import complete
@@ -25,6 +26,9 @@ from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree
 
 T = TypeVar("T")
+
+#: What some trees have, and reference implementations ask for.
+_SOMETIMES = ("runtime_context", "layers.moe.moe_runner.base", "layers.layer_boundary")
 
 
 @dataclass
@@ -62,6 +66,7 @@ class RankContext:
             self.tree.overlay,
         )
         self.space.context = self
+        self.trace.watched = self.tree.model_folders()
         self._set_arguments()
 
     def _set_arguments(self) -> None:
@@ -199,6 +204,9 @@ class RankContext:
             for name in ("distributed.parallel_state", "layers.dp_attention", "layers.moe.utils",
                          "model_executor.forward_batch_info", f"models.{model}"):  # fmt: skip
                 self.module(name)
+            for name in _SOMETIMES:
+                if self.has(name):
+                    self.module(name)
 
     def enter(self, launch: Launch, transport: Transport) -> None:
         """Lay out the groups and initialise the engine's process-wide state, as its server does."""
@@ -232,8 +240,24 @@ class RankContext:
             if ranks is not None:
                 given["ranks"] = ranks(world_rank=self.transport.rank, gpu_id=self.transport.rank)
             call(publish, given)
-        elif hasattr(runtime, "get_context"):
-            runtime.get_context().set_server_args(self.server_arguments)
+            return
+        # older trees keep the arguments in the context, or have a context of groups alone
+        getter = getattr(runtime, "get_context", None)
+        keep = getattr(getter(), "set_server_args", None) if getter is not None else None
+        if keep is not None:
+            keep(self.server_arguments)
+        self._resolve(runtime)
+
+    def _resolve(self, runtime: Any) -> None:
+        """Set the flags that some trees keep beside the arguments of the same name: what those resolve to."""
+        getter = getattr(runtime, "get_flags", None)
+        flags = getter() if getter is not None else None
+        if not dataclasses.is_dataclass(flags):
+            return
+        given = self._arguments()
+        for flag in dataclasses.fields(flags):
+            if flag.name in given:
+                setattr(flags, flag.name, given[flag.name])
 
     def _dp_arguments(self) -> dict[str, Any]:
         t, rank = self.topology, self.transport.rank
@@ -242,15 +266,13 @@ class RankContext:
             "enable_dp_attention": self.launch.dp_attention, "dp_size": t.dp, "moe_dense_tp_size": None, "pp_size": 1,
         }  # fmt: skip
 
-    def set_batch(self, tokens: Sequence[int], max_padding: bool) -> None:
-        """Tell the tree's DP attention how many rows each attention-DP rank has.
+    def set_batch(self, rows: Sequence[int], max_padding: bool) -> None:
+        """Tell the tree's DP attention how many rows each attention-DP rank has, padding included.
 
         Args:
-            tokens: rows per attention-DP rank.
-            max_padding: each rank's rows are padded to the longest.
+            max_padding: all are padded to the longest.
         """
-        longest = max(tokens)
-        rows = [longest] * len(tokens) if max_padding else list(tokens)
+        rows = list(rows)
         self.global_num_tokens = rows
         attention = self.module("layers.dp_attention")
         local = rows[self.topology.dp_rank(self.transport.rank)]
@@ -261,6 +283,11 @@ class RankContext:
                 "global_num_tokens": rows, "num_tokens": local,
             },
         )  # fmt: skip
+
+    def capture(self, on: bool) -> None:
+        """Say whether a graph is being captured."""
+        self.capture_mode = on
+        streams.capture(on)
 
     def close(self) -> None:
         self.space.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,9 +44,22 @@ class Trace:
     """The ordered collectives of one rank. Recording can be paused, e.g. while an absorber works."""
 
     events: list[Event] = field(default_factory=list)
+    #: (file, line) of the calls that led to a collective, in files of which `watched` is the beginning of the name
+    places: set[tuple[str, int]] = field(default_factory=set)
+    watched: tuple[str, ...] = ()
 
     def record(self, op: str, group: str, tensor: torch.Tensor) -> None:
         self.events.append(Event(op, group, tuple(tensor.shape)))
+        frame = sys._getframe(1) if self.watched else None
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(self.watched):
+                self.places.add((frame.f_code.co_filename, frame.f_lineno))
+            frame = frame.f_back
+
+    def clear(self) -> None:
+        """Before another case."""
+        self.events.clear()
+        self.places.clear()
 
 
 class Transport(ABC):

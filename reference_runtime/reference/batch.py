@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import types
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,17 +17,24 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Stands for the engine's `ForwardBatch`: the values a layer needs, and the defaults of the tree's own class."""
+    """Stands for the engine's `ForwardBatch`: the values a layer needs, and the defaults of the tree's own class.
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.__dict__.update(values)
+    What that class computes from them, by properties and methods, it computes here.
+    """
+
+    def __init__(self, values: dict[str, Any], declared: type | None = None) -> None:
+        self.__dict__.update(values, _declared=declared)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__[name] = value
 
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
+    def __getattr__(self, name: str) -> Any:
+        found = inspect.getattr_static(self.__dict__["_declared"], name, None) if not name.startswith("__") else None
+        if isinstance(found, property) and found.fget is not None:
+            return found.fget(self)
+        if inspect.isfunction(found):
+            return types.MethodType(found, self)
+        raise AttributeError(f"ForwardBatch has no {name} here")
 
 
 def make(context: RankContext, case: Case, rows: int) -> Batch:
@@ -43,7 +52,7 @@ def make(context: RankContext, case: Case, rows: int) -> Batch:
                 values[field.name] = Stub(f"ForwardBatch.{field.name}")
     attention = context.module("layers.dp_attention")
     device = context.device
-    sizes = case.tokens if case.padding != "max" else [max(case.tokens)] * len(case.tokens)
+    sizes = case.rows
     values.update(
         forward_mode=info.ForwardMode.DECODE,
         batch_size=rows,
@@ -60,7 +69,7 @@ def make(context: RankContext, case: Case, rows: int) -> Batch:
         num_token_non_padded_cpu=rows,
         is_extend_in_batch=False,
     )
-    return Batch(values)
+    return Batch(values, declared if isinstance(declared, type) else None)
 
 
 def _padding_mode(attention: Any, case: Case) -> Any:

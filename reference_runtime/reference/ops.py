@@ -64,6 +64,37 @@ def _silu_clamp(input: torch.Tensor, output: torch.Tensor, swiglu_limit: float) 
     output.copy_(F.silu(gate.clamp(max=swiglu_limit)) * up.clamp(min=-swiglu_limit, max=swiglu_limit))
 
 
+def _rmsnorm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, autotune: bool = False, inplace: bool = False
+) -> torch.Tensor:
+    """The root-mean-square norm of [tokens, hidden], in float32."""
+    wide = x.float()
+    normed = (wide / torch.sqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+    return x.copy_(normed) if inplace else normed
+
+
+def _two_norms(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight1: torch.Tensor,
+    weight2: torch.Tensor,
+    eps: float,
+    autotune: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(norm of the sum, the sum) of a residual and the norm of [tokens, hidden]."""
+    middle = residual + _rmsnorm(x, weight1, eps)
+    return _rmsnorm(middle, weight2, eps), middle
+
+
+def _add_shared(
+    experts: Any, routed: torch.Tensor, shared: torch.Tensor | None, routed_scaling_factor: float
+) -> torch.Tensor:
+    """Add the shared experts' output to the routed experts', in place. These experts have scaled theirs already."""
+    if shared is not None:
+        routed += shared
+    return routed
+
+
 def copy_rows(dst: torch.Tensor, src: torch.Tensor, dim: int, offset: Any, sz: Any, offset_src: bool) -> None:
     """`sz` rows from (``offset_src``) or to row `offset`."""
     if dim != 0:
@@ -81,6 +112,9 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "zero_experts_compute_triton": _zero_experts,
     "fused_moe_router_shim": _router,
     "memcpy_triton": copy_rows,
+    "fused_rmsnorm": _rmsnorm,
+    "fused_dual_residual_rmsnorm": _two_norms,
+    "maybe_fuse_routed_scale_and_shared_add": _add_shared,
     "silu_and_mul_clamp": _silu_clamp,
 }
 
@@ -89,6 +123,16 @@ def _mm_into(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.
     return (a.to(out_dtype) @ b.to(out_dtype)).to(out_dtype)
 
 
+def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
+    return function if function is not None else _as_it_is
+
+
 def register() -> None:
-    """Give torch on the CPU the operators that it has on a GPU only: a product with a type of its own."""
+    """Give torch on the CPU the operators that it has on a GPU only: a product with a type of its own.
+
+    And leave functions as they are that would be compiled: what they compute is the same, and the compiler's import
+    takes longer than a run.
+    """
     torch.library.impl("aten::mm.dtype", "CPU", _mm_into)
+    setattr(torch, "compile", _as_it_is)  # noqa: B010  (each has a type of its own)
+    setattr(torch.compiler, "disable", _as_it_is)  # noqa: B010

@@ -139,13 +139,13 @@ def model_config(space: ModuleSpace, module: types.ModuleType) -> None:
 
 
 def piecewise_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
-    """No piecewise graph is being captured or replayed."""
-    for name in ("is_in_piecewise_cuda_graph", "is_in_tc_piecewise_cuda_graph"):
+    """No graph in pieces is being captured or replayed."""
+    for name in ("is_in_piecewise_cuda_graph", "is_in_tc_piecewise_cuda_graph", "is_in_breakable_cuda_graph"):
         module.__dict__[name] = lambda: False
 
 
 def cuda_graphs(space: ModuleSpace, module: types.ModuleType) -> None:
-    """No graph is being captured."""
+    """Whether a graph is being captured, as the case says."""
     module.__dict__["get_is_capture_mode"] = lambda: space.context.capture_mode
 
 

@@ -62,8 +62,11 @@ REFERENCE: dict[str, Installer] = {
     "layers.cp.utils": passthrough.context_parallel,
     "compilation.piecewise_context_manager": passthrough.piecewise_graphs,
     "model_executor.runner_backend_utils.tc_piecewise_cuda_graph": passthrough.piecewise_graphs,
+    "model_executor.runner_backend_utils.breakable_cuda_graph": passthrough.piecewise_graphs,
+    "model_executor.runner_backend_utils.breakable_cuda_graph.context": passthrough.piecewise_graphs,
     "model_executor.cuda_graph_runner": passthrough.cuda_graphs,
     "model_executor.runner": passthrough.cuda_graphs,
+    "model_executor.runner_utils.capture_mode": passthrough.cuda_graphs,
     "layers.moe.mega_moe": passthrough.mega_moe,
 }
 

@@ -129,4 +129,8 @@ def _outcome(outcome: Outcome) -> str:
 
 
 def _problems(models: Iterable[ModelReport]) -> list[str]:
-    return [f"{model.model}: {model.problem}" for model in models if model.problem]
+    found = []
+    for model in models:
+        found += [f"{model.model}: {model.problem}"] if model.problem else []
+        found += [f"{model.model}: site not reached: {one}" for one in model.unreached if model.judged]
+    return found

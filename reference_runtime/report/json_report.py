@@ -36,6 +36,7 @@ def _model(model: ModelReport) -> dict[str, Any]:
         "oracles": {
             note.level: {"dense": note.dense, "error": note.error, "text": str(note)} for note in model.oracles
         },
+        "not_reached": [{"path": one.path, "line": one.line, "function": one.function} for one in model.unreached],
         "cases": [_case(case) for case in model.cases],
     }
 

@@ -56,6 +56,8 @@ def _show_model(model: ModelReport, console: Console, every: bool) -> None:
         for verdict in Verdict:
             told = [case for case in cases if case.verdict is verdict and (every or verdict in _TOLD)]
             _show_cases(told, console)
+    for one in model.unreached if model.judged else ():
+        console.print(Text.assemble(("  site not reached", "yellow"), f": {one}"), soft_wrap=True)
     if model.problem:
         console.print(Text.assemble(("  problem", "bold red"), f": {model.problem}"), soft_wrap=True)
 

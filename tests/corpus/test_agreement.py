@@ -78,7 +78,7 @@ def assert_agreement(checked: list[Checked]) -> None:
         f"{one.block} {one.result.level} {one.result.case}: {one.result.detail}"
         for one in checked
         if one.still_wrong
-        and not (str(one.block) in SHARED_EXPERT and one.result.case.endswith("fp4-allgather"))
+        and not (str(one.block) in SHARED_EXPERT and "fp4-allgather" in one.result.case)
         and not (str(one.block) in SUMS_ITSELF and one.result.level == "layer")
     ]
     assert unexplained == []

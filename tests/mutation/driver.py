@@ -17,9 +17,12 @@ from moe_lint.sites import Site
 from reference_runtime.discover import Block
 from reference_runtime.launch import choose
 from reference_runtime.plan import Question, Settings
+from reference_runtime.scenarios import block_cases
+from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree, find_tree
 from reference_runtime.variants import Trial, run_variants
-from tests.mutation.equivalence import Argument, argue
+from reference_runtime.verdicts import CaseResult, Verdict
+from tests.mutation.equivalence import Argument, Refused, argue
 from tests.mutation.operators import Mutant, Place, mutants
 
 
@@ -92,9 +95,22 @@ def survey(
             ran = any(function in before for trial in own for before, _ in trial.seen)
             result = Result(block, function, mutant, tuple(own), ran, None)
             if not result.noticed and ran:
-                result = replace(result, argument=argue(analysis, sites[block], mutant))
+                refused = _refused(block, own, settings.world_sizes)
+                result = replace(result, argument=argue(analysis, sites[block], mutant, refused))
             results.append(result)
     return results
+
+
+def _refused(block: Block, trials: Sequence[Trial], sizes: tuple[int, ...]) -> Refused | None:
+    """The FP4 layouts that the engine refuses at every level that was run; None: there are none."""
+    layouts = {str(case): case.topology for case in block_cases(sizes, block.communicator) if case.launch.fp4}
+    found: dict[Topology, list[CaseResult]] = {}
+    for trial in trials:
+        for result in trial.cases:
+            if result.case in layouts:
+                found.setdefault(layouts[result.case], []).append(result)
+    refused = [layout for layout, ran in found.items() if all(r.verdict is Verdict.INFEASIBLE for r in ran)]
+    return Refused(tuple(refused), max(sizes), found[refused[0]][0].detail) if refused else None
 
 
 def _sites(analysis: Analysis, block: Block) -> list[Site]:

@@ -10,7 +10,7 @@ from reference_runtime.discover import blocks
 from reference_runtime.launch import verify
 from reference_runtime.plan import Settings
 from reference_runtime.verdicts import CaseResult, RunReport, Verdict
-from tests.runtime.mini import PUBLISHED, STAGED, published
+from tests.runtime.mini import PAIR, PUBLISHED, STAGED, engine, published
 
 RETURN = "        return output\n"
 SUMS = "        return get_parallel().tp_group.all_reduce(output)\n"
@@ -133,3 +133,57 @@ def test_the_owner_of_the_sum_is_read_from_the_decoder(tmp_path: Path) -> None:
     )
     assert [(b.communicator, b.owner) for b in blocks("alone", alone)] == [(False, "")]
     assert [(b.communicator, b.owner) for b in blocks("itself", itself)] == [(False, "decoder")]
+
+
+#: Between the trees that keep everything in module globals and those that publish their settings.
+GROUPS_ALONE = """
+class RuntimeContext:
+    def __init__(self):
+        self.parallel = object()
+
+
+_context = RuntimeContext()
+
+
+def get_context():
+    return _context
+
+
+def get_parallel():
+    return _context.parallel
+"""
+
+
+def test_a_context_that_holds_groups_and_no_arguments_is_set_up(tmp_path: Path) -> None:
+    tree = engine(tmp_path / "tree", {"pair": PAIR})
+    (tree / "mini" / "runtime_context.py").write_text(GROUPS_ALONE)
+    (model,) = verify(tree, tree, (), Settings(("block",), (2,))).models
+    assert {(case.verdict, case.detail) for case in model.cases} == {(Verdict.EQUIVALENT, "")}
+
+
+FLAGS = """
+import dataclasses
+
+
+@dataclasses.dataclass
+class Flags:
+    disable_shared_experts_fusion: bool = False
+
+
+_flags = Flags()
+
+
+def get_flags():
+    return _flags
+"""
+
+
+def test_flags_beside_the_arguments_say_what_those_resolve_to(tmp_path: Path) -> None:
+    asks = "        assert get_flags().disable_shared_experts_fusion, 'the experts would be fused'\n"
+    text = PAIR.replace("from torch import nn\n", "from mini.runtime_context import get_flags\nfrom torch import nn\n")
+    tree = engine(
+        tmp_path / "tree", {"pair": text.replace("        router_logits, _", f"{asks}        router_logits, _")}
+    )
+    (tree / "mini" / "runtime_context.py").write_text(GROUPS_ALONE + FLAGS)
+    (model,) = verify(tree, tree, (), Settings(("block",), (2,))).models
+    assert {(case.verdict, case.detail) for case in model.cases} == {(Verdict.EQUIVALENT, "")}

@@ -51,3 +51,11 @@ def test_a_torch_operation_on_one_is_refused() -> None:
 def test_an_import_inside_a_forward_is_still_an_import() -> None:
     with running(), setting_up():
         assert not Stub("engine.flag")
+
+
+def test_an_annotation_that_a_constructor_makes_does_not_consult_its_placeholder() -> None:
+    one, other = Stub("engine.Config"), Stub("engine.Config")
+    with building():
+        assert Optional[one] is not Optional[other]  # noqa: UP045  (target code writes it so)
+        with pytest.raises(StubReached, match=r"engine\.Config"):
+            one in (int, str)  # noqa: B015

@@ -63,7 +63,9 @@ def test_four_ranks_run_and_a_clean_run_ends_with_0(tmp_path: Path) -> None:
     done = torchrun(4, before, after, "--level", "block")
     assert done.returncode == 0, done.stderr
     head, *rest = done.stdout.splitlines()
-    assert head.startswith("pair.PairMoE block: 20 EQUIVALENT, 4 CORRECTED  mini/models/pair.py  oracle: dense, error ")
+    assert head.startswith(
+        "pair.PairMoE block: 20 EQUIVALENT, 4 CORRECTED, 1 INFEASIBLE  mini/models/pair.py  oracle: dense, error "
+    )
     assert any("tp4 ep4 dp4 max-len reduce-scatter" in line and "scaled by 4.00" in line for line in rest)
 
 
