@@ -62,9 +62,8 @@ def main() -> None:
     parser.add_argument("--part", choices=["all", "check", "verify"], default="all", help="which table to make")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {README.name}")
     arguments = parser.parse_args()
-    os.environ.pop(
-        "PYTHONDONTWRITEBYTECODE", None
-    )  # programs run from compiled files, as they do where they are installed
+    # what is installed runs from compiled files
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     with tempfile.TemporaryDirectory() as folder:
