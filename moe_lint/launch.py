@@ -206,16 +206,10 @@ class Space(Struct, frozen=True, dict=True):
         return self._combinations[key]
 
     def _feasible(self, domains: Mapping[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:
-        """The feasible assignments. What no varied name has a part in is worked out once."""
-        varied = set(domains)
-        for name, (_, used) in self._derived.items():
-            if used & varied:
-                varied.add(name)
-        tests = [test for test, used in self._constraints if used & varied]
-        fixed = [test for test, used in self._constraints if not used & varied]
+        """The feasible assignments."""
         for assignment in self._assignments(domains):
             try:
-                if all(test(assignment) for test in tests) and all(test(assignment) for test in fixed):
+                if all(test(assignment) for test, _ in self._constraints):
                     yield assignment
             except ZeroDivisionError:
                 continue
