@@ -100,9 +100,8 @@ def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Pro
 
 def _raw_sites(index: ProjectIndex, path: str, words: Iterable[str]) -> list[RawSite]:
     """The reductions of one file, in order."""
-    text = index.texts[path].split("\n")
     mentions = {line for word in words for line in index.lines_of(path, word)}
-    lines = [line for line in mentions if _names_reduction(text[line - 1], index.profile)]
+    lines = [line for line in mentions if _names_reduction(index.line(path, line), index.profile)]
     facts = index.facts(path) if lines else None
     if facts is None:
         return []

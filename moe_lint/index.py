@@ -17,13 +17,12 @@ from moe_lint.facts import AttributeFact, CallFact, FileFacts, FunctionFacts
 from moe_lint.formula import Formula
 from moe_lint.profile import Profile, matches
 
-_NEWLINE = re.compile(r"\n")
 #: An import statement from its keyword on (or text that looks like one): to its end, over parentheses and backslashes.
 _IMPORTED = re.compile(r"import\b(?:\s*\((?:[^)#]|#[^\n]*)*|(?:[^\n\\]|\\\n)*)")
 #: A class header with bases, from its keyword to the colon (or text that looks like one).
 _CLASS_HEADER = re.compile(r"class\s+\w+[^(\n]*\((?:[^:#]|#[^\n]*)*")
 _WORD = re.compile(r"\w+")
-_ATTRIBUTE_CALL = re.compile(r"\bself\.(\w+)\(")
+_ATTRIBUTE_CALL = re.compile(r"self(?<!\wself)\.(\w+)\(")
 
 
 class Ref(Struct, frozen=True, order=True):
@@ -234,12 +233,11 @@ class ProjectIndex:
     def line(self, path: str, number: int) -> str:
         """One line of a file at hand."""
         starts = self._starts(path)
-        end = starts[number] if number < len(starts) else None
-        return self.texts[path][starts[number - 1] : end]
+        return self.texts[path][starts[number - 1] : starts[number] - 1]
 
     def _starts(self, path: str) -> list[int]:
         if path not in self._line_starts:
-            self._line_starts[path] = [0, *(match.end() for match in _NEWLINE.finditer(self.texts[path]))]
+            self._line_starts[path] = line_starts(self.texts[path].split("\n"))
         return self._line_starts[path]
 
     def users(self, ref: Ref) -> frozenset[Ref]:
@@ -381,17 +379,16 @@ class ProjectIndex:
         lines = self.lines_of(path, f"{short}(")
         if not lines:
             return lines
-        text = self.texts[path].split("\n")
         if "." not in ref.name:
             imported = path in self._files_naming(_IMPORTED, short)
-            return lines if imported else [line for line in lines if f".{short}(" in text[line - 1]]
+            return lines if imported else [line for line in lines if f".{short}(" in self.line(path, line)]
         receivers = re.compile(rf"([\w.)\]]+)\.{short}\(")
         return [
             line
             for line in lines
             if any(
                 receiver.startswith(("self", "super")) or self.profile.is_expert_attribute(receiver.rsplit(".", 1)[-1])
-                for receiver in receivers.findall(text[line - 1])
+                for receiver in receivers.findall(self.line(path, line))
             )
         ]
 

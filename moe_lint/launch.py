@@ -109,10 +109,13 @@ class Space(Struct, frozen=True, dict=True):
 
     def _check_expressions(self) -> None:
         """Evaluate everything once, under the defaults: what cannot be compared or is named too early shows there."""
+        known = set(self._defaults)
+        for name, (_, used) in self._derived.items():
+            for early in sorted(used - known):
+                raise ExpressionError(f"{early!r} is used in a value before it has one itself")
+            known.add(name)
         try:
-            list(self._feasible({}))
-        except KeyError as error:
-            raise ExpressionError(f"{error.args[0]!r} is used in a value before it has one itself") from None
+            self._feasible({})
         except TypeError:
             raise ExpressionError("an expression compares or computes with names that are no numbers") from None
 
@@ -205,14 +208,33 @@ class Space(Struct, frozen=True, dict=True):
             self._combinations[key] = sorted(self._feasible(domains), key=self._cost)
         return self._combinations[key]
 
-    def _feasible(self, domains: Mapping[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:
-        """The feasible assignments."""
-        for assignment in self._assignments(domains):
-            try:
-                if all(test(assignment) for test, _ in self._constraints):
-                    yield assignment
-            except ZeroDivisionError:
-                continue
+    def _feasible(self, domains: Mapping[str, tuple[Value, ...]]) -> list[dict[str, Value]]:
+        """The feasible assignments, one name varied after the other; what cannot come right is dropped at once."""
+        found: list[dict[str, Value]] = [{k: v for k, v in self._defaults.items() if k not in domains}]
+        for names, derived, constraints in self._steps(tuple(domains)):
+            varied = (
+                {**one, **dict(zip(names, v, strict=True))}
+                for one in found
+                for v in product(*(domains[n] for n in names))
+            )
+            found = [one for one in varied if _holds(one, derived, constraints)]
+        return found
+
+    def _steps(self, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[tuple[str, Test]], list[Test]]]:
+        """(names to vary, what is derived from these and those before, the constraints that can be tested then)."""
+        known = set(self._defaults) - set(names)
+        derived, constraints = dict(self._derived), list(self._constraints)
+        for step in ((), *((name,) for name in names)):
+            known.update(step)
+            now: list[tuple[str, Test]] = []
+            for name, (test, used) in list(derived.items()):
+                if used <= known:
+                    now.append((name, test))
+                    known.add(name)
+                    del derived[name]
+            tested = [test for test, used in constraints if used <= known]
+            constraints = [(test, used) for test, used in constraints if not used <= known]
+            yield step, now, tested
 
     def _closure(self, names: Iterable[str]) -> frozenset[str]:
         """The names, and all that a derivation or a constraint ties them to."""
@@ -240,16 +262,6 @@ class Space(Struct, frozen=True, dict=True):
     @cached_property
     def _defaults(self) -> dict[str, Value]:
         return {name: values[0] for name, values in self._domains({}).items()}
-
-    def _assignments(self, domains: Mapping[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:
-        for values in product(*domains.values()):
-            assignment = {**self._defaults, **dict(zip(domains, values, strict=True))}
-            try:
-                for name, (test, _) in self._derived.items():
-                    assignment[name] = test(assignment)
-            except ZeroDivisionError:
-                continue  # a group without ranks: no such configuration
-            yield assignment
 
     def _cost(self, assignment: Assignment) -> tuple[int, int]:
         """How much there is to type, then how many ranks it takes."""
@@ -308,6 +320,16 @@ class Space(Struct, frozen=True, dict=True):
         on = [switch for switch in self.switches if assignment[switch.name] and switch.name in set(asked)]
         notes = dict.fromkeys(switch.note for switch in on if switch.note)
         return Configuration(tuple(options), tuple(notes), also)
+
+
+def _holds(assignment: dict[str, Value], derived: Iterable[tuple[str, Test]], constraints: Iterable[Test]) -> bool:
+    """Put the derived values in, and test."""
+    try:
+        for name, value in derived:
+            assignment[name] = value(assignment)
+        return all(test(assignment) for test in constraints)
+    except ZeroDivisionError:  # a group without ranks: no such configuration
+        return False
 
 
 # --- the expressions of a profile: integers, names, members, comparisons, `and`, `or`, `not`, `%`, `//`, `*`

@@ -37,13 +37,13 @@ def _count(index: ProjectIndex, function: Ref, class_name: str | None) -> int | 
     outer, _, short = function.name.rpartition(".")
     facts = index.facts(function.path)
     if facts is not None and outer in facts.functions:  # a function inside a function is known there only
-        return len(re.findall(rf"(?<![\w.]){re.escape(short)}(?!\w)", facts.function_text(outer))) - 1
+        return len(re.findall(rf"{re.escape(short)}(?<![\w.]{re.escape(short)})(?!\w)", facts.function_text(outer))) - 1
     return _mentions(index, Ref(function.path, class_name), short) if class_name is not None else None
 
 
 def _mentions(index: ProjectIndex, owner: Ref, name: str) -> int | None:
     """How often a method is called by its own class and the classes derived from it; None when it is used elsewhere."""
-    word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+    word = re.compile(rf"{re.escape(name)}(?<!\w{re.escape(name)})(?!\w)")
     own = re.compile(rf"(?<![\w.])(?:self|super\(\))\.{re.escape(name)}(?!\w)")  # or a local that is called later
     family = {owner, *index.subclasses(owner)}
     count = 0

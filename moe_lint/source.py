@@ -79,6 +79,11 @@ def parse_part(text: str) -> ast.Module | None:
         return None
 
 
+def line_starts(lines: Iterable[str]) -> list[int]:
+    """Where each line of a text begins, of its lines without their ends; and where one behind them would."""
+    return [0, *map(add, accumulate(map(len, lines)), count(1))]
+
+
 def can_be_parsed(text: str) -> bool:
     """Whether a part of a file parses. A symbol table takes half the time of a syntax tree."""
     try:

@@ -78,7 +78,7 @@ class Edge(Struct, frozen=True):
     def passes(self, flag: str) -> bool:
         """Whether the flag's value reaches the callee, by an argument or published around it (or might, unseen)."""
         return (
-            any(flag in b.passed.flags or b.passed.hides for b in self.bound)
+            any(b.passed.hides or b.passed.carries(flag) for b in self.bound)
             or any(flag == name for name, _ in self.target.context)
             or any(flag == p.keyword for p in self.call.published)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, partial
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -15,9 +16,20 @@ from msgspec.structs import replace
 from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, rewritten, unparse
 from moe_lint.facts.reader import FileContext
 from moe_lint.facts.syntax import defaults_of, span_of
-from moe_lint.formula import TRUE, Atom, Formula, atom_set, conj, negate
+from moe_lint.formula import TRUE, Formula, atom_set, conj, negate
 from moe_lint.model import Span
 from moe_lint.profile import Profile
+
+
+class Truth:
+    """The truth value of an expression, worked out when it is asked for: of most arguments nobody asks it."""
+
+    def __init__(self, tell: Callable[[], Formula]) -> None:
+        self._tell = tell
+
+    @cached_property
+    def formula(self) -> Formula:
+        return self._tell()
 
 
 class Passed(Struct, frozen=True):
@@ -28,11 +40,19 @@ class Passed(Struct, frozen=True):
     span: Span
     literal: bool | None
     #: its truth value, where it is a condition
-    formula: Formula | None
-    #: the layer-context flags that its value depends on
-    flags: frozenset[str]
+    truth: Truth | None
     #: of an unpacked one that is written out, `**(dict(size=1) if alone else {})`: (keyword, text, when it is given)
     given: tuple[tuple[str, str, Formula], ...] | None = None
+
+    @property
+    def formula(self) -> Formula | None:
+        """Its truth value, where it is a condition."""
+        return self.truth.formula if self.truth is not None else None
+
+    def carries(self, flag: str) -> bool:
+        """Whether its value depends on a layer-context flag."""
+        formula = self.formula
+        return formula is not None and flag in atom_set(formula)
 
     @property
     def hides(self) -> bool:
@@ -461,8 +481,12 @@ class ConductReader:
 
     def formula(self, node: ast.expr) -> Formula:
         """The truth value of an expression here."""
+        return self._told(inline(node, self.state.env))
+
+    def _told(self, node: ast.expr) -> Formula:
+        """The truth value of an expression whose locals are put in."""
         resolver = Resolver(self.class_env, self.file.aliases, self.file.modules, self.profile)
-        return self.file.builder.build(resolver.resolve(self._answered(inline(node, self.state.env))))
+        return self.file.builder.build(resolver.resolve(self._answered(node)))
 
     def expression(self, node: ast.expr) -> None:
         if isinstance(node, _LEAVES):
@@ -562,15 +586,9 @@ class ConductReader:
     def _passed(self, keyword: str | None, node: ast.expr) -> Passed:
         value = node.value if isinstance(node, ast.Starred) else node
         span = span_of(value, self.file.lines)
-        if isinstance(value, ast.Name) and value.id not in self.state.env:  # most arguments are tensors: a short way
-            spellings = self.profile.flag_names
-            name = value.id if value.id in spellings else self.file.aliases.get(value.id, value.id)
-            flag = spellings.get(name)
-            return Passed(keyword, value.id, span, None, Atom(flag or name), frozenset((flag,) if flag else ()))
         literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
-        formula = self.formula(value) if is_condition(value) else None
-        carried = atom_set(formula) & set(self.profile.flag_names.values()) if formula is not None else frozenset()
-        return Passed(keyword, unparse(value), span, literal, formula, carried)
+        truth = Truth(partial(self._told, inline(value, self.state.env))) if is_condition(value) else None
+        return Passed(keyword, unparse(value), span, literal, truth)
 
     @staticmethod
     def _last(node: ast.Call) -> str:

@@ -34,7 +34,7 @@ from moe_lint.profile import Profile
 from moe_lint.source import SourceError, can_be_parsed, parse, parse_part
 
 #: `self.x = …`, `self.x: X = …`, `for self.x in …`
-_ASSIGNED_ATTRIBUTE = re.compile(r"\bself\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")
+_ASSIGNED_ATTRIBUTE = re.compile(r"self(?<!\wself)\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")
 #: The keyword comes first and its left edge after it: a pattern that starts with plain text is searched several times
 #: faster.
 _CLASS_HEADER = re.compile(r"class(?<!\wclass)\s+\w+\s*\(([^:]*)")
@@ -46,7 +46,7 @@ _GOES_ON = re.compile(r"\\\s*$|^\s*self\.\w+\s*:")
 #: The end of a target over several lines, `(`, names, `) =`, and what stands before it.
 _LONG_TARGET_END = re.compile(r"\n\s*\)\s*=(?!=)")
 _LONG_TARGET = re.compile(r"[\w\s.,*\[\]]*")
-_ATTRIBUTE = re.compile(r"\bself\.(\w+)")
+_ATTRIBUTE = re.compile(r"self(?<!\wself)\.(\w+)")
 #: An assignment to one name at the left margin.
 _ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=(?!=)")
 _Value = TypeVar("_Value")
@@ -540,7 +540,7 @@ class FileFacts:
             return nodes_of(d for d in self._methods[class_name] if any(d.line <= n <= d.last for n in lines))
 
         def set_elsewhere(name: str) -> bool:
-            return re.search(rf"(?<!\bself)\.{name} *=(?!=)", self._source) is not None
+            return re.search(rf"\.{name}(?<!\bself\.{name}) *=(?!=)", self._source) is not None
 
         return ClassEnv(named, assigning, set_elsewhere)
 
@@ -564,13 +564,14 @@ class FileFacts:
 
     def _lines_with(self, text: str) -> Iterator[int]:
         """The line of each occurrence of a text."""
-        line, counted = 1, 0
         position = self._source.find(text)
         while position >= 0:
-            line += self._source.count("\n", counted, position)
-            counted = position
-            yield line
+            yield bisect_right(self._starts, position)
             position = self._source.find(text, position + len(text))
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return line_starts(self.lines)
 
 
 def _is_word(character: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from moe_lint.callers import Bound, Edge, Layer
-from moe_lint.formula import TRUE, Atom
+from moe_lint.formula import TRUE, Atom, atom_set
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Finding, FixPlan, Related, Severity
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case, method
@@ -160,18 +160,22 @@ def _slips(edge: Edge, context: Context) -> list[_Slip]:
     """The positional arguments of a call that land wrong."""
     index = context.index
     spellings = index.profile.flag_names
+    known = dict(edge.call.known)
     found: list[_Slip] = []
     for bound in edge.bound:
         passed = bound.passed
         if not bound.positional or bound.parameter is None:
             continue
         wanted = spellings.get(bound.parameter)
-        carried = next(iter(passed.flags)) if len(passed.flags) == 1 else None
-        if wanted is not None and passed.literal is None and wanted not in passed.flags:
+        if wanted is None and passed.text not in known.values():
+            continue
+        flags = atom_set(passed.formula) & set(spellings.values()) if passed.formula is not None else frozenset()
+        carried = next(iter(flags)) if len(flags) == 1 else None
+        if wanted is not None and passed.literal is None and wanted not in flags:
             if carried is not None or _is_no_flag(passed.text, edge, context):
                 belongs = parameter_for(edge, carried, index) if carried is not None else None
                 found.append(_Slip(bound, bound.parameter, belongs, carried))
-        elif wanted is None and carried is not None and passed.text == dict(edge.call.known).get(carried):
+        elif wanted is None and carried is not None and passed.text == known.get(carried):
             belongs = parameter_for(edge, carried, index)
             if belongs is not None and not _may_take_flags(bound.parameter, edge, index):
                 found.append(_Slip(bound, bound.parameter, belongs, carried))
