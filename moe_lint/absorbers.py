@@ -157,7 +157,8 @@ class Absorbers:
             promises = []
             for promised in (twin.promised for twin in self.twins if twin.flag == flag):
                 for name in sorted(n for n in atom_set(promised) if n.startswith("self.") and n[5:].isidentifier()):
-                    given = {value for text in texts for value in re.findall(rf"{name[5:]}(?<!\w{name[5:]})=(\w+)", text)}
+                    keyword = re.compile(rf"{name[5:]}(?<!\w{name[5:]})=(\w+)")
+                    given = {value for text in texts for value in keyword.findall(text)}
                     promised = assign(promised, name, TRUE) if given == {"True"} else promised
                 promises.append(promised)
             if promises:

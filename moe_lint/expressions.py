@@ -13,6 +13,7 @@ from typing import Any
 
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, choose, conj, disj, negate
 from moe_lint.profile import Profile
+from moe_lint.spelling import unparse
 
 #: An expression with more nodes than this is not substituted for a name: the name itself stays the atom.
 _SUBSTITUTION_LIMIT = 60
@@ -160,19 +161,6 @@ def dotted(node: ast.expr) -> str | None:
             return ".".join(reversed(parts))
         else:
             return None
-
-
-def unparse(node: ast.expr) -> str:
-    """`ast.unparse`, with a short way for names and chains of attributes of one."""
-    parts: list[str] = []
-    current = node
-    while isinstance(current, ast.Attribute):
-        parts.append(current.attr)
-        current = current.value
-    if not isinstance(current, ast.Name):
-        return ast.unparse(node)
-    parts.append(current.id)
-    return ".".join(reversed(parts))
 
 
 def is_condition(node: ast.expr) -> bool:

@@ -67,10 +67,12 @@ def conj(operands: Iterable[Formula]) -> Formula:
     """The conjunction, flattened, without repetitions, with constants folded."""
     flat: dict[Formula, None] = {}
     for operand in operands:
-        if operand == FALSE:
+        if isinstance(operand, And):
+            flat.update(dict.fromkeys(operand.operands))
+        elif isinstance(operand, Or) and not operand.operands:
             return FALSE
-        for part in operand.operands if isinstance(operand, And) else (operand,):
-            flat[part] = None
+        else:
+            flat[operand] = None
     return next(iter(flat)) if len(flat) == 1 else And(tuple(flat))
 
 
@@ -78,10 +80,12 @@ def disj(operands: Iterable[Formula]) -> Formula:
     """The disjunction, flattened, without repetitions, with constants folded."""
     flat: dict[Formula, None] = {}
     for operand in operands:
-        if operand == TRUE:
+        if isinstance(operand, Or):
+            flat.update(dict.fromkeys(operand.operands))
+        elif isinstance(operand, And) and not operand.operands:
             return TRUE
-        for part in operand.operands if isinstance(operand, Or) else (operand,):
-            flat[part] = None
+        else:
+            flat[operand] = None
     return next(iter(flat)) if len(flat) == 1 else Or(tuple(flat))
 
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 from moe_lint.facts import AttributeFact, CallFact, FileFacts, FunctionFacts
 from moe_lint.formula import Formula
 from moe_lint.profile import Profile, matches
+from moe_lint.source import line_starts
 
 #: An import statement from its keyword on (or text that looks like one): to its end, over parentheses and backslashes.
 _IMPORTED = re.compile(r"import\b(?:\s*\((?:[^)#]|#[^\n]*)*|(?:[^\n\\]|\\\n)*)")

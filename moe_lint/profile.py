@@ -118,6 +118,7 @@ class Profile(Struct, frozen=True, dict=True):
         return matches(name, self.barriers)
 
 
+@lru_cache(maxsize=10_000)
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether a name matches one of the ``fnmatch`` patterns (case counts)."""
     return _pattern(patterns).match(name) is not None

@@ -7,7 +7,9 @@ import io
 import re
 import tokenize
 import warnings
-from itertools import accumulate
+from collections.abc import Iterable
+from itertools import accumulate, count
+from operator import add
 from symtable import symtable
 
 from moe_lint.model import Problem, SkipReason

@@ -219,15 +219,16 @@ class Callers(Constructions):
 
     def told(self, frame: Frame, formula: Formula) -> Formula:
         """A formula of a function, in the layer's terms: parameters, constants and published flags put in."""
+        if formula in (TRUE, FALSE):
+            return formula
         values = dict(frame.values)
         fixed = dict(frame.instance.fixed) if frame.instance is not None else {}
         context = dict(frame.context)
-        params = self._params(frame)
         flags = {flag.name for flag in self.index.profile.flags}
 
         def value(atom: str) -> Formula | None:
             if atom in flags:
-                if atom in params:
+                if atom in self._params(frame):
                     return values.get(atom)
                 return context.get(atom)
             return values.get(atom) or fixed.get(atom)

@@ -65,7 +65,7 @@ class Frame(Struct, frozen=True, cache_hash=True):
         return self.function.name.rsplit(".", 1)[0] if "." in self.function.name else None
 
 
-class Edge(Struct, frozen=True):
+class Edge(Struct, frozen=True, cache_hash=True):
     """One call that reaches a function in the tree."""
 
     frame: Frame

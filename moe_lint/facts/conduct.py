@@ -13,12 +13,13 @@ from functools import cached_property, partial
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, rewritten, unparse
+from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, rewritten
 from moe_lint.facts.reader import FileContext
 from moe_lint.facts.syntax import defaults_of, span_of
 from moe_lint.formula import TRUE, Formula, atom_set, conj, negate
 from moe_lint.model import Span
 from moe_lint.profile import Profile
+from moe_lint.spelling import unparse
 
 
 class Truth:
@@ -60,7 +61,7 @@ class Passed(Struct, frozen=True):
         return self.keyword in ("*", "**")
 
 
-class Call(Struct, frozen=True):
+class Call(Struct, frozen=True, cache_hash=True):
     """One call, with the condition under which it runs and the flags known there (flag -> its spelling).
 
     ``callee`` ends in `()` where the result of a call is called.
@@ -183,7 +184,7 @@ class ConductReader:
             tuple(self.marks),
             tuple(self.additions),
             self._reads(node, {p.arg for p in params}),
-            frozenset(p.arg for p in params if p.annotation is not None and "bool" in ast.unparse(p.annotation))
+            frozenset(p.arg for p in params if p.annotation is not None and "bool" in unparse(p.annotation))
             | {name for name, default in defaults_of(arguments) if default is not None},
             self.kept,
             {flag: holds for flag, holds in self.decided.items() if holds is not None},
@@ -367,7 +368,7 @@ class ConductReader:
         name = dotted(target)
         if name is not None:
             span = span_of(node, self.file.lines)
-            self.additions.append(Addition(name, ast.unparse(term), span, self.reached()))
+            self.additions.append(Addition(name, unparse(term), span, self.reached()))
 
     def _value(self, value: ast.expr, stored: tuple[str, ...]) -> None:
         """Record the calls in a value; those that make it are stored in an attribute."""
@@ -448,10 +449,10 @@ class ConductReader:
             self.marks.append(Mark(span_of(target, self.file.lines), literal, self.reached(), dotted(target.value)))
         elif isinstance(target.value, ast.Name) and target.value.id == "self":
             simple = isinstance(value, ast.Name) or (isinstance(value, ast.Constant) and isinstance(value.value, bool))
-            self.kept[target.attr] = ast.unparse(value) if simple and target.attr not in self.kept else ""
+            self.kept[target.attr] = unparse(value) if simple and target.attr not in self.kept else ""
 
     def _forget(self, target: ast.expr) -> None:
-        for node in nodes(target):
+        for node in (target,) if isinstance(target, _LEAVES) else nodes(target):
             if isinstance(node, ast.Name):
                 self.state.env.pop(node.id, None)
                 self.state.classes.pop(node.id, None)
@@ -580,7 +581,7 @@ class ConductReader:
             ]
         else:
             return None
-        found = tuple((name, ast.unparse(value), holds) for name, value in pairs if name is not None)
+        found = tuple((name, unparse(value), holds) for name, value in pairs if name is not None)
         return found if len(found) == len(pairs) else None
 
     def _passed(self, keyword: str | None, node: ast.expr) -> Passed:

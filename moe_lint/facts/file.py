@@ -31,7 +31,7 @@ from moe_lint.facts.syntax import (
 from moe_lint.formula import TRUE, Formula
 from moe_lint.model import SkipReason, Span
 from moe_lint.profile import Profile
-from moe_lint.source import SourceError, can_be_parsed, parse, parse_part
+from moe_lint.source import SourceError, can_be_parsed, line_starts, parse, parse_part
 
 #: `self.x = …`, `self.x: X = …`, `for self.x in …`
 _ASSIGNED_ATTRIBUTE = re.compile(r"self(?<!\wself)\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")

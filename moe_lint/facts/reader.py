@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from msgspec import Struct
 from msgspec.structs import replace
 
-from moe_lint.expressions import FormulaBuilder, Resolver, dotted, is_condition, nodes, unparse
+from moe_lint.expressions import FormulaBuilder, Resolver, dotted, is_condition, nodes
 from moe_lint.facts.data import (
     NOTHING,
     Argument,
@@ -30,6 +30,7 @@ from moe_lint.facts.syntax import arguments_of, defaults_of, group_axis, is_redu
 from moe_lint.formula import TRUE, Atom, Formula, Or, choose, conj, negate
 from moe_lint.model import Axis, Span
 from moe_lint.profile import Profile
+from moe_lint.spelling import unparse
 
 
 class FileContext(Struct, frozen=True):
@@ -633,9 +634,9 @@ class FunctionReader(Operands):
             return "TP"
         if not is_reduction_name(last):
             return None
-        groups = [ast.unparse(k.value) for k in node.keywords if k.arg == "group"]
+        groups = [unparse(k.value) for k in node.keywords if k.arg == "group"]
         if isinstance(node.func, ast.Attribute):
-            groups.append(ast.unparse(node.func.value))
+            groups.append(unparse(node.func.value))
         for group in groups:
             axis = group_axis(group)
             if axis != "other":
@@ -662,7 +663,7 @@ class FunctionReader(Operands):
                 tuple(spellings),
                 span_of(statement, self.file.lines),
                 shape,
-                ast.unparse(operand) if operand is not None else "",
+                unparse(operand) if operand is not None else "",
                 target,
             )
         )
@@ -687,7 +688,7 @@ def _joined(node: ast.expr, positive: bool) -> list[ast.expr] | None:
 
 def _attention_group(node: ast.Call) -> bool:
     """Whether a call is made on a process group of the attention (or of the pipeline), which holds no experts' sum."""
-    return isinstance(node.func, ast.Attribute) and group_axis(ast.unparse(node.func.value)) == "other"
+    return isinstance(node.func, ast.Attribute) and group_axis(unparse(node.func.value)) == "other"
 
 
 def _names(node: ast.expr, name: str) -> bool:
