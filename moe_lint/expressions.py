@@ -165,7 +165,7 @@ def dotted(node: ast.expr) -> str | None:
 
 def is_condition(node: ast.expr) -> bool:
     """Whether an expression may stand for itself in a guard: a condition, or a cheap question or alias in one."""
-    return _kind_of_condition(node) and not _exceeds_limit(node)
+    return isinstance(node, ast.Name) or (_kind_of_condition(node) and not _exceeds_limit(node))
 
 
 def _exceeds_limit(node: ast.expr) -> bool:

@@ -64,6 +64,7 @@ class ProjectIndex:
         self._line_starts: dict[str, list[int]] = {}
         self._naming: dict[re.Pattern[str], dict[str, list[str]]] = {}
         self._constructs: dict[Ref, bool] = {}
+        self._files: dict[str, list[str]] = {}
         self._mentions: dict[str, list[tuple[str, int]]] = {}
         self._makers: dict[str, tuple[re.Pattern[str], ...]] = {}
         self._users: dict[Ref, frozenset[Ref]] = {}
@@ -208,10 +209,7 @@ class ProjectIndex:
         """(path, line) of every occurrence of an identifier, in the files at hand."""
         if word not in self._mentions:
             self._mentions[word] = [
-                (path, line)
-                for path, text in self.texts.items()
-                if word in text
-                for line in self.lines_of(path, word, whole=True)
+                (path, line) for path in self._holding(word) for line in self.lines_of(path, word, whole=True)
             ]
         return self._mentions[word]
 
@@ -353,7 +351,7 @@ class ProjectIndex:
 
     def _calls_by_name(self, ref: Ref) -> Iterator[tuple[str, CallFact]]:
         short = ref.name.rsplit(".", 1)[-1]
-        for path in sorted(path for path, text in self.texts.items() if short in text):
+        for path in self._holding(short):
             lines = self._lines_that_may_call(path, ref)
             renamed = f"{short} as " in self.texts[path] and ("." not in ref.name or path == ref.path)
             facts = self.facts(path) if lines or renamed else None
@@ -368,6 +366,12 @@ class ProjectIndex:
                 for call in facts.function(name).calls:
                     if call.callee.rsplit(".", 1)[-1] == short and self._reaches(path, call, ref):
                         yield path, call
+
+    def _holding(self, word: str) -> list[str]:
+        """The files at hand that hold a word, by path."""
+        if word not in self._files:
+            self._files[word] = sorted(path for path, text in self.texts.items() if word in text)
+        return self._files[word]
 
     def _lines_that_may_call(self, path: str, ref: Ref) -> list[int]:
         """A look at the text, before the file is parsed: is the name called on an object that could have this method?

@@ -78,6 +78,7 @@ class Policy:
         self.helper = helper
         self.problems = problems
         self._builder = FormulaBuilder(index.profile)
+        self._expansions: dict[str, Formula | None] = {}
         self._predicates: dict[str, tuple[tuple[str, ...], Mapping[str, bool | None], Formula] | None] = {}
         self._backend_members = self._read_backends()
         self._configurations: dict[tuple[Formula, str | None], Configuration | None] = {}
@@ -202,6 +203,11 @@ class Policy:
 
     def _expansion(self, atom: str) -> Formula | None:
         """What an atom that calls a predicate of the tree means, None when it is not one."""
+        if atom not in self._expansions:
+            self._expansions[atom] = self._expand(atom)
+        return self._expansions[atom]
+
+    def _expand(self, atom: str) -> Formula | None:
         name, _, rest = atom.partition("(")
         if (
             not rest
@@ -388,7 +394,7 @@ class Policy:
             return frozenset()
         pattern = re.compile(rf"^class {re.escape(enum)}\b", re.MULTILINE)
         for path, text in self.index.texts.items():
-            if not pattern.search(text):
+            if f"class {enum}" not in text or not pattern.search(text):
                 continue
             facts = self.index.facts(path)
             if facts is None or enum not in facts.classes:

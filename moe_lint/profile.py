@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import translate
 from functools import cached_property, lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,10 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:  # pragma: no cover
     import tomli as tomllib
+
+
+#: `importlib.resources` would find it, too, and load a dozen modules for that.
+_BUNDLED = Path(__file__).with_name("profiles")
 
 
 class ProfileError(UsageError):
@@ -175,8 +178,7 @@ _AXES: dict[str, Axis] = {"TP": "TP", "EP": "EP", "other": "other"}
 
 
 def bundled_profiles() -> tuple[str, ...]:
-    folder = resources.files("moe_lint") / "profiles"
-    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
+    return tuple(sorted(entry.stem for entry in _BUNDLED.iterdir() if entry.suffix == ".toml"))
 
 
 def load_profile(reference: str) -> Profile:
@@ -197,7 +199,7 @@ def _merged(reference: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 def _read(reference: str, place: str) -> dict[str, Any]:
     if reference in bundled_profiles():
-        raw = (resources.files("moe_lint") / "profiles" / f"{reference}.toml").read_bytes()
+        raw = (_BUNDLED / f"{reference}.toml").read_bytes()
     elif reference.endswith(".toml") or "/" in reference:
         try:
             raw = Path(reference).read_bytes()

@@ -31,6 +31,7 @@ class Callers(Constructions):
         self.policy = policy
         self.sites = sites
         self._edges: dict[Frame, tuple[Edge, ...]] = {}
+        self._possible: dict[Formula, bool | None] = {}
 
     # --- layers
 
@@ -144,7 +145,9 @@ class Callers(Constructions):
                 None,
             )
             if target is not None:
-                inner = self.instance(built, instance)
+                # what it keeps matters only where its functions are looked into
+                looked_into = target.path in self.index.texts
+                inner = self.instance(built, instance) if looked_into else Instance(built.owner)
                 yield self._edge(frame, call, target, inner, conj((condition, built.condition)), built, shift=True)
 
     def _function_edge(self, frame: Frame, call: Call, holds: Formula) -> Iterator[Edge]:
@@ -261,10 +264,13 @@ class Callers(Constructions):
 
     def possible(self, formula: Formula, unknown: bool = True) -> bool:
         """Whether a condition can hold (one a2a backend at a time); ``unknown`` where it has too many atoms to tell."""
-        try:
-            return satisfiable(conj((formula, self.policy.feasible(atom_set(formula)))))
-        except TooManyAtoms:
-            return unknown
+        if formula not in self._possible:
+            try:
+                self._possible[formula] = satisfiable(conj((formula, self.policy.feasible(atom_set(formula)))))
+            except TooManyAtoms:
+                self._possible[formula] = None
+        found = self._possible[formula]
+        return unknown if found is None else found
 
     # --- reductions
 

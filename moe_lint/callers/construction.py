@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from moe_lint.callers.data import Bound, Built, Instance
@@ -9,6 +10,8 @@ from moe_lint.facts import Call, Conduct
 from moe_lint.formula import FALSE, TRUE, Formula, TooManyAtoms, conj, negate, satisfiable
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.profile import matches
+
+_STORES_OR_CALLS = re.compile(r"self\.\w+\s*(?:=(?!=)|[:(])")
 
 
 class Constructions:
@@ -83,10 +86,17 @@ class Constructions:
                 yield from self._made(owner, function.path, call.stored, call, call.condition, 0)
             elif call.callee.startswith("self.") and call.callee.count(".") == 1 and call.stored is None:
                 helper = self.index.method(owner, call.callee[5:])
-                inner = self.conduct(helper) if helper is not None and helper not in seen else None
+                inner = self._built_by(helper) if helper is not None and helper not in seen else None
                 if helper is not None and inner is not None:
                     seen.add(helper)
                     yield from self._builds(owner, helper, inner, seen)
+
+    def _built_by(self, helper: Ref) -> Conduct | None:
+        """What a method that a constructor calls does; None where its text stores nothing and calls no other method."""
+        facts = self.index.facts(helper.path)
+        if facts is None or helper.name not in facts.functions:
+            return None
+        return facts.conduct(helper.name) if _STORES_OR_CALLS.search(facts.function_text(helper.name)) else None
 
     def _made(
         self, owner: Ref, path: str, attribute: str, call: Call, condition: Formula, depth: int
@@ -134,10 +144,12 @@ class Constructions:
 
     def bind(self, call: Call, target: Ref, *, skip_first: bool) -> tuple[Bound, ...]:
         """A call's arguments, bound by the callee's parameter order."""
-        conduct = self.conduct(target)
-        if conduct is None:
+        facts = self.index.facts(target.path)
+        if facts is None or target.name not in facts.functions:
             return tuple(Bound(None, passed) for passed in call.arguments)
-        order = [p for p in conduct.params if p not in conduct.keyword_only]
+        _, params, _ = facts.header(target.name)
+        keyword_only = facts.keyword_only(target.name)
+        order = [p for p in params if p not in keyword_only]
         if skip_first and order and not self._is_static(target):
             order = order[1:]
         bound: list[Bound] = []
@@ -147,7 +159,7 @@ class Constructions:
                 hidden = True
                 bound.append(Bound(None, passed))
             elif passed.keyword is not None:
-                known = passed.keyword in conduct.params
+                known = passed.keyword in params
                 bound.append(Bound(passed.keyword if known else None, passed))
             else:
                 bound.append(Bound(order[position] if position < len(order) and not hidden else None, passed))

@@ -106,11 +106,10 @@ def _statements(lines: list[str], width: int) -> Iterator[tuple[int, int, str]]:
     strings = _strings("\n".join(lines))
     position = 0
     for number, line in enumerate(lines, 1):
-        text = line.lstrip(" ")
-        indent = len(line) - len(text)
-        if indent <= width and text and text[0] not in "#)]}" and not text[0].isspace():
-            if not _inside(strings, position):
-                yield number, indent, text
+        if line and not line[: width + 1].isspace():  # most lines stand deeper
+            text = line.lstrip(" ")
+            if text[0] not in "#)]}" and not text[0].isspace() and not _inside(strings, position):
+                yield number, len(line) - len(text), text
         position += len(line) + 1
 
 
