@@ -145,9 +145,7 @@ class Callers(Constructions):
                 None,
             )
             if target is not None:
-                # what it keeps matters only where its functions are looked into
-                looked_into = target.path in self.index.texts
-                inner = self.instance(built, instance) if looked_into else Instance(built.owner)
+                inner = self.instance(built, instance)
                 yield self._edge(frame, call, target, inner, conj((condition, built.condition)), built, shift=True)
 
     def _function_edge(self, frame: Frame, call: Call, holds: Formula) -> Iterator[Edge]:
