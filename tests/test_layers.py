@@ -16,6 +16,7 @@ ORDER = (
     "formula",
     "launch",
     "profile",
+    "spelling",
     "expressions",
     "source",
     "facts",
