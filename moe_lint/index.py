@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 from msgspec import Struct
@@ -61,7 +61,7 @@ class ProjectIndex:
         self._facts: dict[str, FileFacts | None] = {}
         self._names: dict[tuple[str, str], Ref | None] = {}
         self._mro: dict[Ref, list[Ref]] = {}
-        self._line_starts: dict[str, list[int]] = {}
+        self._line_starts: dict[str, Sequence[int]] = {}
         self._naming: dict[re.Pattern[str], dict[str, list[str]]] = {}
         self._constructs: dict[Ref, bool] = {}
         self._files: dict[str, list[str]] = {}
@@ -234,7 +234,7 @@ class ProjectIndex:
         starts = self._starts(path)
         return self.texts[path][starts[number - 1] : starts[number] - 1]
 
-    def _starts(self, path: str) -> list[int]:
+    def _starts(self, path: str) -> Sequence[int]:
         if path not in self._line_starts:
             self._line_starts[path] = line_starts(self.texts[path].split("\n"))
         return self._line_starts[path]

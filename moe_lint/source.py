@@ -7,8 +7,9 @@ import io
 import re
 import tokenize
 import warnings
+from array import array
 from collections.abc import Iterable
-from itertools import accumulate, count
+from itertools import accumulate, chain, count
 from operator import add
 from symtable import symtable
 
@@ -81,9 +82,9 @@ def parse_part(text: str) -> ast.Module | None:
         return None
 
 
-def line_starts(lines: Iterable[str]) -> list[int]:
+def line_starts(lines: Iterable[str]) -> array[int]:
     """Where each line of a text begins, of its lines without their ends; and where one behind them would."""
-    return [0, *map(add, accumulate(map(len, lines)), count(1))]
+    return array("Q", chain((0,), map(add, accumulate(map(len, lines)), count(1))))
 
 
 def can_be_parsed(text: str) -> bool:
