@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 
@@ -24,6 +23,8 @@ def replace_file(path: str | Path, data: bytes) -> None:
         with open(path, "wb") as stream:
             stream.write(data)
         return
+    import tempfile  # loads five modules: only where something is written
+
     target = Path(path).resolve()
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:

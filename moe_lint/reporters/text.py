@@ -9,7 +9,6 @@ from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from moe_lint.model import Finding, MatrixRow, Report, Severity, one_line
@@ -114,6 +113,8 @@ def _read(path: str) -> list[str]:
 
 def show_matrix(report: Report, console: Console, every: bool) -> None:
     """Print sites as rows and skip atoms as columns; EP/TP pairs stand together under one letter."""
+    from rich.table import Table
+
     rows = [row for row in report.rows if row.post_experts or every]
     for atom_number, atom in enumerate(report.atoms, 1):
         console.print(f"[{atom_number}] {atom}", markup=False, highlight=False, soft_wrap=True)
