@@ -24,6 +24,7 @@ from reference_runtime.dense import NoDenseForm
 from reference_runtime.limits import die_with, forking
 from reference_runtime.ranks import Members, Numerics, Ranks, ThreadLaunch, ThreadRanks, first_error, tolerance
 from reference_runtime.scenarios import TOKENS, Case, Launch
+from reference_runtime.space import remember_generated
 from reference_runtime.specs import spec_of
 from reference_runtime.stubs import StubReached
 from reference_runtime.subjects import Subject, digest, own_tokens
@@ -185,6 +186,7 @@ def compare(
 def prepare(numerics: Numerics) -> None:
     """What a process does once before it runs anything."""
     torch.set_default_dtype(numerics.dtype)
+    remember_generated()
     gc.freeze()  # what is there stays
     gc.disable()
 

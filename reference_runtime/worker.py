@@ -24,6 +24,7 @@ import torch
 from reference_runtime import job as job_module
 from reference_runtime.limits import adopt_orphans, confine, die_with, gone, kill_group, kill_orphans, resident
 from reference_runtime.plan import Job
+from reference_runtime.reference.environment import declared
 from reference_runtime.space import REAL_PACKAGES, source
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class _Child:
     rest: bytes = b""
     killed: str = ""
     done: bool = False
-    sources: list[str] = field(default_factory=list)
+    sources: dict[str, bool] = field(default_factory=dict)
     libraries: list[str] = field(default_factory=list)
 
 
@@ -56,6 +57,8 @@ def main() -> None:
     plan = json.load(sys.stdin)
     jobs = [Job.from_dict(data) for data in plan["jobs"]]
     torch.set_num_threads(1)
+    for tree in {tree for job in jobs for tree in job.trees()}:
+        declared(tree.argument_files())  # read once, not by every job
     peers = _peers(jobs)
     with tempfile.TemporaryDirectory(prefix="moe-lint-") as scratch:
         _run(jobs, peers, Path(scratch))
@@ -189,8 +192,9 @@ def _finish(child: _Child, peers: Peers | None, others: set[int]) -> None:
         ended = peers.ended(child.job.number, ended, child.job.settings.timeout)
     _tell({"job": child.job.number, "ended": ended, "seconds": round(time.monotonic() - child.started, 3)})
     # later jobs inherit what this one had to compile and to import; neither runs anything of the target's
-    for path in child.sources:
-        source(Path(path))
+    for path, asked in child.sources.items():
+        compiled = source(Path(path))
+        _ = asked and compiled.optional
     if child.job.settings.device == "cpu":  # some look at the GPU, and then no rank that uses it can be forked
         for name in child.libraries:
             if name not in sys.modules and name.partition(".")[0] in _LIBRARIES:
