@@ -141,7 +141,8 @@ def run_blocks(
         for number, (block, level) in enumerate((b, level) for b in chosen for level in settings.levels)
     ]
     states = [_State(job, len(job.cases())) for job in jobs]
-    drive(jobs, lambda line: _take(states, line, progress))
+    longest_first = sorted(jobs, key=lambda job: (states[job.number].total, job.level == "layer"), reverse=True)
+    drive(longest_first, lambda line: _take(states, line, progress))
     return tuple(_model(block, [s for s in states if s.job.block == block], before, after) for block in chosen)
 
 
@@ -214,6 +215,7 @@ def _reductions(block: Block, tree: Tree, levels: Iterable[str]) -> list[Reducti
 def drive(jobs: Sequence[Job], take: Callable[[dict[str, object]], None]) -> None:
     """Have the worker run some jobs; hand over its lines. Raises VerifyError."""
     environment = {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a process of few pages is copied sooner
         **os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONHASHSEED": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
