@@ -28,8 +28,9 @@ SOME = ("qwen3_moe", "minimax_m2", "bailing_moe")
 #: Blocks that are wrong for another reason, too, where the dispatcher of FP4 experts sums: they add a shared expert
 #: that is sharded over the TP group to what the dispatcher has summed.
 SHARED_EXPERT = {"bailing_moe_linear.BailingMoE", "llada2.LLaDA2MoeSparseMoeBlock", "llama4.Llama4MoE"}
-#: A layer that sums once more after its block.
-SUMS_ITSELF = {"step3_vl.Step3TextMoEMLP"}
+#: Layers that sum beside their block, too: one sums the same once more; the dense halves of the other sum over the TP
+#: group although FP4 experts have left each rank its own rows, and there the ranks meet with unequal ones.
+SUMS_ITSELF = {"step3_vl.Step3TextMoEMLP", "longcat_flash.LongcatFlashMoE"}
 #: A model file of the older release imports a name from here that the newer one has dropped; no case calls it.
 DROPPED = {"deepseek_v2": "srt/layers/attention/nsa/utils.py"}
 
