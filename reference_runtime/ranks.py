@@ -118,6 +118,12 @@ class Members:
                 self.failure = error if _in_models(error, self.tree) else StubReached(f"import: {error}")
         return context
 
+    def running(self, subject: Subject) -> Members:
+        """The same modules, for another subject of the same module."""
+        some = copy.copy(self)
+        some.subject = subject
+        return some
+
     def of(self, size: int) -> Members:
         """The first ranks of these, as those of a smaller world."""
         some = copy.copy(self)

@@ -31,6 +31,8 @@ SHARED_EXPERT = {"bailing_moe_linear.BailingMoE", "llada2.LLaDA2MoeSparseMoeBloc
 #: Layers that sum beside their block, too: one sums the same once more; the dense halves of the other sum over the TP
 #: group although FP4 experts have left each rank its own rows, and there the ranks meet with unequal ones.
 SUMS_ITSELF = {"step3_vl.Step3TextMoEMLP", "longcat_flash.LongcatFlashMoE"}
+#: Rewritten where the model hands its last layer's output on: no block or layer of theirs is, so none is to be run.
+LOOP_ALONE = {"qwen3_5"}
 #: A model file of the older release imports a name from here that the newer one has dropped; no case calls it.
 DROPPED = {"deepseek_v2": "srt/layers/attention/nsa/utils.py"}
 
@@ -141,7 +143,7 @@ def test_under_absorbers_that_it_never_knew_every_block_is_corrected(replayed: l
 def test_every_rewritten_file_agrees_in_every_case(
     replay: Callable[[tuple[str, ...], Settings, Path], list[Checked]], tmp_path: Path
 ) -> None:
-    names = tuple(sorted(file.stem for file in model_files()))
+    names = tuple(sorted({file.stem for file in model_files()} - LOOP_ALONE))
     assert len(names) == 17
     apart = tuple(name for name in names if name in DROPPED) if replay is under_the_next_release else ()
     checked = replay(tuple(name for name in names if name not in apart), Settings(), tmp_path / "all")
