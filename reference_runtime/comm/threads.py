@@ -55,9 +55,12 @@ class ThreadHub:
         self._gone: list[int] = []
         self._failure: Exception | None = None
 
-    def run(self) -> None:
-        """Let the first rank run, and wait until all are done."""
+    def begin(self) -> None:
+        """Let the first rank run."""
         self._next()
+
+    def wait(self) -> None:
+        """Until all ranks are done."""
         self._over.acquire()
 
     def turn(self, rank: int) -> None:
@@ -188,7 +191,12 @@ def run_ranks(world_size: int, work: Callable[[ThreadTransport], T]) -> list[T |
         finally:
             hub.leave(rank)
 
+    if world_size == 1:  # in this thread: a process that has others, even ending ones, cannot be forked safely
+        hub.begin()
+        one(0)
+        return outcomes
     for rank in range(world_size):
         _thread.start_new_thread(one, (rank,))
-    hub.run()
+    hub.begin()
+    hub.wait()
     return outcomes
