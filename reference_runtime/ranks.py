@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -170,8 +171,14 @@ class Members:
         context = self.contexts[transport.rank]
         with torch.no_grad():
             output = self.subject.run(context, model, case)
-        places = sorted(f"{self.tree.relative(Path(file))}:{line}" for file, line in context.trace.places)
+        places = sorted(f"{_inside(self.tree, file)}:{line}" for file, line in context.trace.places)
         return output, [str(event) for event in context.trace.events], places
+
+
+@functools.lru_cache(maxsize=256)
+def _inside(tree: Tree, file: str) -> Path | None:
+    """The path below the tree's root. Asked for every collective, and paths are slow."""
+    return tree.relative(Path(file))
 
 
 def _in_models(error: Exception, tree: Tree) -> bool:

@@ -86,14 +86,18 @@ def _run(jobs: list[Job], peers: Peers | None, scratch: Path) -> None:
     selector = selectors.DefaultSelector()
     running: dict[int, _Child] = {}
     waiting = _sharing(jobs)
+    watched = 0.0
     while waiting or running:
         while waiting and len(running) < parallel:
             child = _start(waiting.pop(0), scratch)
             running[child.reader] = child
             selector.register(child.reader, selectors.EVENT_READ)
         ready = {key.fd for key, _ in selector.select(_TICK)}
+        due = time.monotonic() - watched >= _TICK
+        watched = time.monotonic() if due else watched
         for reader, child in list(running.items()):
-            _watch(child, peers)
+            if due:
+                _watch(child, peers)
             if data := os.read(reader, 1 << 16) if reader in ready else b"":
                 _relay(child, data, peers)
             elif reader in ready or gone(child.pid):  # a process that it left may hold the pipe open

@@ -150,5 +150,7 @@ def test_every_rewritten_file_agrees_in_every_case(
     for name in apart:
         checked += replay((name,), Settings(), tmp_path / name)
     assert_agreement(checked)
-    assert {one.block.module for one in checked} == set(names)
+    models = release(OLD if replay is in_its_own_release else NEW) / "sglang" / "srt" / "models"
+    # a file that the release does not have is no model of it, laid over it or not
+    assert {one.block.module for one in checked} == {name for name in names if (models / f"{name}.py").is_file()}
     assert {one.result.verdict for one in checked if one.differing and not one.still_wrong} == {Verdict.CORRECTED}
