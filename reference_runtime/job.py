@@ -1,10 +1,10 @@
-"""One job, inside its own process: runs the target and reports every outcome as a line of JSON."""
+"""Jobs of one block, inside their own process: runs the target and reports every outcome as a line of JSON."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from reference_runtime.layers import LayerSubject
 from reference_runtime.observe import Log, Observed
 from reference_runtime.plan import Job
 from reference_runtime.processes import ProcessRanks
-from reference_runtime.ranks import Numerics, ThreadRanks
+from reference_runtime.ranks import Members, Numerics, ThreadRanks
 from reference_runtime.reference import ops, streams
 from reference_runtime.space import compiled_files, libraries
 from reference_runtime.subjects import BlockSubject, Subject
@@ -57,35 +57,44 @@ def subject_of(job: Job) -> Subject:
     return LayerSubject(job.block) if job.level == "layer" else BlockSubject(job.block)
 
 
-def execute(job: Job, emit: Callable[[str], None]) -> None:
-    """Run all cases.
+def execute(jobs: Sequence[Job], emit: Callable[[str], None]) -> None:
+    """Run all cases of some jobs that import the same modules.
 
     Lines: `{"oracle"}`, `{"side", "case", "outcome", "seen"}` per variant, before first, and `{"sources", "libraries"}`
-    at the end. Of several variants each has its number as ``side``, and a line `{"side", "stopped"}` when it is done.
+    at the end of each job. Of several variants each has its number as ``side``, and a line `{"side", "stopped"}` when
+    it is done.
     """
+    ops.register()
+    if jobs[0].settings.device == "cpu":
+        streams.run_in_order()
+    imported: dict[str, Members] = {}
+    for job in jobs:
+        _execute(job, imported, emit)
 
+
+def _execute(job: Job, imported: dict[str, Members], emit: Callable[[str], None]) -> None:
     def tell(**line: Any) -> None:
         emit(json.dumps({"job": job.number, **line}) + "\n")
 
     def on_outcome(side: str, index: int, outcome: Outcome) -> None:
         tell(side=side, case=index, outcome=outcome_to_dict(outcome), seen=log.take())
 
-    ops.register()
-    if job.settings.device == "cpu":
-        streams.run_in_order()
     log = Log()
 
     def subject() -> Subject:
         return Observed(subject_of(job), job.questions, log) if job.questions else subject_of(job)
 
+    name, cases, numerics = job.block.name, job.cases(), numerics_of(job)
     if job.variants:
         trials.compare_each(
-            job.trees()[0], job.variant_trees(), subject, job.block.name, job.cases(), numerics_of(job),
-            job.settings.timeout, on_outcome, lambda side, why: tell(side=side, stopped=why),
+            job.trees()[0], job.variant_trees(), subject, name, cases, numerics, job.settings.timeout, on_outcome,
+            lambda side, why: tell(side=side, stopped=why),
         )  # fmt: skip
     else:
+        if not imported:
+            imported.update(run.both(*job.trees(), subject(), name, cases, numerics))
         run.compare(
-            *job.trees(), subject, job.block.name, job.cases(), numerics_of(job), ranks_of(job), on_outcome,
+            imported, subject, name, cases, numerics, ranks_of(job), on_outcome,
             lambda dense, error, detail: tell(oracle={"dense": dense, "error": error, "detail": detail}),
         )  # fmt: skip
     tell(sources=compiled_files(), libraries=libraries())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 
 from reference_runtime.discover import Block, blocks, reductions
 from reference_runtime.plan import Job, Settings
@@ -90,10 +92,11 @@ def verify(
         raise VerifyError(str(error)) from error
     if before.is_file() and after.is_file() and not patterns:
         patterns = (before.resolve().name,)
-    chosen, notes = choose(*trees, patterns)
-    if not chosen:
-        raise VerifyError(f"no MoE block to run in {before}" + (f" for {', '.join(patterns)}" if patterns else ""))
-    models = run_blocks(chosen, *trees, settings, progress)
+    with Worker(settings) as worker:
+        chosen, notes = choose(*trees, patterns)
+        if not chosen:
+            raise VerifyError(f"no MoE block to run in {before}" + (f" for {', '.join(patterns)}" if patterns else ""))
+        models = run_blocks(worker, chosen, *trees, settings, progress)
     return RunReport(str(before), str(after), settings.to_dict(), models, tuple(notes))
 
 
@@ -132,7 +135,12 @@ def need_torch(what: str) -> None:
 
 
 def run_blocks(
-    chosen: Sequence[Block], before: Tree, after: Tree, settings: Settings, progress: Progress | None
+    worker: Worker,
+    chosen: Sequence[Block],
+    before: Tree,
+    after: Tree,
+    settings: Settings,
+    progress: Progress | None,
 ) -> tuple[ModelReport, ...]:
     """Run some blocks of two trees, at every level of the settings. Raises VerifyError."""
     overlays = str(after.overlay or ""), str(before.overlay or "")
@@ -141,7 +149,8 @@ def run_blocks(
         for number, (block, level) in enumerate((b, level) for b in chosen for level in settings.levels)
     ]
     states = [_State(job, len(job.cases())) for job in jobs]
-    drive(jobs, lambda line: _take(states, line, progress))
+    longest_first = sorted(jobs, key=lambda job: (states[job.number].total, job.level == "layer"), reverse=True)
+    worker.run(longest_first, lambda line: _take(states, line, progress))
     return tuple(_model(block, [s for s in states if s.job.block == block], before, after) for block in chosen)
 
 
@@ -211,34 +220,47 @@ def _reductions(block: Block, tree: Tree, levels: Iterable[str]) -> list[Reducti
     return reductions(tree.current(file), str(file.relative_to(tree.root)), names)
 
 
-def drive(jobs: Sequence[Job], take: Callable[[dict[str, object]], None]) -> None:
-    """Have the worker run some jobs; hand over its lines. Raises VerifyError."""
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONHASHSEED": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
-    if jobs[0].settings.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    else:
-        environment.update(_without_using_the_gpu())
-    command = [sys.executable, "-m", "reference_runtime.worker"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
-    ) as worker:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        assert worker.stderr is not None
-        try:
-            worker.stdin.write(json.dumps({"jobs": [job.to_dict() for job in jobs]}))
-            worker.stdin.close()
-            for line in worker.stdout:
-                take(json.loads(line))
-            failure = worker.stderr.read().strip().splitlines()
-        except BaseException:
-            worker.kill()
-            raise
-    if worker.returncode != 0:
-        raise VerifyError(f"the worker process failed: {failure[-1] if failure else worker.returncode}")
+class Worker:
+    """The worker process. It imports torch when it starts: start it before there is something to run."""
+
+    def __init__(self, settings: Settings) -> None:
+        environment = {
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a process of few pages is copied sooner
+            **os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONHASHSEED": "0",
+            "TOKENIZERS_PARALLELISM": "false",
+        }  # fmt: skip
+        if settings.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        else:
+            environment.update(_without_using_the_gpu())
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-m", "reference_runtime.worker"]
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, text=True)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._process.kill()
+        self._process.__exit__(kind, error, trace)
+
+    def run(self, jobs: Sequence[Job], take: Callable[[dict[str, object]], None]) -> None:
+        """Have it run some jobs, once; hand over its lines. Raises VerifyError."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with contextlib.suppress(BrokenPipeError):  # it says why on its standard error
+            process.stdin.write(json.dumps({"jobs": [job.to_dict() for job in jobs]}))
+            process.stdin.close()
+        for line in process.stdout:
+            take(json.loads(line))
+        failure = process.stderr.read().strip().splitlines()
+        if process.wait() != 0:
+            raise VerifyError(f"the worker process failed: {failure[-1] if failure else process.returncode}")
 
 
 def _without_using_the_gpu() -> dict[str, str]:

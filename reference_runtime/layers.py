@@ -20,7 +20,7 @@ from reference_runtime.calling import call
 from reference_runtime.dense import Dense, NoDenseForm
 from reference_runtime.discover import Block
 from reference_runtime.scenarios import Case
-from reference_runtime.space import LOCK, Tier
+from reference_runtime.space import Tier
 from reference_runtime.stubs import Stub, StubReached, building, running
 from reference_runtime.subjects import constructor_values, forward_values, padded_tokens
 from reference_runtime.weights import fill, named_tensor
@@ -181,8 +181,7 @@ def _final(context: RankContext, stream: Any, hidden: torch.Tensor, values: dict
 
 @functools.lru_cache(maxsize=256)
 def _parsed(file: Path) -> ast.Module:
-    with LOCK:
-        return ast.parse(file.read_bytes())
+    return ast.parse(file.read_bytes())
 
 
 @functools.lru_cache(maxsize=256)

@@ -106,6 +106,14 @@ class Job:
         """Seconds for the whole job."""
         return self.settings.timeout * (1 + len(self.variants))
 
+    @property
+    def imports(self) -> object:
+        """Equal for jobs that one process may do one after another, with the modules that it imports once."""
+        settings = self.settings
+        if self.variants or settings.member is not None or settings.device != "cpu":
+            return self.number
+        return self.block, self.before, self.after, self.overlay, self.before_overlay
+
     def cases(self) -> list[Case]:
         """The cases of the job, in order."""
         made = layer_cases if self.level == "layer" else block_cases

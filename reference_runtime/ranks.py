@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,12 @@ class Members:
                 self.failure = error if _in_models(error, self.tree) else StubReached(f"import: {error}")
         return context
 
+    def running(self, subject: Subject) -> Members:
+        """The same modules, for another subject of the same module."""
+        some = copy.copy(self)
+        some.subject = subject
+        return some
+
     def of(self, size: int) -> Members:
         """The first ranks of these, as those of a smaller world."""
         some = copy.copy(self)
@@ -164,8 +171,14 @@ class Members:
         context = self.contexts[transport.rank]
         with torch.no_grad():
             output = self.subject.run(context, model, case)
-        places = sorted(f"{self.tree.relative(Path(file))}:{line}" for file, line in context.trace.places)
+        places = sorted(f"{_inside(self.tree, file)}:{line}" for file, line in context.trace.places)
         return output, [str(event) for event in context.trace.events], places
+
+
+@functools.lru_cache(maxsize=256)
+def _inside(tree: Tree, file: str) -> Path | None:
+    """The path below the tree's root. Asked for every collective, and paths are slow."""
+    return tree.relative(Path(file))
 
 
 def _in_models(error: Exception, tree: Tree) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reference_runtime.discover import Block
-from reference_runtime.launch import Progress, VerifyError, choose, run_blocks
+from reference_runtime.launch import Progress, VerifyError, Worker, choose, run_blocks
 from reference_runtime.plan import Settings
 from reference_runtime.tree import Tree, TreeError, find_tree
 from reference_runtime.verdicts import CaseResult, ModelReport, Verdict, describe
@@ -69,9 +69,9 @@ class Prover:
             keys = {block: (block, tuple((f, files[f]) for f in found)) for block, found in reach.items() if found}
             waiting = [block for block, key in keys.items() if key not in self._known]
             if waiting:
-                for block, model in zip(
-                    waiting, run_blocks(waiting, tree, after, self.settings, self.progress), strict=True
-                ):
+                with Worker(self.settings) as worker:
+                    models = run_blocks(worker, waiting, tree, after, self.settings, self.progress)
+                for block, model in zip(waiting, models, strict=True):
                     self._known[keys[block]] = model
         for block, key in keys.items():
             model = self._known[key]

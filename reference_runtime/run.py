@@ -24,6 +24,7 @@ from reference_runtime.dense import NoDenseForm
 from reference_runtime.limits import die_with, forking
 from reference_runtime.ranks import Members, Numerics, Ranks, ThreadLaunch, ThreadRanks, first_error, tolerance
 from reference_runtime.scenarios import TOKENS, Case, Launch
+from reference_runtime.space import remember_generated
 from reference_runtime.specs import spec_of
 from reference_runtime.stubs import StubReached
 from reference_runtime.subjects import Subject, digest, own_tokens
@@ -151,9 +152,17 @@ def judge_case(ranks: Ranks, side: str, case: Case, oracle: Oracle, tolerance: f
 Maker = Callable[[Mapping[str, Members]], Ranks]
 
 
+def both(
+    before: Tree, after: Tree, subject: Subject, block: str, cases: Sequence[Case], numerics: Numerics
+) -> dict[str, Members]:
+    """The two variants, imported. A tree that is compared with itself is one."""
+    prepare(numerics)
+    trees = {"before": before} if before == after else {"before": before, "after": after}
+    return {side: members_of(tree, subject, block, cases, numerics) for side, tree in trees.items()}
+
+
 def compare(
-    before: Tree,
-    after: Tree,
+    variants: Mapping[str, Members],
     subject: Callable[[], Subject],
     block: str,
     cases: Sequence[Case],
@@ -162,18 +171,15 @@ def compare(
     on_outcome: Callable[[str, int, Outcome], None],
     on_oracle: Callable[[bool, float | None, str], None],
 ) -> None:
-    """Run both variants in every case; tell ("before" or "after", number of the case, outcome) as they come.
+    """Run the variants in every case; tell ("before" or "after", number of the case, outcome) as they come.
 
     The oracle is the first variant on one rank: independent of the rewrite that is under test. Where the block has a
-    dense form, that is compared with the oracle, and ``on_oracle`` told (whether they agree, error, why not). A tree
-    that is compared with itself runs once.
+    dense form, that is compared with the oracle, and ``on_oracle`` told (whether they agree, error, why not).
     """
-    prepare(numerics)
-    trees = {"before": before} if before == after else {"before": before, "after": after}
-    members = {side: members_of(tree, subject(), block, cases, numerics) for side, tree in trees.items()}
+    members = {side: variant.running(subject()) for side, variant in variants.items()}
 
     def tell(side: str, number: int, outcome: Outcome) -> None:
-        for told in (side,) if len(trees) > 1 else ("before", "after"):
+        for told in (side,) if len(members) > 1 else ("before", "after"):
             on_outcome(told, number, outcome)
 
     oracle = oracle_of(members, dict(spec_of(block).config), numerics)
@@ -185,6 +191,7 @@ def compare(
 def prepare(numerics: Numerics) -> None:
     """What a process does once before it runs anything."""
     torch.set_default_dtype(numerics.dtype)
+    remember_generated()
     gc.freeze()  # what is there stays
     gc.disable()
 

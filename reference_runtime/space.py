@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -15,9 +16,8 @@ import importlib.util
 import itertools
 import re
 import sys
-import threading
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,6 @@ REAL_PACKAGES = frozenset({"torch", "numpy", "typing_extensions", "packaging", "
 _IMPORT_ERRORS = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
 _numbers = itertools.count()
 _sources: dict[Path, Source] = {}
-#: One module is made at a time: parsing and importing are not safe between threads.
-LOCK = threading.RLock()
 
 
 class Tier(Enum):
@@ -47,24 +45,43 @@ class Source:
     """A compiled file, shared by all spaces."""
 
     def __init__(self, path: Path) -> None:
-        data = path.read_bytes()
-        tree = ast.parse(data, str(path))
-        self.code = compile(tree, str(path), "exec", dont_inherit=True)
-        self.digest = hashlib.sha256(data).hexdigest()
-        #: lines whose imports may fail: the file says what to do then
-        self.optional = frozenset(_optional_lines(tree))
+        self._data = path.read_bytes()
+        self.code = compile(self._data, str(path), "exec", dont_inherit=True)
+
+    @property
+    def digest(self) -> str:
+        """Of the file's bytes."""
+        return hashlib.sha256(self._data).hexdigest()
+
+    @functools.cached_property
+    def optional(self) -> frozenset[int]:
+        """Lines whose imports may fail: the file says what to do then. Asked only where one fails."""
+        return frozenset(_optional_lines(ast.parse(self._data)))
+
+    @property
+    def asked(self) -> bool:
+        """Whether anybody needed to know which imports may fail."""
+        return "optional" in vars(self)
+
+
+def statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """Every statement below a node. Unlike `ast.walk`, it does not look at expressions, which are most of a tree."""
+    for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for child in getattr(node, name, ()):
+            if isinstance(child, ast.stmt):
+                yield child
+            yield from statements(child)
 
 
 def _optional_lines(tree: ast.Module) -> set[int]:
     lines: set[int] = set()
-    for node in ast.walk(tree):
+    for node in statements(tree):
         if isinstance(node, ast.Try):
             caught = {n.id for h in node.handlers if h.type for n in ast.walk(h.type) if isinstance(n, ast.Name)}
             if caught & _IMPORT_ERRORS or any(h.type is None for h in node.handlers):
-                for statement in node.body:
-                    for inner in ast.walk(statement):
-                        if isinstance(inner, (ast.Import, ast.ImportFrom)):
-                            lines.update(range(inner.lineno, (inner.end_lineno or inner.lineno) + 1))
+                for inner in statements(ast.Module(node.body, [])):
+                    if isinstance(inner, (ast.Import, ast.ImportFrom)):
+                        lines.update(range(inner.lineno, (inner.end_lineno or inner.lineno) + 1))
     return lines
 
 
@@ -75,9 +92,15 @@ def source(path: Path) -> Source:
     return _sources[path]
 
 
-def compiled_files() -> list[str]:
-    """Every file that `source` has compiled in this process."""
-    return sorted(str(path) for path in _sources)
+def remember_generated() -> None:
+    """Compile what the standard library generates for a dataclass once: every rank has the same ones."""
+    compiled = functools.cache(lambda text: compile(text, "<string>", "exec", dont_inherit=True))
+    vars(dataclasses)["exec"] = lambda text, *scopes: exec(compiled(text), *scopes)
+
+
+def compiled_files() -> dict[str, bool]:
+    """Every file that `source` has compiled in this process, and whether it was asked which imports may fail."""
+    return {str(path): compiled.asked for path, compiled in _sources.items()}
 
 
 def libraries() -> list[str]:
@@ -182,10 +205,6 @@ class ModuleSpace:
         """
         if name in self.modules:
             return self.modules[name]
-        with LOCK:
-            return self._load(name)
-
-    def _load(self, name: str) -> types.ModuleType:
         parent, _, child = name.rpartition(".")
         if parent:
             self.load(parent)

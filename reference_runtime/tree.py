@@ -45,6 +45,11 @@ class Tree:
                 found.append((name, self.current(file)))
         return found
 
+    def argument_files(self) -> tuple[Path, ...]:
+        """Where the engine's server arguments are declared."""
+        places = ("server_args.py", "server_args/__init__.py", "arg_groups/fields/*.py")
+        return tuple(self.current(file) for place in places for file in sorted(self.folder.glob(place)))
+
     def model_folders(self) -> tuple[str, ...]:
         """Where model files lie, with a separator at the end."""
         models = self.folder / "models"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reference_runtime.discover import Block
-from reference_runtime.launch import VerifyError, drive, need_torch
+from reference_runtime.launch import VerifyError, Worker, need_torch
 from reference_runtime.plan import Job, Question, Settings
 from reference_runtime.tree import Tree
 from reference_runtime.verdicts import CaseResult, Outcome, Status, outcome_from_dict
@@ -110,7 +110,8 @@ def run_variants(
             )  # fmt: skip
     states = [_State(job) for job in jobs]
     if jobs:
-        drive(jobs, lambda line: states[int(str(line["job"]))].take(line))
+        with Worker(settings) as worker:
+            worker.run(jobs, lambda line: states[int(str(line["job"]))].take(line))
     found: dict[Block, list[list[Trial]]] = {}
     for block, trees in variants.items():
         own = [state for state in states if state.job.block == block]

@@ -1,7 +1,8 @@
-"""The process between the command and the target: forks one confined process per job and outlives all of them.
+"""The process between the command and the target: forks confined processes for the jobs and outlives all of them.
 
 It imports torch once and runs no target code itself. Jobs come as JSON on standard input; lines of the jobs go to
-standard output, and `{"job", "ended", "seconds"}` when a job's process has ended.
+standard output, and `{"job", "ended", "seconds"}` when a job is done or its process has ended. Jobs that import the
+same modules share a process. If one of them ends it, the others get a new one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import torch
 
 from reference_runtime import job as job_module
 from reference_runtime.limits import adopt_orphans, confine, die_with, gone, kill_group, kill_orphans, resident
-from reference_runtime.plan import Job
+from reference_runtime.plan import Job, Settings
+from reference_runtime.reference.environment import declared
 from reference_runtime.space import REAL_PACKAGES, source
 
 if TYPE_CHECKING:
@@ -36,15 +38,15 @@ _LIBRARIES = REAL_PACKAGES - sys.stdlib_module_names
 
 @dataclass
 class _Child:
-    job: Job
+    jobs: list[Job]  #: that are not done, the current one first
+    settings: Settings
     pid: int
     reader: int
     output: IO[bytes]
     started: float
     rest: bytes = b""
     killed: str = ""
-    done: bool = False
-    sources: list[str] = field(default_factory=list)
+    sources: dict[str, bool] = field(default_factory=dict)
     libraries: list[str] = field(default_factory=list)
 
 
@@ -56,6 +58,8 @@ def main() -> None:
     plan = json.load(sys.stdin)
     jobs = [Job.from_dict(data) for data in plan["jobs"]]
     torch.set_num_threads(1)
+    for tree in {tree for job in jobs for tree in job.trees()}:
+        declared(tree.argument_files())  # read once, not by every job
     peers = _peers(jobs)
     with tempfile.TemporaryDirectory(prefix="moe-lint-") as scratch:
         _run(jobs, peers, Path(scratch))
@@ -81,35 +85,49 @@ def _run(jobs: list[Job], peers: Peers | None, scratch: Path) -> None:
     parallel = max(1, jobs[0].settings.parallel) if jobs and peers is None else 1
     selector = selectors.DefaultSelector()
     running: dict[int, _Child] = {}
-    waiting = list(jobs)
+    waiting = _sharing(jobs)
+    watched = 0.0
     while waiting or running:
         while waiting and len(running) < parallel:
             child = _start(waiting.pop(0), scratch)
             running[child.reader] = child
             selector.register(child.reader, selectors.EVENT_READ)
         ready = {key.fd for key, _ in selector.select(_TICK)}
+        due = time.monotonic() - watched >= _TICK
+        watched = time.monotonic() if due else watched
         for reader, child in list(running.items()):
-            _watch(child, peers)
+            if due:
+                _watch(child, peers)
             if data := os.read(reader, 1 << 16) if reader in ready else b"":
-                _relay(child, data)
+                _relay(child, data, peers)
             elif reader in ready or gone(child.pid):  # a process that it left may hold the pipe open
                 selector.unregister(reader)
                 del running[reader]
                 _finish(child, peers, {other.pid for other in running.values()})
+                if child.jobs:
+                    waiting.insert(0, child.jobs)
 
 
-def _start(job: Job, scratch: Path) -> _Child:
+def _sharing(jobs: list[Job]) -> list[list[Job]]:
+    """The jobs by process, in order."""
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.imports, []).append(job)
+    return list(groups.values())
+
+
+def _start(jobs: list[Job], scratch: Path) -> _Child:
     reader, writer = os.pipe()
     output = tempfile.TemporaryFile()  # noqa: SIM115  (read after the child has ended)
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _child(job, writer, output, scratch, parent)
+        _child(jobs, writer, output, scratch, parent)
     os.close(writer)
-    return _Child(job, pid, reader, output, time.monotonic())
+    return _Child(jobs, jobs[0].settings, pid, reader, output, time.monotonic())
 
 
-def _child(job: Job, writer: int, output: IO[bytes], scratch: Path, parent: int) -> None:
+def _child(jobs: list[Job], writer: int, output: IO[bytes], scratch: Path, parent: int) -> None:
     """The forked process. Never returns."""
     code = 70
     try:
@@ -120,11 +138,12 @@ def _child(job: Job, writer: int, output: IO[bytes], scratch: Path, parent: int)
         os.dup2(null, 0)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-        cpu = job.settings.device == "cpu"
-        alone = job.settings.member is None
-        confine(job.settings.memory if cpu else None, network=cpu and alone, files=cpu, scratch=scratch)
+        settings = jobs[0].settings
+        cpu = settings.device == "cpu"
+        alone = settings.member is None
+        confine(settings.memory if cpu else None, network=cpu and alone, files=cpu, scratch=scratch)
         die_with(parent)  # entering a user namespace would have made it forget
-        job_module.execute(job, lambda line: _write(writer, line))
+        job_module.execute(jobs, lambda line: _write(writer, line))
         code = 0
     except BaseException:
         import traceback
@@ -142,56 +161,72 @@ def _write(writer: int, line: str) -> None:
         data = data[os.write(writer, data) :]
 
 
-def _relay(child: _Child, data: bytes) -> None:
+def _relay(child: _Child, data: bytes, peers: Peers | None) -> None:
     *lines, child.rest = (child.rest + data).split(b"\n")
     for line in lines:
         parsed = json.loads(line)
         if "sources" in parsed:
-            child.sources, child.libraries, child.done = parsed["sources"], parsed["libraries"], True
+            child.sources, child.libraries = parsed["sources"], parsed["libraries"]
+            _ended(child, "", peers)
         else:
             _tell(parsed)
 
 
+def _ended(child: _Child, why: str, peers: Peers | None) -> None:
+    """Tell how the current job ended; the next one of its process begins."""
+    job = child.jobs.pop(0)
+    if peers is not None:
+        why = peers.ended(job.number, why, job.settings.timeout)
+    now = time.monotonic()
+    _tell({"job": job.number, "ended": why, "seconds": round(now - child.started, 3)})
+    child.started = now
+
+
+def _overstepped(child: _Child, job: Job, peers: Peers | None) -> str:
+    """Why the process may not go on; empty if it may."""
+    if time.monotonic() - child.started > job.timeout:
+        return f"no answer within {job.timeout:g} s"
+    if resident(child.pid) > child.settings.memory:
+        return f"more than {child.settings.memory >> 20} MiB of memory"
+    return peers.lost(job.number) if peers is not None else ""
+
+
 def _watch(child: _Child, peers: Peers | None) -> None:
-    settings = child.job.settings
-    if not child.killed and time.monotonic() - child.started > child.job.timeout:
-        child.killed = f"no answer within {child.job.timeout:g} s"
-    elif not child.killed and resident(child.pid) > settings.memory:
-        child.killed = f"more than {settings.memory >> 20} MiB of memory"
-    elif not child.killed and peers is not None:
-        child.killed = peers.lost(child.job.number)
-    if child.killed:
+    if child.jobs and not child.killed:
+        child.killed = _overstepped(child, child.jobs[0], peers)
+    if child.killed or not child.jobs:
         kill_group(child.pid)
+
+
+def _cause(status: int, output: IO[bytes]) -> str:
+    """Why a process ended that was not done."""
+    why = "ended before its work was done"
+    if os.WIFSIGNALED(status):
+        why = f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    elif os.WEXITSTATUS(status) != 0:
+        why = f"ended with status {os.WEXITSTATUS(status)}"
+    output.seek(0)
+    last = output.read()[-4000:].decode(errors="replace").strip().splitlines()
+    return f"{why}: {last[-1][:200]}" if last else why
 
 
 def _finish(child: _Child, peers: Peers | None, others: set[int]) -> None:
     os.set_blocking(child.reader, False)
     with contextlib.suppress(BlockingIOError):
         while data := os.read(child.reader, 1 << 16):  # its last words
-            _relay(child, data)
+            _relay(child, data, peers)
     os.close(child.reader)
     kill_group(child.pid)  # what it may have left behind
     _, status = os.waitpid(child.pid, 0)
     kill_orphans(others)
-    ended = child.killed
-    if not ended and os.WIFSIGNALED(status):
-        ended = f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    elif not ended and os.WEXITSTATUS(status) != 0:
-        ended = f"ended with status {os.WEXITSTATUS(status)}"
-    elif not ended and not child.done:
-        ended = "ended before its work was done"
-    if ended:
-        child.output.seek(0)
-        last = child.output.read()[-4000:].decode(errors="replace").strip().splitlines()
-        ended += f": {last[-1][:200]}" if last and not child.killed else ""
+    if child.jobs:
+        _ended(child, child.killed or _cause(status, child.output), peers)
     child.output.close()
-    if peers is not None:
-        ended = peers.ended(child.job.number, ended, child.job.settings.timeout)
-    _tell({"job": child.job.number, "ended": ended, "seconds": round(time.monotonic() - child.started, 3)})
-    # later jobs inherit what this one had to compile and to import; neither runs anything of the target's
-    for path in child.sources:
-        source(Path(path))
-    if child.job.settings.device == "cpu":  # some look at the GPU, and then no rank that uses it can be forked
+    # later jobs inherit what these had to compile and to import; neither runs anything of the target's
+    for path, asked in child.sources.items():
+        compiled = source(Path(path))
+        _ = asked and compiled.optional
+    if child.settings.device == "cpu":  # some look at the GPU, and then no rank that uses it can be forked
         for name in child.libraries:
             if name not in sys.modules and name.partition(".")[0] in _LIBRARIES:
                 with contextlib.suppress(ImportError):

@@ -70,10 +70,7 @@ class RankContext:
         self._set_arguments()
 
     def _set_arguments(self) -> None:
-        engine = self.tree.engine
-        file = self.space.path(f"{engine}.server_args")[0]
-        groups = sorted(self.tree.folder.joinpath("arg_groups", "fields").glob("*.py"))
-        self._declared = declared([file, *groups] if file is not None else groups)
+        self._declared = declared(self.tree.argument_files())
         kind = self.shared("ServerArgs", lambda: ServerArguments.of_tree(self._declared.namespaces))
         # every published argument has a value, if only a placeholder
         defaults = {name: Stub(f"ServerArgs.{name}") for name in self._declared.namespaces}

@@ -261,3 +261,14 @@ def test_an_entry_of_a_derived_profile_replaces_the_base_entry_of_that_name(tmp_
 def test_a_backend_comes_with_the_options_that_the_server_asks_for_beside_it(backend: str, told: str) -> None:
     launch = load_profile("sglang").launch
     assert str(launch.find(Atom(f"get_moe_a2a_backend().is_{backend}()"), ("ep",))) == told
+
+
+def test_the_cutlass_experts_have_all_ranks_in_one_expert_parallel_group_or_in_none() -> None:
+    launch = load_profile("sglang").launch
+    cutlass = Atom("get_moe_runner_backend().is_flashinfer_cutlass()")
+    gathers = conj((cutlass, Atom("get_moe_expert_parallel_world_size() == get_attention_dp_size()")))
+    told = "`--tp 2 --dp 2 --ep 2 --enable-dp-attention --moe-runner-backend flashinfer_cutlass`"
+    assert str(launch.find(gathers, ("attn_dp",))) == told
+    assert str(launch.find(cutlass, ("moe_tp",))) == "`--tp 2 --moe-runner-backend flashinfer_cutlass`"
+    assert launch.find(cutlass, ("moe_tp", "ep")) is None
+    assert launch.find(gathers, ("attn_dp", "attn_tp")) is None

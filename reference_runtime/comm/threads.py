@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,15 +38,34 @@ class _Call:
 
 
 class ThreadHub:
-    """Where the ranks meet. One hub per run of ``world_size`` threads."""
+    """Where the ranks meet, and whose turn it is: one runs until it has to wait, then the next.
+
+    Threads that compete for the interpreter spend more time on that than on the work. Taking turns, they also do the
+    same in the same order each time. One hub per run of ``world_size`` threads.
+    """
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        self._condition = threading.Condition()
         self._waiting: dict[int, _Call] = {}
         self._results: dict[int, list[torch.Tensor]] = {}
-        self._alive = set(range(world_size))
+        #: who could go on, and does so in this order
+        self._ready = deque(range(world_size))
+        self._turns = [_locked() for _ in range(world_size)]
+        self._over = _locked()
+        self._gone: list[int] = []
         self._failure: Exception | None = None
+
+    def begin(self) -> None:
+        """Let the first rank run."""
+        self._next()
+
+    def wait(self) -> None:
+        """Until all ranks are done."""
+        self._over.acquire()
+
+    def turn(self, rank: int) -> None:
+        """Wait until the rank may run."""
+        self._turns[rank].acquire()
 
     def meet(self, rank: int, call: _Call) -> list[torch.Tensor]:
         """Wait for the others of the group; everybody's tensor in group order.
@@ -54,61 +75,63 @@ class ThreadHub:
             Deadlock: somebody of the group will not come.
             Abandoned: the run failed elsewhere meanwhile.
         """
-        with self._condition:
+        self._check()
+        self._waiting[rank] = call
+        self._settle(call.ranks)
+        if rank in self._ready:  # it came last
+            self._ready.remove(rank)
+        else:
+            self._next()
+            self.turn(rank)
+        if rank not in self._results:
             self._check()
-            self._waiting[rank] = call
-            self._settle()
-            while rank not in self._results:
-                self._check()
-                self._condition.wait()
-            return self._results.pop(rank)
+        return self._results.pop(rank)
 
     def leave(self, rank: int) -> None:
         """The rank is done, by return or by an exception."""
-        with self._condition:
-            self._alive.discard(rank)
-            self._settle()
+        self._gone.append(rank)
+        self._next()
 
     def abandon(self) -> None:
-        """Wake everybody up: a rank failed."""
-        with self._condition:
-            if self._failure is None:
-                self._failure = Abandoned()
-            self._condition.notify_all()
+        """The rank whose turn it is failed: so will the others where they wait."""
+        if self._failure is None:
+            self._fail(Abandoned())
 
     def _check(self) -> None:
         if self._failure is not None:
             raise type(self._failure)(*self._failure.args)
 
-    def _settle(self) -> None:
-        """Serve every group that is complete; find out that nobody can go on."""
-        if self._failure is not None:
-            return
-        for rank, call in list(self._waiting.items()):
-            if rank not in self._waiting or any(other not in self._waiting for other in call.ranks):
-                continue
-            calls = {other: self._waiting[other] for other in call.ranks}
-            if any(c.ranks != call.ranks for c in calls.values()):
-                continue
-            signatures = {(c.op, c.must_agree, c.dtype, c.detail) for c in calls.values()}
-            if len(signatures) > 1:
-                met = "; ".join(c.describe(other) for other, c in calls.items())
-                self._fail(CollectiveMismatch(f"one group, different collectives: {met}"))
-                return
-            tensors = [c.tensor for c in calls.values()]
-            for other in call.ranks:
-                del self._waiting[other]
-                self._results[other] = tensors
-        if self._alive and self._alive <= self._waiting.keys():
+    def _next(self) -> None:
+        """Whoever runs stops: let the next rank run. If all wait, nobody can go on."""
+        if not self._ready and self._waiting:
             stuck = "; ".join(c.describe(rank) for rank, c in sorted(self._waiting.items()))
-            gone = sorted(set(range(self.world_size)) - self._alive)
-            done = f"; finished: ranks {gone}" if gone else ""
+            done = f"; finished: ranks {sorted(self._gone)}" if self._gone else ""
             self._fail(Deadlock(f"nobody can go on: {stuck}{done}"))
-        self._condition.notify_all()
+        if self._ready:
+            self._turns[self._ready.popleft()].release()
+        elif len(self._gone) == self.world_size:
+            self._over.release()
+
+    def _settle(self, ranks: tuple[int, ...]) -> None:
+        """Serve a group if all of it are there."""
+        calls = {rank: self._waiting[rank] for rank in ranks if rank in self._waiting}
+        if len(calls) < len(ranks) or any(c.ranks != ranks for c in calls.values()):
+            return
+        if len({(c.op, c.must_agree, c.dtype, c.detail) for c in calls.values()}) > 1:
+            met = "; ".join(c.describe(rank) for rank, c in calls.items())
+            self._fail(CollectiveMismatch(f"one group, different collectives: {met}"))
+            return
+        tensors = [c.tensor for c in calls.values()]
+        for rank in ranks:
+            del self._waiting[rank]
+            self._results[rank] = tensors
+            self._ready.append(rank)
 
     def _fail(self, failure: Exception) -> None:
+        """Whoever waits goes on, to learn of the failure."""
         self._failure = failure
-        self._condition.notify_all()
+        self._ready.extend(self._waiting)
+        self._waiting.clear()
 
 
 class ThreadTransport(Transport):
@@ -146,8 +169,11 @@ def _sum(tensors: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-#: torch sets a thread pool up when a thread first asks for it, and that is not safe between threads.
-_first_use = threading.Lock()
+def _locked() -> threading.Lock:
+    """What one thread waits for until another releases it."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 def run_ranks(world_size: int, work: Callable[[ThreadTransport], T]) -> list[T | Exception]:
@@ -156,9 +182,8 @@ def run_ranks(world_size: int, work: Callable[[ThreadTransport], T]) -> list[T |
     outcomes: list[T | Exception] = [Abandoned()] * world_size
 
     def one(rank: int) -> None:
+        hub.turn(rank)
         try:
-            with _first_use:
-                torch.get_num_threads()
             outcomes[rank] = work(ThreadTransport(hub, rank))
         except (Exception, SystemExit) as error:
             outcomes[rank] = error if isinstance(error, Exception) else RuntimeError("the target called sys.exit()")
@@ -166,12 +191,12 @@ def run_ranks(world_size: int, work: Callable[[ThreadTransport], T]) -> list[T |
         finally:
             hub.leave(rank)
 
-    if world_size == 1:
+    if world_size == 1:  # in this thread: a process that has others, even ending ones, cannot be forked safely
+        hub.begin()
         one(0)
         return outcomes
-    threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    for rank in range(world_size):
+        _thread.start_new_thread(one, (rank,))
+    hub.begin()
+    hub.wait()
     return outcomes

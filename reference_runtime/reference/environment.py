@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from reference_runtime.space import LOCK
 from reference_runtime.stubs import Stub
 
 if TYPE_CHECKING:
@@ -73,14 +72,9 @@ class Declared:
     namespaces: Mapping[str, str]
 
 
-def declared(files: Iterable[Path]) -> Declared:
-    """The fields of `ServerArgs`, and of every class that names a group of settings, in those files."""
-    with LOCK:
-        return _declared(tuple(files))
-
-
 @functools.lru_cache(maxsize=8)
-def _declared(files: tuple[Path, ...]) -> Declared:
+def declared(files: tuple[Path, ...]) -> Declared:
+    """The fields of `ServerArgs`, and of every class that names a group of settings, in those files."""
     names: set[str] = set()
     defaults: dict[str, Any] = {}
     namespaces: dict[str, str] = {}

@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reference_runtime.space import LOCK, mentions
+from reference_runtime.space import mentions, statements
 from reference_runtime.stubs import Stub
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def _imported(file: Path) -> dict[str, tuple[str, int, str]]:
     """Name -> (module, level, name there) of a file's `from … import …` statements."""
     found = {}
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in statements(ast.parse(file.read_bytes())):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 found[alias.asname or alias.name] = (node.module or "", node.level, alias.name)
@@ -39,8 +39,7 @@ def complete(space: ModuleSpace, module: types.ModuleType) -> None:
         if attribute.startswith("__") and attribute.endswith("__"):
             raise AttributeError(attribute)
         if file is not None:
-            with LOCK:
-                source = _imported(file).get(attribute)
+            source = _imported(file).get(attribute)
             if source is not None and (source[1] or source[0].partition(".")[0] == space.package):
                 parts = name.split(".") if is_package else name.split(".")[:-1]
                 base = ".".join(parts[: len(parts) - source[1] + 1]) if source[1] else ""

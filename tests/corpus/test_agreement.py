@@ -28,8 +28,11 @@ SOME = ("qwen3_moe", "minimax_m2", "bailing_moe")
 #: Blocks that are wrong for another reason, too, where the dispatcher of FP4 experts sums: they add a shared expert
 #: that is sharded over the TP group to what the dispatcher has summed.
 SHARED_EXPERT = {"bailing_moe_linear.BailingMoE", "llada2.LLaDA2MoeSparseMoeBlock", "llama4.Llama4MoE"}
-#: A layer that sums once more after its block.
-SUMS_ITSELF = {"step3_vl.Step3TextMoEMLP"}
+#: Layers that sum beside their block, too: one sums the same once more; the dense halves of the other sum over the TP
+#: group although FP4 experts have left each rank its own rows, and there the ranks meet with unequal ones.
+SUMS_ITSELF = {"step3_vl.Step3TextMoEMLP", "longcat_flash.LongcatFlashMoE"}
+#: Rewritten where the model hands its last layer's output on: no block or layer of theirs is, so none is to be run.
+LOOP_ALONE = {"qwen3_5"}
 #: A model file of the older release imports a name from here that the newer one has dropped; no case calls it.
 DROPPED = {"deepseek_v2": "srt/layers/attention/nsa/utils.py"}
 
@@ -140,12 +143,14 @@ def test_under_absorbers_that_it_never_knew_every_block_is_corrected(replayed: l
 def test_every_rewritten_file_agrees_in_every_case(
     replay: Callable[[tuple[str, ...], Settings, Path], list[Checked]], tmp_path: Path
 ) -> None:
-    names = tuple(sorted(file.stem for file in model_files()))
+    names = tuple(sorted({file.stem for file in model_files()} - LOOP_ALONE))
     assert len(names) == 17
     apart = tuple(name for name in names if name in DROPPED) if replay is under_the_next_release else ()
     checked = replay(tuple(name for name in names if name not in apart), Settings(), tmp_path / "all")
     for name in apart:
         checked += replay((name,), Settings(), tmp_path / name)
     assert_agreement(checked)
-    assert {one.block.module for one in checked} == set(names)
+    models = release(OLD if replay is in_its_own_release else NEW) / "sglang" / "srt" / "models"
+    # a file that the release does not have is no model of it, laid over it or not
+    assert {one.block.module for one in checked} == {name for name in names if (models / f"{name}.py").is_file()}
     assert {one.result.verdict for one in checked if one.differing and not one.still_wrong} == {Verdict.CORRECTED}

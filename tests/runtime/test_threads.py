@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -17,6 +19,32 @@ def groups(transport: Transport) -> Group:
 
 def rank_tensor(transport: Transport, rows: int = 4) -> torch.Tensor:
     return torch.arange(rows * 2, dtype=torch.float64).reshape(rows, 2) + 100 * transport.rank
+
+
+def test_one_rank_runs_in_the_thread_that_asks() -> None:
+    # the process that runs one rank is forked afterwards, which no other thread may see
+    assert run_ranks(1, lambda transport: threading.get_ident()) == [threading.get_ident()]
+
+
+def test_ranks_take_turns_and_change_only_where_they_wait() -> None:
+    order: list[tuple[str, int]] = []
+
+    def work(transport: Transport) -> None:
+        order.append(("begins", transport.rank))
+        groups(transport).all_reduce(rank_tensor(transport))
+        order.append(("ends", transport.rank))
+
+    run_ranks(3, work)
+    # who comes last goes on at once
+    assert order == [*(("begins", rank) for rank in range(3)), ("ends", 2), ("ends", 0), ("ends", 1)]
+
+
+def test_an_error_after_a_collective_is_told_for_every_rank_that_makes_it() -> None:
+    def work(transport: Transport) -> None:
+        groups(transport).all_reduce(rank_tensor(transport))
+        raise ValueError(transport.rank)
+
+    assert [str(result) for result in run_ranks(3, work)] == ["0", "1", "2"]
 
 
 def test_all_reduce_sums_into_a_new_tensor() -> None:

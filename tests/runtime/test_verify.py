@@ -203,6 +203,17 @@ def test_a_process_that_dies_in_a_case_breaks_that_case(report: RunReport, name:
     assert last.after.detail == reason
 
 
+def test_a_process_that_dies_at_one_level_is_replaced_for_the_other(tmp_path: Path) -> None:
+    before = engine(tmp_path / "before", {"leaves": PAIR})
+    after = engine(tmp_path / "after", {"leaves": MODELS["leaves"][1]})
+    (found,) = verify(before, after, (), Settings(("block", "layer"), (2,))).models
+    reason = "ended before its work was done"
+    assert found.problem == f"block: {reason}; layer: {reason}"
+    verdicts = {(case.level, case.case): case.verdict for case in found.cases}
+    assert verdicts["block", "tp2 ep1"] is verdicts["layer", "tp2 ep1"] is Verdict.EQUIVALENT
+    assert verdicts["block", "tp2 ep2"] is verdicts["layer", "tp2 ep2"] is Verdict.BROKEN
+
+
 def test_a_crash_is_named_by_its_signal(report: RunReport) -> None:
     found = model(report, "crashes")
     assert "SIGSEGV" in found.problem
