@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, rewritten, unparse
 from moe_lint.facts.reader import FileContext
 from moe_lint.facts.syntax import defaults_of, span_of
-from moe_lint.formula import TRUE, Atom, Formula, atom_set, conj, negate
+from moe_lint.formula import TRUE, Atom, Formula, atom_set, conj, negate, nests_too_deeply
 from moe_lint.model import Span
 from moe_lint.profile import Profile
 
@@ -462,7 +462,10 @@ class ConductReader:
     def formula(self, node: ast.expr) -> Formula:
         """The truth value of an expression here."""
         resolver = Resolver(self.class_env, self.file.aliases, self.file.modules, self.profile)
-        return self.file.builder.build(resolver.resolve(self._answered(inline(node, self.state.env))))
+        formula = self.file.builder.build(resolver.resolve(self._answered(inline(node, self.state.env))))
+        if nests_too_deeply(formula):
+            raise RecursionError  # here the function is known
+        return formula
 
     def expression(self, node: ast.expr) -> None:
         if isinstance(node, _LEAVES):

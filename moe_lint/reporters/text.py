@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_lint.model import Finding, MatrixRow, Report, Severity, one_line
-from moe_lint.reporters.summary import summary
+from moe_lint.reporters.summary import notes, summary
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
 _MAX_FRAME = 9
@@ -41,8 +41,7 @@ def show(report: Report, console: Console, *, quiet: bool = False, aside: Sequen
         console.print(_frame(tuple(group), texts), soft_wrap=True)
     if quiet:
         return
-    told = [f"{one_line(p.path)}:{p.line}: {p.message}" for p in report.problems if not p.failed]
-    for note in (*told, *aside, *report.notes):
+    for note in notes(report, aside):
         console.print(_line("note", "bold cyan", note), soft_wrap=True)
     console.print(summary(report), soft_wrap=True)
 
