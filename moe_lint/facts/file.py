@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -28,7 +29,7 @@ from moe_lint.facts.syntax import (
     is_property,
     is_property_name,
 )
-from moe_lint.formula import TRUE, Formula
+from moe_lint.formula import TRUE, Formula, nests_too_deeply
 from moe_lint.model import SkipReason, Span
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, can_be_parsed, parse, parse_part
@@ -49,6 +50,8 @@ _LONG_TARGET = re.compile(r"[\w\s.,*\[\]]*")
 _ATTRIBUTE = re.compile(r"\bself\.(\w+)")
 #: An assignment to one name at the left margin.
 _ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=(?!=)")
+#: A predicate in which more conditions have to be read, each once for each way to it, is none that one can look at.
+_MAX_CONDITIONS = 500
 _Value = TypeVar("_Value")
 
 
@@ -506,10 +509,16 @@ class FileFacts:
     def _condition(self, qualname: str) -> Formula | NotBoolean:
         definition = self._functions[qualname]
         class_env = self._env_of(definition.class_name)
+        read = itertools.count(1)
 
         def build(expression: ast.expr, local: Mapping[str, ast.expr]) -> Formula:
+            if next(read) > _MAX_CONDITIONS:  # what stands behind an `if` that does not leave is read once for each way
+                raise NotBoolean(definition.line, "the body branches too often for a boolean function")
             resolver = Resolver(class_env, self.aliases, self.modules, self.profile)
-            return self.builder.build(resolver.resolve(inline(expression, local)))
+            formula = self.builder.build(resolver.resolve(inline(expression, local)))
+            if nests_too_deeply(formula):
+                raise NotBoolean(definition.line, "a condition is nested too deeply for a boolean function")
+            return formula
 
         body = self._node(definition).body
         if len(body) > 24:
