@@ -100,6 +100,10 @@ REFUSED = {
     "bare-carriage-returns": (TEXT.replace("\n", "\r"), "bare carriage return"),
     "too-deep": (replaced(EXPERTS, f"{EXPERTS}        y = {'+'.join(['x'] * 9000)}\n"), "nested too deeply"),
     "too-many-brackets": (replaced(EXPERTS, f"{EXPERTS}        y = {'(' * 4000}x{')' * 4000}\n"), "too many nested"),
+    "half-a-method-before-the-whole-one": (
+        replaced("    def forward(", "    def forward(\n    def forward("),
+        "syntax error: ",
+    ),
     "too-many-brackets-in-a-broken-file": (f"x = = 1\ny = {'(' * 4000}x{')' * 4000}\n{TEXT}", "syntax error: "),
 }
 

@@ -120,6 +120,8 @@ class FileFacts:
         self._extents: dict[str, tuple[int, int]] = {}
         #: class -> its own methods, in order; a name may occur twice (an overload, a setter)
         self._methods: dict[str, list[_Definition]] = {}
+        #: every method that was left out when its class was parsed, those that a later one of the name replaces too
+        self._apart: list[_Definition] = []
         self._class_envs: dict[str, ClassEnv] = {}
         self._read: dict[str, FunctionFacts] = {}
         self._signatures: dict[str, tuple[int, tuple[str, ...], Mapping[str, bool | None]]] = {}
@@ -256,6 +258,7 @@ class FileFacts:
         qualname = f"{prefix}{node.name}"
         own = [_Definition(m.name, m.line, m.last, qualname, None, None, m) for m in apart]
         self._definitions.update((f"{qualname}.{d.name}", d) for d in own)
+        self._apart += own
         functions = (s for s in node.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef))
         own = sorted([*own, *(_definition(s, qualname, None) for s in functions)], key=lambda d: d.line)
         self._methods[qualname] = own
@@ -272,7 +275,7 @@ class FileFacts:
     def parse_all(self) -> None:
         """Look at everything, so that an error anywhere in the file is known: what nobody asks for gets no nodes."""
         self._load(None)
-        unparsed = (d.method for d in self._definitions.values() if d.node is None and d.method is not None)
+        unparsed = (d.method for d in self._apart if d.node is None and d.method is not None)
         texts = ["\n".join(["class _:", *self.lines[m.first - 1 : m.last]]) for m in unparsed]
         if not can_be_parsed("\n".join(texts)):
             self._headers(self._parse_whole(), None, None, "")
