@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -172,6 +173,22 @@ def test_concurrent_runs_agree(tree: Path) -> None:
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tree) for _ in range(4)]
     assert len({process.communicate()[0] for process in running}) == 1
     assert {process.returncode for process in running} == {1}
+
+
+def test_another_version_of_the_tool_judges_anew(tree: Path) -> None:
+    tool = tree / "tool"
+    shutil.copytree(Path(engine.__file__).parent, tool / "moe_lint", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "moe_lint", "--cache-dir", str(tree / "cache"), "--format", "json", "engine"]
+
+    def judgements() -> int:
+        env = os.environ | {"PYTHONPATH": str(tool), "PYTHONDONTWRITEBYTECODE": "1"}
+        assert subprocess.run(command, cwd=tree, env=env, capture_output=True, check=False).returncode == 1
+        return len(list((tree / "cache").glob("*.judgement")))
+
+    assert (judgements(), judgements()) == (1, 1)
+    module = tool / "moe_lint/rules/moe101_axis_drift.py"
+    module.write_text(f"{module.read_text()}# another version\n")
+    assert (judgements(), judgements()) == (2, 2)
 
 
 def test_no_cache_keeps_nothing_and_clean_empties(tree: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,19 @@ def test_it_is_refused_in_one_line_and_left_alone(tmp_path: Path, data: bytes | 
     assert "models/y.py:" in line
     assert message in line
     assert path.read_bytes() == before
+
+
+def test_a_broken_file_is_told_where_only_its_layer_is_of_interest(tmp_path: Path) -> None:
+    """Its reductions stand in another file, and what is broken in it is nothing that a rule has to read."""
+    head, block, layer = (part.strip() for part in replaced(", use_reduce_scatter=scatter", "").split("\n\n\n"))
+    tree = tree_with(tmp_path, f"{head}\n\n\n{block}\n", "block.py")
+    text = f"{head}\nfrom engine.models.block import XSparseMoeBlock\n\n\n{layer}\n"
+    (tree / "models/layer.py").write_text(text)
+    assert re.search(r"layer.py:\d+:\d+: MOE201", moe_lint("check", "--format", "concise", str(tree)).stdout)
+    (tree / "models/layer.py").write_text(f"{text}\n\ndef unread(self):\nreturn\n")
+    result = moe_lint("check", "--fix", str(tree))
+    assert result.exit_code == 2
+    assert ": error: syntax error: expected an indented block" in result.stderr
 
 
 @pytest.mark.parametrize("depth", [800, 4000, 20000])
