@@ -14,7 +14,7 @@ from moe_lint.formula import Atom
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Problem, Route, SkipReason
 from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
-from moe_lint.prefilter import Prefilter, may_hold_sites
+from moe_lint.prefilter import Prefilter
 from moe_lint.profile import Profile, bundled_profiles, load_profile
 from moe_lint.reading import Reader
 from moe_lint.sites import FoundSite, Site, find_site, judge_site, skip_atoms_used
@@ -57,7 +57,7 @@ def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[
     found: list[FoundSite] = []
     too_deep: list[Problem] = []
     for path in sorted(texts):
-        for raw in _raw_sites(index, path, prefilter.call_words) if may_hold_sites(texts[path]) else ():
+        for raw in _raw_sites(index, path, prefilter.call_words) if prefilter.may_hold_sites(texts[path]) else ():
             try:
                 found.append(find_site(path, raw, index, dataflow))
             except RecursionError:

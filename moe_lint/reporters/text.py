@@ -114,6 +114,11 @@ def _read(path: str) -> list[str]:
 def show_matrix(report: Report, console: Console, every: bool) -> None:
     """Print sites as rows and skip atoms as columns; EP/TP pairs stand together under one letter."""
     rows = [row for row in report.rows if row.post_experts or every]
+    if not rows:
+        others = len(report.rows)
+        told = f"; --all shows {others} that do{'es' * (others == 1)} not follow them" if others else ""
+        console.print(_line("note", "bold cyan", f"no reduction after experts{told}"), soft_wrap=True)
+        return
     for atom_number, atom in enumerate(report.atoms, 1):
         console.print(f"[{atom_number}] {atom}", markup=False, highlight=False, soft_wrap=True)
     table = Table(show_lines=False, pad_edge=False, box=None, header_style="bold")
