@@ -200,6 +200,26 @@ def test_no_cache_keeps_nothing_and_clean_empties(tree: Path) -> None:
     assert list(Path(folder).glob("*.judgement")) == []
 
 
+def test_without_an_option_the_cache_is_where_the_platform_keeps_caches(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOE_LINT_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tree / "caches"))
+    monkeypatch.setenv("HOME", str(tree))
+    assert findings("engine") == EXPECTED
+    (entry,) = tree.rglob("*.judgement")
+    assert "cache" in str(entry.relative_to(tree)).lower()
+    # nobody asked for one there: a folder that cannot be written is no reason not to judge
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    shutil.rmtree(entry.parent)
+    result = moe_lint("engine")
+    assert (result.exit_code, result.stderr) == (1, "")
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
 def test_a_cache_folder_that_cannot_be_made_is_one_clear_line(tree: Path) -> None:
     (tree / "file").write_text("")
     result = moe_lint("--cache-dir", str(tree / "file" / "cache"), "engine")
