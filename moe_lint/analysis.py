@@ -14,7 +14,7 @@ from moe_lint.formula import Atom
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Problem, Route, SkipReason
 from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
-from moe_lint.prefilter import Prefilter, may_hold_sites
+from moe_lint.prefilter import Prefilter
 from moe_lint.profile import Profile, bundled_profiles, load_profile
 from moe_lint.reading import Reader
 from moe_lint.sites import FoundSite, Site, find_site, judge_site, skip_atoms_used
@@ -41,8 +41,9 @@ class Tree(Struct, frozen=True):
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Everything that went wrong so far."""
-        return (*self.unread.values(), *self.open)
+        """Everything that went wrong so far; of a file that could not be read, the first thing."""
+        told = (p for p in self.open if p.reason is not SkipReason.SYNTAX_ERROR or p.path not in self.unread)
+        return (*self.unread.values(), *told)
 
 
 def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[str, str] | None = None) -> Tree:
@@ -56,7 +57,7 @@ def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[
     found: list[FoundSite] = []
     too_deep: list[Problem] = []
     for path in sorted(texts):
-        for raw in _raw_sites(index, path, prefilter.call_words) if may_hold_sites(texts[path]) else ():
+        for raw in _raw_sites(index, path, prefilter.call_words) if prefilter.may_hold_sites(texts[path]) else ():
             try:
                 found.append(find_site(path, raw, index, dataflow))
             except RecursionError:
@@ -125,7 +126,7 @@ def _site_problems(sites: Iterable[Site]) -> list[Problem]:
     texts = {
         SkipReason.UNKNOWN_AXIS: "sums over a group that is not known to be TP or EP; not compared with the helper",
         SkipReason.UNKNOWN_ABSORBER: "has no skip condition, and no layer around it was found: right or wrong is open",
-        SkipReason.TOO_MANY_ATOMS: "its guard has too many conditions for a truth table; not compared with the helper",
+        SkipReason.TOO_MANY_ATOMS: "has a guard of too many conditions for a truth table; not compared with the helper",
     }
     return [
         Problem(site.problem, site.path, site.raw.span.line, f"`{site.raw.collective}` {texts[site.problem]}", False)

@@ -14,6 +14,7 @@ from moe_lint.model import UsageError
 
 _HUNK = re.compile(r"@@ -\S+ \+(\d+)(?:,(\d+))? @@")
 _DEFINITION = re.compile(r"\s*(?:async\s+)?(?:def|class)\s+(\w+)")
+_IS_SHALLOW = ("rev-parse", "--is-shallow-repository")
 #: A line number past the end of any file.
 _END = 1 << 30
 
@@ -106,7 +107,8 @@ def _base(top: str, revision: str) -> str:
     try:
         commit = _git(top, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}").strip()
     except _GitError:
-        raise UsageError(f"--since: there is no revision {revision!r} in {top}") from None
+        hint = "; it is a shallow clone: fetch more" if _git(top, *_IS_SHALLOW).strip() == "true" else ""
+        raise UsageError(f"--since: there is no revision {revision!r} in {top}{hint}") from None
     try:
         return _git(top, "merge-base", commit, "HEAD").strip()
     except _GitError:  # no common history, as in a shallow clone, or no commit yet

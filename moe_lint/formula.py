@@ -16,10 +16,14 @@ from msgspec import Struct
 
 #: Beyond this many atoms a comparison is refused (``TooManyAtoms``) rather than left to run for minutes.
 MAX_ATOMS = 20
+#: The same for a formula that grows beyond this many mentions of atoms while some of them are taken out of it.
+_MAX_MENTIONS = 5000
+#: Formulas are walked recursively, some within others: none nests deeper than this.
+_DEEPEST = 200
 
 
 class TooManyAtoms(ValueError):
-    """A comparison needs more than ``MAX_ATOMS`` atoms."""
+    """A comparison needs more than ``MAX_ATOMS`` atoms, or a formula that is too long."""
 
 
 class Atom(Struct, frozen=True):
@@ -204,15 +208,53 @@ def assign(formula: Formula, name: str, value: Formula) -> Formula:
     return substitute(formula, lambda atom: value if atom == name else None)
 
 
-def exists(formula: Formula, name: str) -> Formula:
-    """The formula that holds where ``formula`` holds for some value of ``name``."""
+def exists(formula: Formula, names: Iterable[str]) -> Formula:
+    """The formula that holds where ``formula`` holds for some values of ``names``. Raises ``TooManyAtoms``."""
+    signs: dict[str, set[bool]] = {}
+    for name, sign in _mentions(formula, True):
+        signs.setdefault(name, set()).add(sign)
+    asked = [name for name in names if name in signs]
+    # an atom that only ever speaks for the formula may as well be true: nothing grows, however many there are
+    best = {name: TRUE if True in signs[name] else FALSE for name in asked if len(signs[name]) == 1}
+    formula = substitute(formula, best.get)
+    for name in asked:
+        if name not in best:
+            formula = _exists_one(formula, name)
+            if sum(1 for _ in atoms(formula)) > _MAX_MENTIONS:
+                raise TooManyAtoms(f"a formula of more than {_MAX_MENTIONS} conditions")
+    return formula
+
+
+def _mentions(formula: Formula, sign: bool) -> Iterator[tuple[str, bool]]:
+    """Each mention of an atom, and whether the formula is for it (True) or against it."""
+    if isinstance(formula, Atom):
+        yield formula.name, sign
+    elif isinstance(formula, Not):
+        yield from _mentions(formula.operand, not sign)
+    else:
+        for operand in formula.operands:
+            yield from _mentions(operand, sign)
+
+
+def _exists_one(formula: Formula, name: str) -> Formula:
+    """`exists` for one atom. Only the parts that mention it are written twice."""
+    if isinstance(formula, Not) and isinstance(formula.operand, And | Or):
+        inverse = disj if isinstance(formula.operand, And) else conj
+        return _exists_one(inverse(negate(operand) for operand in formula.operand.operands), name)
+    if isinstance(formula, Or):
+        return disj(_exists_one(operand, name) for operand in formula.operands)
+    if isinstance(formula, And):
+        about = conj(part for part in formula.operands if name in atom_set(part))
+        rest = [part for part in formula.operands if name not in atom_set(part)]
+        if rest or not isinstance(about, And):
+            return conj((*rest, _exists_one(about, name)))
     return disj((assign(formula, name, TRUE), assign(formula, name, FALSE)))
 
 
-def nests_deeper(formula: Formula, limit: int) -> bool:
+def nests_too_deeply(formula: Formula) -> bool:
     """Whether a formula nests so deeply that walking it could go deeper than Python lets a program go."""
     level = [formula]
-    for _ in range(limit):
+    for _ in range(_DEEPEST):
         level = [
             inner
             for outer in dict.fromkeys(level)
@@ -282,11 +324,9 @@ def compare(
     shared = atom_set(skips) | (kept & atom_set(reduces))
     if (atom_set(reduces) - shared) & atom_set(feasible):
         reduces = conj((reduces, feasible))  # their values must go together with the state
-    for name in sorted(atom_set(reduces) - shared):
-        reduces = exists(reduces, name)
+    reduces = exists(reduces, sorted(atom_set(reduces) - shared))
     names = sorted(shared | atom_set(reduces) | (atom_set(feasible) & shared))
-    for name in sorted(atom_set(feasible) - set(names)):
-        feasible = exists(feasible, name)
+    feasible = exists(feasible, sorted(atom_set(feasible) - set(names)))
     site, helper, domain = (table(f, names) for f in (reduces, skips, feasible))
     full = (1 << (1 << len(names))) - 1
     over = site & helper & domain

@@ -50,14 +50,13 @@ def truth_table(tree: Tree, site: Site) -> str | None:
         return None
     skips = disj(reason.formula for reason in policy.reasons(site.axis, site.known_flags))
     reduces = policy.with_helper(site.guard)
-    for name in sorted(atom_set(reduces) - atom_set(skips)):
-        if not is_skip_atom(name, policy.profile):  # a condition of another kind does not count against the site
-            reduces = exists(reduces, name)
-    names = sorted(atom_set(reduces) | atom_set(skips))
+    # a condition of another kind does not count against the site
+    foreign = {name for name in atom_set(reduces) - atom_set(skips) if not is_skip_atom(name, policy.profile)}
+    names = sorted((atom_set(reduces) | atom_set(skips)) - foreign)
     if not names:
         return None
     try:
-        site_bits, skip_bits = table(reduces, names), table(skips, names)
+        site_bits, skip_bits = table(exists(reduces, sorted(foreign)), names), table(skips, names)
     except TooManyAtoms:
         return None
     feasible = table(policy.feasible(names), names)

@@ -29,6 +29,9 @@ def judge(
         for finding in rule.check(context)
         if finding.confidence is not Confidence.LOW or rule.code in named
     }
+    for path in {finding.path for finding in raw}:
+        if (facts := tree.index.facts(path)) is not None:
+            facts.parse_all()  # what is reported on is known to be whole: a fix would be judged with all of it
     unjudged = dict.fromkeys(problem for rule in rules for problem in rule.unjudged(context))
     disagreements = _disagreements(tree, raw)
     raw = {finding for finding in raw if (finding.path, finding.span) not in disagreements}

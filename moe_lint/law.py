@@ -182,8 +182,8 @@ def _verdict(site: Site, policy: Policy) -> Verdict:
     unknown = _unknown(site, policy)
     if unknown is not None:
         return Verdict("undecided", None, unknown)
-    reduces = _reduces(site, policy)
     try:
+        reduces = _reduces(site, policy)
         return _counted(site, reduces, policy) if site.absorber else _alone(site, reduces, policy)
     except TooManyAtoms:
         return Verdict("undecided", None, "too many conditions to enumerate")
@@ -293,13 +293,14 @@ def _reduces(site: Site, policy: Policy) -> Formula:
     known: frozenset[str] = frozenset()
     if policy.helper is not None:
         known = atom_set(policy.opened(disj(reason.formula for reason in policy.reasons(site.axis))))
+    others = []
     for name in sorted(atom_set(reduces) - known):
         if is_ownership(name, policy.profile):
             kept = assign(reduces, name, TRUE)
             reduces = kept if kept != FALSE else assign(reduces, name, FALSE)
         elif not is_skip_atom(name, policy.profile) and policy.profile.launch.meaning(name) is None:
-            reduces = exists(reduces, name)
-    return reduces
+            others.append(name)
+    return exists(reduces, others)
 
 
 def _holds(state: State) -> Formula:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from moe_lint.profile import Profile
+
+#: How a file speaks of experts, whatever the profile calls them.
+_EXPERTS = ("expert", "moe", "MoE", "Moe", "MOE")
 
 
 class Prefilter:
@@ -17,6 +21,9 @@ class Prefilter:
         absorbers = [name for name in plain if "*" not in name]
         absorbers += [f"def {name}(" for name in profile.combines]
         ours = ["moe-lint"]  # a directive may silence something, or nothing
+        experts = [*profile.expert_attributes, *profile.expert_functions, *profile.expert_constructors]
+        self._experts = _shortest([*_EXPERTS, *map(_longest_part, experts)]) if experts else [""]
+        self._beside = [word.encode() for word in _shortest(["expert", *map(_longest_part, profile.expert_attributes)])]
         #: experts told not to reduce, in a file where perhaps nobody does
         self._partial = [f"{name}=False".encode() for name in profile.reducing]
         self._words = [word.encode() for word in _shortest([*names, *absorbers, *central, *ours])]
@@ -28,14 +35,13 @@ class Prefilter:
     def is_candidate(self, data: bytes) -> bool:
         """Whether a file with this content may matter."""
         if not _holds(data, self._stems):
-            return b"expert" in data and _holds(data, self._partial)
+            return _holds(data, self._beside) and _holds(data, self._partial)
         # a reduction under a name that the profile does not list matters only beside experts
-        return (b"all_reduce" in data and b"expert" in data) or _holds(data, self._words)
+        return (b"all_reduce" in data and _holds(data, self._beside)) or _holds(data, self._words)
 
-
-def may_hold_sites(text: str) -> bool:
-    """Whether a file speaks of experts at all; only there can a reduction follow them."""
-    return any(word in text for word in ("expert", "moe", "MoE", "Moe", "MOE"))
+    def may_hold_sites(self, text: str) -> bool:
+        """Whether a file speaks of experts at all; only there can a reduction follow them."""
+        return any(word in text for word in self._experts)
 
 
 def read_bytes(path: str) -> bytes:
@@ -49,6 +55,11 @@ def _holds(data: bytes, words: Iterable[bytes]) -> bool:
         if word in data:
             return True
     return False
+
+
+def _longest_part(pattern: str) -> str:
+    """The longest text that whatever matches the pattern holds."""
+    return max(re.split(r"[*?]|\[[^]]*\]", pattern), key=len)
 
 
 def _shortest(words: Iterable[str]) -> list[str]:

@@ -22,7 +22,7 @@ from moe_lint.formula import (
     atom_set,
     conj,
     negate,
-    nests_deeper,
+    nests_too_deeply,
     satisfiable,
     substitute,
 )
@@ -98,10 +98,6 @@ class FoundSite(Struct, frozen=True):
     absorber: bool | None
 
 
-#: How deep the guard of a site may nest. Formulas are walked recursively, some within others.
-_DEEPEST = 200
-
-
 def owner_of(site: Site | FoundSite) -> Ref:
     """The class around a site, or the function when it is in none."""
     return Ref(site.path, site.raw.class_name or site.raw.function)
@@ -111,7 +107,7 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
     """Everything about a site that does not depend on the helper. Raises ``RecursionError`` for too deep a guard."""
     raw = opened(raw, path, index)
     reached = conj(part.formula for part in raw.guard)
-    if nests_deeper(reached, _DEEPEST):
+    if nests_too_deeply(reached):
         raise RecursionError
     where = Where(path, raw.class_name, raw.function.removesuffix(".<lambda>"), reached)
     inside = raw.function.removesuffix(".<lambda>").rsplit(".", 1)[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -174,6 +175,22 @@ def test_concurrent_runs_agree(tree: Path) -> None:
     assert {process.returncode for process in running} == {1}
 
 
+def test_another_version_of_the_tool_judges_anew(tree: Path) -> None:
+    tool = tree / "tool"
+    shutil.copytree(Path(engine.__file__).parent, tool / "moe_lint", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "moe_lint", "--cache-dir", str(tree / "cache"), "--format", "json", "engine"]
+
+    def judgements() -> int:
+        env = os.environ | {"PYTHONPATH": str(tool), "PYTHONDONTWRITEBYTECODE": "1"}
+        assert subprocess.run(command, cwd=tree, env=env, capture_output=True, check=False).returncode == 1
+        return len(list((tree / "cache").glob("*.judgement")))
+
+    assert (judgements(), judgements()) == (1, 1)
+    module = tool / "moe_lint/rules/moe101_axis_drift.py"
+    module.write_text(f"{module.read_text()}# another version\n")
+    assert (judgements(), judgements()) == (2, 2)
+
+
 def test_no_cache_keeps_nothing_and_clean_empties(tree: Path) -> None:
     folder = str(tree / "cache")
     assert findings("--no-cache", "--cache-dir", folder, "engine") == EXPECTED
@@ -181,6 +198,26 @@ def test_no_cache_keeps_nothing_and_clean_empties(tree: Path) -> None:
     assert findings("--cache-dir", folder, "engine") == EXPECTED
     assert moe_lint("clean", "--cache-dir", folder).stdout == f"1 judgement removed from {folder}\n"
     assert list(Path(folder).glob("*.judgement")) == []
+
+
+def test_without_an_option_the_cache_is_where_the_platform_keeps_caches(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOE_LINT_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tree / "caches"))
+    monkeypatch.setenv("HOME", str(tree))
+    assert findings("engine") == EXPECTED
+    (entry,) = tree.rglob("*.judgement")
+    assert "cache" in str(entry.relative_to(tree)).lower()
+    # nobody asked for one there: a folder that cannot be written is no reason not to judge
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    shutil.rmtree(entry.parent)
+    result = moe_lint("engine")
+    assert (result.exit_code, result.stderr) == (1, "")
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
 
 
 def test_a_cache_folder_that_cannot_be_made_is_one_clear_line(tree: Path) -> None:

@@ -183,15 +183,27 @@ def test_a_broken_file_is_named_nothing_is_written_and_the_rest_is_judged(
     assert {p: p.read_bytes() for p in tree.rglob("*.py")} == before
 
 
-def test_a_helper_that_is_no_boolean_function_is_said_aloud(tree: Path) -> None:
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("    for _ in ():\n        pass\n", "`for _ in ():` is neither `if`, `return` nor an assignment"),
+        ("    if a:\n        logger.info(1)\n" * 20, "the body branches too often for a boolean function"),
+        ("    logger.info(1)\n" * 30, "the body is too long for a boolean function"),
+        (
+            f"    if {'a if b else ' * 150}a:\n        return True\n",
+            "a condition is nested too deeply for a boolean func",
+        ),
+    ],
+    ids=["a-loop", "branches", "long", "deep"],
+)
+def test_a_helper_that_is_no_boolean_function_is_said_aloud(tree: Path, body: str, why: str) -> None:
     utils = tree / "engine/layers/moe/utils.py"
-    text = utils.read_text().replace(
-        "    return is_tp_path and", "    for _ in ():\n        pass\n    return is_tp_path and"
-    )
-    utils.write_text(text)
+    utils.write_text(utils.read_text().replace("    return is_tp_path and", f"{body}    return is_tp_path and"))
     result = moe_lint("engine")
     assert result.exit_code == 2
-    assert "is not a boolean function: `for _ in ():`" in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "is not a boolean function" in line]
+    assert line.startswith("engine/layers/moe/utils.py:")
+    assert f"is not a boolean function: {why}" in line
 
 
 def test_a_fork_with_other_names_needs_a_profile_and_no_python(tree: Path) -> None:

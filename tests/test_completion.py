@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from moe_lint.cli import main
+
+
+def with_moe_lint() -> dict[str, str]:
+    """An environment in which the program is found."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "TERM": "dumb"}
 
 
 def offered(*words: str) -> list[str]:
@@ -82,7 +89,61 @@ def test_bash_fills_in_the_word(tmp_path: Path) -> None:
         ask() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _moe_lint_completion moe-lint; }}
         {chr(10).join(lines)}
     """
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    command = ["bash", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=with_moe_lint(), cwd=tmp_path, check=False)
     assert done.stderr == ""
     assert dict(zip(asked, done.stdout.splitlines(), strict=True)) == asked
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_offers_the_words(tmp_path: Path) -> None:
+    asked = {
+        "moe-lint ma": "matrix",
+        "moe-lint check --exit": "--exit-zero",
+        "moe-lint rule MOE90": "MOE901 MOE902 MOE903",
+        "moe-lint matrix -o h": "html",
+        "moe-lint --profile sg": "sglang",
+        "moe-lint nothing/her": "nothing/here.py",
+    }
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing/here.py").write_text("")
+    script = CliRunner().invoke(main, ["completion", "fish"]).stdout
+    for line, words in asked.items():
+        command = ["fish", "--no-config", "-c", f"{script}\ncomplete -C '{line}'"]
+        done = subprocess.run(command, capture_output=True, text=True, env=with_moe_lint(), cwd=tmp_path, check=True)
+        assert " ".join(offer.partition("\t")[0] for offer in done.stdout.splitlines()) == words
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_fills_in_the_word(tmp_path: Path) -> None:
+    asked = {
+        "moe-lint ma": "moe-lint matrix ",
+        "moe-lint check --exit": "moe-lint check --exit-zero ",
+        "moe-lint rule MOE404": "moe-lint rule MOE404 ",
+        "moe-lint -o h": "moe-lint -o html ",
+    }
+    (tmp_path / "script").write_text(CliRunner().invoke(main, ["completion", "zsh"]).stdout)
+    setup = """autoload -U compinit; compinit -u -D; source ./script; zle -N tell; bindkey "^X" tell
+        tell() { print -r -- "$BUFFER" >> told; zle kill-buffer }
+        precmd() { print >> ready }\n"""
+    mine, its = pty.openpty()
+    shell = subprocess.Popen(["zsh", "-f"], stdin=its, stdout=its, stderr=its, env=with_moe_lint(), cwd=tmp_path)
+    try:
+        os.write(mine, setup.encode())
+        wait_for(tmp_path / "ready", 1)
+        for number, words in enumerate(asked, 1):
+            os.write(mine, f"{words}\t\x18".encode())
+            wait_for(tmp_path / "told", number)
+    finally:
+        shell.kill()
+        shell.wait()
+    assert (tmp_path / "told").read_text().splitlines() == list(asked.values())
+
+
+def wait_for(path: Path, lines: int) -> None:
+    """Until a file has so many lines, or so long that it will not."""
+    for _ in range(200):
+        if path.exists() and path.read_text().count("\n") >= lines:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path.name} has not got {lines} lines")

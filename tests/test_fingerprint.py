@@ -32,6 +32,15 @@ def test_moving_the_lines_keeps_the_fingerprint(tree: Path) -> None:
     assert list(here.values()) == list(moved.values())
 
 
+def test_moving_a_class_within_its_file_keeps_the_fingerprint(tree: Path) -> None:
+    here = judged(tree)
+    head, block, layer = model(FORGETFUL).partition("class XSparseMoeBlock")[0], *model(FORGETFUL).split("\n\n\n")[1:]
+    (tree / "models/x.py").write_text("\n\n\n".join((head.strip(), layer.strip(), block.strip(), "")))
+    report = run(Options((str(tree),), load_profile("sglang"), select=("MOE001",)))
+    assert [f.span.line for f in report.findings] > [f.span.line for f in here]
+    assert list(fingerprints(report.findings).values()) == list(here.values())
+
+
 def test_formatting_the_guard_keeps_the_fingerprint(tree: Path) -> None:
     black = """\
     if (

@@ -238,13 +238,30 @@ def test_assign_leaves_other_atoms_alone() -> None:
 
 
 @quick
-@given(formulas(), st.sampled_from(NAMES))
-def test_exists_holds_where_some_value_of_the_atom_makes_it_hold(formula: Formula, name: str) -> None:
-    quantified = exists(formula, name)
-    assert name not in atom_set(quantified)
+@given(formulas(), st.lists(st.sampled_from(NAMES), unique=True))
+def test_exists_holds_where_some_values_of_the_atoms_make_it_hold(formula: Formula, names: list[str]) -> None:
+    quantified = exists(formula, names)
+    assert not atom_set(quantified) & set(names)
     for state in states(NAMES):
-        wanted = value(formula, {**state, name: True}) or value(formula, {**state, name: False})
+        wanted = any(value(formula, state | choice) for choice in states(names))
         assert value(quantified, state) is wanted
+
+
+def test_a_formula_does_not_grow_by_the_atoms_that_are_taken_out() -> None:
+    pairs = [(Atom(f"a{i}"), Atom(f"b{i}")) for i in range(300)]
+    apart = conj([A, *(Not(And(pair)) for pair in pairs)])
+    chosen = conj([A, *(Or((And((one, B)), And((Not(one), C)))) for one, _ in pairs)])
+    assert exists(apart, sorted(atom_set(apart) - {"a"})) == A
+    assert exists(chosen, sorted(atom_set(chosen) - {"a", "b", "c"})) == And((A, Or((B, C))))
+
+
+def test_a_formula_that_grows_too_long_is_refused() -> None:
+    """Each atom stands for and against, and with all others."""
+    clauses = [
+        Or((Atom(f"a{i}"), Not(Atom(f"a{j}")), Atom(f"b{i}{j}"))) for i in range(20) for j in range(20) if i != j
+    ]
+    with pytest.raises(TooManyAtoms, match="more than 5000 conditions"):
+        exists(conj(clauses), [f"a{i}" for i in range(20)])
 
 
 # --- texts

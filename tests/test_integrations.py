@@ -33,8 +33,8 @@ def documented(key: str) -> Any:
 # --- GitHub
 
 
-def step(name: str, outputs: dict[str, str], **inputs: str) -> tuple[int, str]:
-    """Run a step's script as a runner does; what it sets is added to ``outputs``."""
+def step(name: str, outputs: dict[str, str], action: Path = ROOT, **inputs: str) -> tuple[int, str]:
+    """Run a step's script as a runner does; what it sets, for steps or for the job, is added to ``outputs``."""
     defaults = {name: spec["default"] for name, spec in ACTION["inputs"].items()}
     given = defaults | {name.replace("_", "-"): value for name, value in inputs.items()}
 
@@ -46,7 +46,8 @@ def step(name: str, outputs: dict[str, str], **inputs: str) -> tuple[int, str]:
     env = {key: re.sub(r"\$\{\{ ([\w.-]+) \}\}", value, text) for key, text in one.get("env", {}).items()}
     told = Path("outputs.txt")
     told.write_text("")
-    runner = {"MOE_LINT": str(MOE_LINT), "RUNNER_TEMP": str(Path.cwd()), "GITHUB_OUTPUT": str(told)}
+    runner = {"MOE_LINT": str(MOE_LINT), "RUNNER_TEMP": str(Path.cwd()), "GITHUB_ACTION_PATH": str(action)}
+    runner |= {"GITHUB_OUTPUT": str(told), "GITHUB_ENV": str(told)}
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", one["run"]],
         env=os.environ | runner | env,
@@ -77,6 +78,15 @@ def test_the_action_judges_reports_and_fails_at_the_end(tree: Path, inputs: dict
         assert json.loads(Path(outputs["sarif-file"]).read_text())["version"] == "2.1.0"
     assert step("Fail when something is left", outputs) == (int(code), "")
     assert not Path("broken").exists()
+
+
+@pytest.mark.integration
+def test_the_action_installs_moe_lint_beside_the_jobs_environment(tree: Path) -> None:
+    outputs = {"python-path": sys.executable}
+    assert step("Install moe-lint, beside the job's own environment", outputs, source(tree))[0] == 0
+    assert outputs["MOE_LINT"] == str(tree / "moe-lint/bin/moe-lint")
+    assert subprocess.run([outputs["MOE_LINT"], "--quiet", "engine"], capture_output=True).returncode == 1
+    assert not list((tree / "moe-lint").rglob("torch"))
 
 
 def test_the_action_annotates_from_the_log_when_asked(tree: Path) -> None:
@@ -137,6 +147,29 @@ def git(*args: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def source(folder: Path) -> Path:
+    """A clone of this repository, with what decides about an installation as it is now, committed or not."""
+    clone = folder / "source"
+    git("clone", "--quiet", str(ROOT), str(clone))
+    for name in (".pre-commit-hooks.yaml", "setup.cfg"):
+        shutil.copy(ROOT / name, clone / name)
+    git("-C", str(clone), "commit", "--quiet", "--allow-empty", "-am", "now")
+    return clone
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("hook", [hook["id"] for hook in HOOKS])
+def test_pre_commit_tries_each_hook(tree: Path, hook: str) -> None:
+    git("init", "--quiet")
+    git("add", "engine")
+    command = [str(MOE_LINT.with_name("pre-commit")), "try-repo", str(source(tree)), hook, "--all-files"]
+    env = os.environ | {"PRE_COMMIT_HOME": str(tree / "home")}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert ("6 findings (6 fixable)" in done.stdout) is (hook == "moe-lint")
+    assert (git("diff", "--name-only") != "") is (hook == "moe-lint-fix")
+
+
 @pytest.mark.integration
 def test_pre_commit_installs_the_hooks_without_torch_and_fixes_a_tree(tree: Path) -> None:
     home = tree / "home"
@@ -147,14 +180,10 @@ def test_pre_commit_installs_the_hooks_without_torch_and_fixes_a_tree(tree: Path
         done = subprocess.run(command, capture_output=True, text=True, env=env)
         return done.returncode, done.stdout + done.stderr
 
-    source = tree / "source"
-    git("clone", "--quiet", str(ROOT), str(source))
-    for name in (".pre-commit-hooks.yaml", "setup.cfg"):  # as they are now, committed or not
-        shutil.copy(ROOT / name, source / name)
-    git("-C", str(source), "commit", "--quiet", "--allow-empty", "-am", "now")
-    rev = git("-C", str(source), "rev-parse", "HEAD").strip()
+    repository = source(tree)
+    rev = git("-C", str(repository), "rev-parse", "HEAD").strip()
     hooks = "".join(f"      - id: {hook['id']}\n" for hook in reversed(HOOKS))
-    Path(".pre-commit-config.yaml").write_text(f"repos:\n  - repo: {source}\n    rev: {rev}\n    hooks:\n{hooks}")
+    Path(".pre-commit-config.yaml").write_text(f"repos:\n  - repo: {repository}\n    rev: {rev}\n    hooks:\n{hooks}")
     git("init", "--quiet")
     git("add", "engine", ".pre-commit-config.yaml")
     code, told = pre_commit("run", "--all-files")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,9 @@ FIXED = {
     ),
     "800-chained-calls": replaced(EXPERTS, f"{EXPERTS}        y = x{'.a()' * 800}\n"),
     "300-early-returns": replaced(EXPERTS, EXPERTS + "".join(f"        if a{i}: return x\n" for i in range(300))),
+    "300-early-returns-for-two-reasons": replaced(
+        EXPERTS, EXPERTS + "".join(f"        if a{i} and b{i}: return x\n" for i in range(300))
+    ),
     "a-condition-that-doubles": replaced(
         EXPERTS, f"{EXPERTS}        c0 = a\n" + "".join(f"        c{i + 1} = c{i} and c{i}\n" for i in range(60))
     ).replace("if self.tp_size > 1", "if c60 and self.tp_size > 1"),
@@ -97,6 +101,10 @@ REFUSED = {
     "bare-carriage-returns": (TEXT.replace("\n", "\r"), "bare carriage return"),
     "too-deep": (replaced(EXPERTS, f"{EXPERTS}        y = {'+'.join(['x'] * 9000)}\n"), "nested too deeply"),
     "too-many-brackets": (replaced(EXPERTS, f"{EXPERTS}        y = {'(' * 4000}x{')' * 4000}\n"), "too many nested"),
+    "half-a-method-before-the-whole-one": (
+        replaced("    def forward(", "    def forward(\n    def forward("),
+        "syntax error: ",
+    ),
     "too-many-brackets-in-a-broken-file": (f"x = = 1\ny = {'(' * 4000}x{')' * 4000}\n{TEXT}", "syntax error: "),
 }
 
@@ -112,6 +120,19 @@ def test_it_is_refused_in_one_line_and_left_alone(tmp_path: Path, data: bytes | 
     assert "models/y.py:" in line
     assert message in line
     assert path.read_bytes() == before
+
+
+def test_a_broken_file_is_told_where_only_its_layer_is_of_interest(tmp_path: Path) -> None:
+    """Its reductions stand in another file, and what is broken in it is nothing that a rule has to read."""
+    head, block, layer = (part.strip() for part in replaced(", use_reduce_scatter=scatter", "").split("\n\n\n"))
+    tree = tree_with(tmp_path, f"{head}\n\n\n{block}\n", "block.py")
+    text = f"{head}\nfrom engine.models.block import XSparseMoeBlock\n\n\n{layer}\n"
+    (tree / "models/layer.py").write_text(text)
+    assert re.search(r"layer.py:\d+:\d+: MOE201", moe_lint("check", "--format", "concise", str(tree)).stdout)
+    (tree / "models/layer.py").write_text(f"{text}\n\ndef unread(self):\nreturn\n")
+    result = moe_lint("check", "--fix", str(tree))
+    assert result.exit_code == 2
+    assert ": error: syntax error: expected an indented block" in result.stderr
 
 
 @pytest.mark.parametrize("depth", [800, 4000, 20000])
@@ -137,7 +158,7 @@ def test_however_deep_it_nests_it_is_fixed_or_refused_in_one_line(tmp_path: Path
         return
     assert result.exit_code == 2
     (line,) = [line for line in result.output.splitlines() if "error:" in line]
-    assert "models/y.py:" in line or "in a tree" in line
+    assert "models/y.py:" in line
     assert "nested too deeply" in line
     assert path.read_text() == text
 

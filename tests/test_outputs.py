@@ -12,6 +12,7 @@ import junitparser
 import pytest
 
 from tests.runs import EXPECTED, document, moe_lint
+from tests.trees import write_tree
 
 UTILS = "engine/layers/moe/utils.py"
 
@@ -154,6 +155,31 @@ def test_verbose_says_why_a_reduction_was_not_compared(tree: Path) -> None:
     assert why in moe_lint("--verbose", "engine").stdout.replace("note: ", "")
     assert why in moe_lint("--verbose", "--format", "json", "engine").stderr.replace("note: ", "")
     assert why not in moe_lint("engine").stdout
+
+
+def tangled(count: int) -> str:
+    """Early returns whose conditions hang together: each speaks for the reduction in one and against it in others."""
+    numbers = range(count)
+    tests = [f"{'not ' * (i % 2)}a{i % 7} and {'not ' * (i % 3 == 0)}a{i * 5 % 23} and a{i * 11 % 29}" for i in numbers]
+    return "".join(f"        if {test}:\n            return x\n" for test in tests)
+
+
+def test_a_guard_with_too_many_conditions_is_told_in_every_output_and_never_judged(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path)
+    path = tree / "models/x.py"
+    experts = "        x = self.experts(x)\n"
+    path.write_text(path.read_text().replace(experts, experts + tangled(400)))
+    why = "has a guard of too many conditions for a truth table; not compared with the helper"
+    for args in ((), ("--format", "concise"), ("--statistics",)):
+        result = moe_lint(*args, str(tree))
+        assert (result.exit_code, result.stdout.count(why)) == (0, 1)
+        assert moe_lint("-q", *args, str(tree)).output == ""
+    assert moe_lint("-v", "--format", "json", str(tree)).stderr.count(why) == 1
+    (skipped,) = json.loads(moe_lint("--format", "json", str(tree)).stdout)["skipped"]
+    assert (skipped["reason"], why in skipped["message"]) == ("too-many-atoms", True)
+    before = path.read_text()
+    assert moe_lint("--fix", "--unsafe-fixes", str(tree)).exit_code == 0
+    assert path.read_text() == before
 
 
 def test_verbose_says_why_a_file_was_not_read(tree: Path) -> None:

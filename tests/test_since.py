@@ -138,6 +138,30 @@ def test_new_files_count_committed_staged_or_untracked(tree: Path) -> None:
     assert (reported("HEAD"), reported("HEAD~1")) == ([], ["new"])
 
 
+def test_a_file_that_got_another_name_is_new(tree: Path) -> None:
+    git(tree, "mv", "engine/models/x.py", "engine/models/renamed.py")
+    assert reported() == ["renamed"]
+    commit(tree)
+    assert (reported("HEAD"), reported("HEAD~1")) == ([], ["renamed"])
+
+
+def test_in_a_shallow_clone_the_revisions_that_it_has_can_be_asked_for(tree: Path, tmp_path: Path) -> None:
+    git(tree, "checkout", "-q", "-b", "mine")
+    edit(tree, "engine/models/y.py", "if self.tp_size > 1 and", "if self.tp_size >= 2 and")
+    commit(tree)
+    clone = tmp_path / "clone"
+    git(tree, "clone", "-q", "--depth", "1", "--branch", "mine", f"file://{tree}", str(clone))
+    result = run("--since", "HEAD~1", str(clone / "engine"))
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"moe-lint: error: --since: there is no revision 'HEAD~1' in {clone}; it is a shallow clone: fetch more\n",
+    )
+    # the branch's commit and that of main, without the history between them
+    git(clone, "fetch", "-q", "--depth", "1", "origin", "main")
+    document = json.loads(run("--format", "json", "--since", "FETCH_HEAD", str(clone / "engine")).stdout)
+    assert [Path(finding["path"]).stem for finding in document["findings"]] == ["y"]
+
+
 def test_a_branch_is_compared_with_the_point_where_it_left(tree: Path) -> None:
     git(tree, "checkout", "-q", "-b", "mine")
     edit(tree, "engine/models/y.py", "if self.tp_size > 1 and", "if self.tp_size >= 2 and")

@@ -18,9 +18,9 @@ from moe_lint.cli.settings import check_options, fix_level, settings_for
 from moe_lint.cli.shared import EPILOG, console, fail, tell_failures, to_stderr
 from moe_lint.discover import left_out
 from moe_lint.engine import Options, run
-from moe_lint.model import Report
+from moe_lint.model import Report, one_line
 from moe_lint.reporters import FORMATS, render
-from moe_lint.reporters.summary import not_compared, statistics, summary
+from moe_lint.reporters.summary import not_compared, notes, statistics, summary
 
 
 @click.command("check", epilog=EPILOG)
@@ -130,22 +130,23 @@ def command(
         report = replace(report, patches=patches(options, report, ALLOWED["default"]))
     write_files(files, lambda output: render(report, output))
     if not do_diff:
-        _show(report, stdout.format, statistics, quiet, _passed_over(report, options) if verbose else ())
+        _show(report, stdout.format, statistics, quiet, _passed_over(report, options) if verbose else None)
     tell_failures(report)
     sys.exit(0 if exit_zero and exit_code == 1 else exit_code)
 
 
-def _show(report: Report, output: str, statistics_only: bool, quiet: bool, aside: Sequence[str]) -> None:
-    """The report on standard output; for programs, what is told ``aside`` goes to standard error."""
+def _show(report: Report, output: str, statistics_only: bool, quiet: bool, aside: Sequence[str] | None) -> None:
+    """The report on standard output. ``aside``: what --verbose adds; beside a program's output, on standard error."""
     if output == "text" and not statistics_only:
         from moe_lint.reporters.text import show
 
-        show(report, console(), quiet=quiet, aside=aside)
+        show(report, console(), quiet=quiet, aside=aside or ())
         return
     echo_report(statistics(report) if statistics_only else render(report, output))
     for_people = statistics_only or output == "concise"
-    for line in aside:
-        click.echo(f"note: {line}", err=not for_people)
+    if aside is not None or (for_people and not quiet):
+        for note in notes(report, aside or ()):
+            click.echo(f"note: {one_line(note)}", err=not for_people)
     if for_people and not quiet:
         click.echo(summary(report))
 

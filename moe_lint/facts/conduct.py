@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, rewritten
 from moe_lint.facts.reader import FileContext
 from moe_lint.facts.syntax import defaults_of, span_of
-from moe_lint.formula import TRUE, Formula, atom_set, conj, negate
+from moe_lint.formula import TRUE, Atom, Formula, atom_set, conj, negate, nests_too_deeply
 from moe_lint.model import Span
 from moe_lint.profile import Profile
 from moe_lint.spelling import unparse
@@ -482,12 +482,25 @@ class ConductReader:
 
     def formula(self, node: ast.expr) -> Formula:
         """The truth value of an expression here."""
-        return self._told(inline(node, self.state.env))
+        formula = self._told(inline(node, self.state.env))
+        if nests_too_deeply(formula):
+            raise RecursionError  # here the function is known
+        return formula
 
     def _told(self, node: ast.expr) -> Formula:
         """The truth value of an expression whose locals are put in."""
         resolver = Resolver(self.class_env, self.file.aliases, self.file.modules, self.profile)
         return self.file.builder.build(resolver.resolve(self._answered(node)))
+
+    def _truth(self, node: ast.expr) -> Truth:
+        """The same of an argument: one that nests too deeply is a condition that is not taken apart."""
+
+        def tell() -> Formula:
+            formula = self._told(value)
+            return Atom(unparse(node)) if nests_too_deeply(formula) else formula
+
+        value = inline(node, self.state.env)
+        return Truth(tell)
 
     def expression(self, node: ast.expr) -> None:
         if isinstance(node, _LEAVES):
@@ -588,7 +601,7 @@ class ConductReader:
         value = node.value if isinstance(node, ast.Starred) else node
         span = span_of(value, self.file.lines)
         literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
-        truth = Truth(partial(self._told, inline(value, self.state.env))) if is_condition(value) else None
+        truth = self._truth(value) if is_condition(value) else None
         return Passed(keyword, unparse(value), span, literal, truth)
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from moe_lint.facts.syntax import (
     is_property,
     is_property_name,
 )
-from moe_lint.formula import TRUE, Formula
+from moe_lint.formula import TRUE, Formula, nests_too_deeply
 from moe_lint.model import SkipReason, Span
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, can_be_parsed, line_starts, parse, parse_part
@@ -49,6 +50,8 @@ _LONG_TARGET = re.compile(r"[\w\s.,*\[\]]*")
 _ATTRIBUTE = re.compile(r"self(?<!\wself)\.(\w+)")
 #: An assignment to one name at the left margin.
 _ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=(?!=)")
+#: A predicate in which more conditions have to be read, each once for each way to it, is none that one can look at.
+_MAX_CONDITIONS = 500
 _Value = TypeVar("_Value")
 
 
@@ -117,6 +120,8 @@ class FileFacts:
         self._extents: dict[str, tuple[int, int]] = {}
         #: class -> its own methods, in order; a name may occur twice (an overload, a setter)
         self._methods: dict[str, list[_Definition]] = {}
+        #: every method that was left out when its class was parsed, those that a later one of the name replaces too
+        self._apart: list[_Definition] = []
         self._class_envs: dict[str, ClassEnv] = {}
         self._read: dict[str, FunctionFacts] = {}
         self._signatures: dict[str, tuple[int, tuple[str, ...], Mapping[str, bool | None]]] = {}
@@ -253,6 +258,7 @@ class FileFacts:
         qualname = f"{prefix}{node.name}"
         own = [_Definition(m.name, m.line, m.last, qualname, None, None, m) for m in apart]
         self._definitions.update((f"{qualname}.{d.name}", d) for d in own)
+        self._apart += own
         functions = (s for s in node.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef))
         own = sorted([*own, *(_definition(s, qualname, None) for s in functions)], key=lambda d: d.line)
         self._methods[qualname] = own
@@ -269,7 +275,7 @@ class FileFacts:
     def parse_all(self) -> None:
         """Look at everything, so that an error anywhere in the file is known: what nobody asks for gets no nodes."""
         self._load(None)
-        unparsed = (d.method for d in self._definitions.values() if d.node is None and d.method is not None)
+        unparsed = (d.method for d in self._apart if d.node is None and d.method is not None)
         texts = ["\n".join(["class _:", *self.lines[m.first - 1 : m.last]]) for m in unparsed]
         if not can_be_parsed("\n".join(texts)):
             self._headers(self._parse_whole(), None, None, "")
@@ -506,10 +512,16 @@ class FileFacts:
     def _condition(self, qualname: str) -> Formula | NotBoolean:
         definition = self._functions[qualname]
         class_env = self._env_of(definition.class_name)
+        read = itertools.count(1)
 
         def build(expression: ast.expr, local: Mapping[str, ast.expr]) -> Formula:
+            if next(read) > _MAX_CONDITIONS:  # what stands behind an `if` that does not leave is read once for each way
+                raise NotBoolean(definition.line, "the body branches too often for a boolean function")
             resolver = Resolver(class_env, self.aliases, self.modules, self.profile)
-            return self.builder.build(resolver.resolve(inline(expression, local)))
+            formula = self.builder.build(resolver.resolve(inline(expression, local)))
+            if nests_too_deeply(formula):
+                raise NotBoolean(definition.line, "a condition is nested too deeply for a boolean function")
+            return formula
 
         body = self._node(definition).body
         if len(body) > 24:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from moe_lint.model import MatrixRow, Report, Route
+from moe_lint.model import MatrixRow, Report, Route, one_line
 
 _ROUTES = {
     Route.WRAPPER.value: "the wrapper decides, and is judged where it is defined",
@@ -41,6 +41,12 @@ def statistics(report: Report) -> str:
         f"{number:5}  {code}  {f'[{fixable[code]} fixable]' if fixable[code] else '':14}  {name}"
         for (code, name), number in sorted(count.items(), key=lambda item: (-item[1], item[0]))
     )
+
+
+def notes(report: Report, aside: Sequence[str] = ()) -> tuple[str, ...]:
+    """What an output for people tells besides findings and failures: what stays open, what else there is, remarks."""
+    told = (f"{one_line(p.path)}:{p.line}: {p.message}" for p in report.problems if not p.failed)
+    return (*told, *aside, *report.notes)
 
 
 def not_compared(report: Report) -> Iterator[tuple[str, int, str]]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from moe_lint.model import Finding, MatrixRow, Report, Severity, one_line
-from moe_lint.reporters.summary import summary
+from moe_lint.reporters.summary import notes, summary
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
 _MAX_FRAME = 9
@@ -40,8 +40,7 @@ def show(report: Report, console: Console, *, quiet: bool = False, aside: Sequen
         console.print(_frame(tuple(group), texts), soft_wrap=True)
     if quiet:
         return
-    told = [f"{one_line(p.path)}:{p.line}: {p.message}" for p in report.problems if not p.failed]
-    for note in (*told, *aside, *report.notes):
+    for note in notes(report, aside):
         console.print(_line("note", "bold cyan", note), soft_wrap=True)
     console.print(summary(report), soft_wrap=True)
 
@@ -116,6 +115,11 @@ def show_matrix(report: Report, console: Console, every: bool) -> None:
     from rich.table import Table
 
     rows = [row for row in report.rows if row.post_experts or every]
+    if not rows:
+        others = len(report.rows)
+        told = f"; --all shows {others} that do{'es' * (others == 1)} not follow them" if others else ""
+        console.print(_line("note", "bold cyan", f"no reduction after experts{told}"), soft_wrap=True)
+        return
     for atom_number, atom in enumerate(report.atoms, 1):
         console.print(f"[{atom_number}] {atom}", markup=False, highlight=False, soft_wrap=True)
     table = Table(show_lines=False, pad_edge=False, box=None, header_style="bold")

@@ -163,7 +163,8 @@ def _condition(part: GuardPart, site: Site, context: Context) -> _Condition:
     assert facts is not None
     kinds = tuple(_kind(text, formula, site, context.policy) for text, formula in part.operands)
     function = site.raw.function.removesuffix(".<lambda>")
-    alone = part.kind in _REWRITABLE and facts.only_guards(function, site.raw.span, part.span)
+    of_interest = "skip" in kinds or part is site.raw.guard[-1]  # comparing what a function does takes long
+    alone = part.kind in _REWRITABLE and of_interest and facts.only_guards(function, site.raw.span, part.span)
     return _Condition(part, kinds, alone)
 
 

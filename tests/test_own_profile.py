@@ -1,0 +1,125 @@
+"""An engine that shares no name with any other: what `docs/profiles.md` tells, step by step, and no Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.runs import moe_lint
+
+MODEL = """\
+from zeta.parts.seam import ResidualSeam
+from zeta.parts.sums import sum_is_elsewhere, width, width_sum
+
+
+class {name}Mix:
+    def __init__(self, specialists):
+        self.width = width()
+        self.specialists = specialists
+
+    def forward(self, x, later=False):
+        x = self.specialists(x)
+        if self.width > 1 and not {asked}:
+            x = width_sum(x)
+        return x
+
+
+class {name}Layer:
+    def __init__(self, specialists):
+        self.mix = {name}Mix(specialists)
+        self.seam = ResidualSeam()
+
+    def forward(self, x, batch):
+        return self.mix(x, later=self.seam.can_sum_later(batch))
+"""
+SUMS = """\
+def width_sum(x):
+    return x
+
+
+def width():
+    return 2
+
+
+_SLICES = False
+
+
+def slices_go_round():
+    return _SLICES
+
+
+def sum_is_elsewhere(*, along_width, later=False):
+    return later or (along_width and slices_go_round())
+"""
+SEAM = """\
+class ResidualSeam:
+    def can_sum_later(self, batch):
+        return batch.fuse
+"""
+#: What each step of the document adds.
+STEPS = {
+    "what sums": 'name = "zeta"\n[collectives]\nwidth_sum = "TP"\n[helper]\nname = "sum_is_elsewhere"\n',
+    "who decides": 'axis_parameter = "along_width"\n',
+    "what the experts are": '[experts]\nattributes = ["specialists"]\n',
+    "who else sums": '[absorbers]\nconstructors = ["*Seam"]\nwho = "the seam"\n',
+    "what a size is": '[topology]\nsizes = ["width"]\n',
+    "what is passed down": '[[flags]]\nname = "later"\npredicate = "can_sum_later"\n',
+}
+ASKED = "sum_is_elsewhere(along_width=True, later=later)"
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tree `zeta/` with a model that is right and one that forgets a reason; the working directory."""
+    files = {
+        "parts/sums.py": SUMS,
+        "parts/seam.py": SEAM,
+        "models/good.py": MODEL.format(name="Good", asked=ASKED),
+        "models/bad.py": MODEL.format(name="Bad", asked="later").replace("sum_is_elsewhere, ", ""),
+    }
+    for name, text in {**files, "__init__.py": "", "parts/__init__.py": "", "models/__init__.py": ""}.items():
+        path = tmp_path / "zeta" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "own.toml").write_text("".join(STEPS.values()))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(*args: str) -> list[tuple[str, str, str | None]]:
+    shown = json.loads(moe_lint("matrix", "--profile", "own.toml", "--format", "json", *args, "zeta").stdout)
+    return [(Path(site["path"]).stem, site["route"], site["relation"]) for site in shown["sites"]]
+
+
+def test_the_matrix_shows_what_each_step_adds(engine: Path) -> None:
+    (engine / "own.toml").write_text(STEPS["what sums"])
+    assert rows("--all") == [("bad", "inline", None), ("good", "helper", None)]
+    assert rows() == rows("--all")  # JSON lists every reduction
+    told = "note: no reduction after experts; --all shows 2 that do not follow them\n"
+    assert moe_lint("matrix", "--profile", "own.toml", "zeta").stdout == told
+    (engine / "own.toml").write_text("".join(STEPS.values()))
+    assert rows("--all") == [("bad", "inline", "weaker"), ("good", "helper", "equal")]
+    assert "bad.py:13" in moe_lint("matrix", "--profile", "own.toml", "zeta").stdout
+
+
+def test_the_model_that_forgets_a_reason_is_found_in_the_engines_own_words(engine: Path) -> None:
+    result = moe_lint("--profile", "own.toml", "zeta")
+    assert result.exit_code == 1
+    assert "error[MOE001]" in result.stdout
+    assert "bypasses `sum_is_elsewhere`: it still reduces for `slices_go_round()`" in result.stdout
+    assert "and the seam sums again" in result.stdout
+
+
+def test_the_fix_makes_it_the_model_that_is_right(engine: Path) -> None:
+    assert moe_lint("--profile", "own.toml", "--fix", "zeta").exit_code == 0
+    assert (engine / "zeta/models/bad.py").read_text() == MODEL.format(name="Bad", asked=ASKED)
+
+
+def test_experts_may_have_any_name(engine: Path) -> None:
+    """The files that may hold them are found by the names that the profile gives, whatever these are."""
+    for names in ('attributes = ["special*"]', 'attributes = ["*[a-z]pecialists"]', 'attributes = ["*"]'):
+        text = "".join(STEPS.values()).replace('attributes = ["specialists"]', names)
+        (engine / "own.toml").write_text(text)
+        assert rows() == [("bad", "inline", "weaker"), ("good", "helper", "equal")]
