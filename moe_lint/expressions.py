@@ -170,6 +170,9 @@ def is_condition(node: ast.expr) -> bool:
 
 def _exceeds_limit(node: ast.expr) -> bool:
     """Whether an expression has too many nodes to be substituted; stops counting as soon as it has."""
+    end = getattr(node, "end_col_offset", None)
+    if end is not None and node.lineno == node.end_lineno and end - node.col_offset <= _SUBSTITUTION_LIMIT // 2:
+        return False  # a character makes two nodes at most: a name and its context, an operation and its operator
     count = 0
     stack: list[ast.AST] = [node]
     while stack:

@@ -124,6 +124,7 @@ def atoms(formula: Formula) -> Iterator[str]:
             yield from atoms(operand)
 
 
+@lru_cache(maxsize=10_000)
 def atom_set(formula: Formula) -> frozenset[str]:
     return frozenset(atoms(formula))
 

@@ -83,6 +83,11 @@ class _OnDemand(Mapping[str, _Value]):
             self._load(name)
         return self._found[name]
 
+    def __contains__(self, name: object) -> bool:
+        if name not in self._found and isinstance(name, str):
+            self._load(name)
+        return name in self._found
+
     def __iter__(self) -> Iterator[str]:
         self._load(None)
         return iter(self._found)
