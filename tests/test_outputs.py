@@ -142,7 +142,8 @@ def test_quiet_shows_findings_and_nothing_else(tree: Path) -> None:
     assert moe_lint("-q", "engine/models/right.py").output == ""
     assert len(moe_lint("-q", "--format", "concise", "engine").output.splitlines()) == len(EXPECTED)
     assert "findings (" not in moe_lint("-q", "engine").stdout
-    assert moe_lint("-q", "--fix", "engine").stdout == ""
+    assert moe_lint("-q", "--fix", "engine").output == ""
+    assert moe_lint("-q", "engine").output == ""
 
 
 def test_verbose_says_why_a_reduction_was_not_compared(tree: Path) -> None:
