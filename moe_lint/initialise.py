@@ -31,6 +31,8 @@ def plan_init(
 ) -> InitPlan | None:
     """What `init` would write; None when the tree has a helper already. Raises ``UsageError``."""
     path = Path(tree_path)
+    if not tree_path or not path.exists():  # to Path, no name at all is the working directory
+        raise UsageError(f"{tree_path or repr(tree_path)}: no such file or directory")
     if not path.is_dir():
         raise UsageError(f"{tree_path}: init needs the folder of a tree")
     tree = analyse(str(path), python_file_names(str(path.resolve()), files), profile)

@@ -58,6 +58,8 @@ def chosen_rules(
     ignored = {code for wanted in ignore for code in find_codes(wanted)}
     basis = selected or {rule.code for rule in all_rules() if rule.on_by_default}
     rules = [rule for rule in all_rules() if rule.code in (basis | extended) - ignored]
+    if not rules:  # not a clean tree, but one that nobody looked at
+        raise UsageError("no rule is left: every rule that is selected is ignored, too")
     return rules, frozenset(selected | extended)
 
 

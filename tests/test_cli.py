@@ -151,6 +151,12 @@ def test_rules_are_listed_and_explained() -> None:
         (["--profile", "klingon.toml", "engine"], "klingon.toml: extends: unknown profile 'klingon'"),
         (["config", "nowhere"], "nowhere: no such file or directory"),
         (["completion"], "Missing argument"),
+        (["chekc", "engine"], "chekc: no such file or directory; did you mean the command 'check'?"),
+        (["--config", "nope.toml", "engine"], "nope.toml: cannot be read: No such file or directory"),
+        (["init", "nowhere"], "nowhere: no such file or directory"),
+        (["init", "engine/models/pair.py"], "engine/models/pair.py: init needs the folder of a tree"),
+        (["--select", "MOE1", "--ignore", "MOE", "engine"], "no rule is left: every rule that is selected is ignored"),
+        *((["--" + name, "", "engine"], "it is empty") for name in ("baseline", "config", "profile")),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_two(tree: Path, args: list[str], told: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from moe_lint.cli import main
+from moe_lint.facts import alone
+from moe_lint.model import Span
 from tests.trees import FORGETFUL, model, write_tree
 
 TEXT = model(FORGETFUL)
@@ -120,6 +123,22 @@ def test_it_is_refused_in_one_line_and_left_alone(tmp_path: Path, data: bytes | 
     assert "models/y.py:" in line
     assert message in line
     assert path.read_bytes() == before
+
+
+def test_of_many_conditions_only_those_that_may_change_are_compared_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To compare what a function does either way takes as long as the function: for each condition, it adds up."""
+    asked: set[Span] = set()
+
+    def only_guards(function: ast.AST, call: Span, condition: Span, lines: list[str]) -> bool:
+        asked.add(condition)
+        return alone.only_guards(function, call, condition, lines)
+
+    monkeypatch.setattr("moe_lint.facts.file.only_guards", only_guards)
+    tree = tree_with(tmp_path, FIXED["300-early-returns"])
+    assert moe_lint("check", "--no-cache", str(tree)).exit_code == 1
+    assert len(asked) == 1
 
 
 def test_a_broken_file_is_told_where_only_its_layer_is_of_interest(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import junitparser
 import pytest
 
+from moe_lint.reporters import FORMATS
 from tests.runs import EXPECTED, document, moe_lint
 from tests.trees import write_tree
 
@@ -142,7 +143,8 @@ def test_quiet_shows_findings_and_nothing_else(tree: Path) -> None:
     assert moe_lint("-q", "engine/models/right.py").output == ""
     assert len(moe_lint("-q", "--format", "concise", "engine").output.splitlines()) == len(EXPECTED)
     assert "findings (" not in moe_lint("-q", "engine").stdout
-    assert moe_lint("-q", "--fix", "engine").stdout == ""
+    assert moe_lint("-q", "--fix", "engine").output == ""
+    assert moe_lint("-q", "engine").output == ""
 
 
 def test_verbose_says_why_a_reduction_was_not_compared(tree: Path) -> None:
@@ -223,6 +225,20 @@ def test_exit_zero_forgives_findings_and_nothing_else(tree: Path) -> None:
 
 
 # --- formats
+
+
+def test_every_report_can_be_read_whatever_a_file_is_called(tree: Path) -> None:
+    models = os.fsencode(tree / "engine/models")
+    names = [b"a\x01b\x0b\x1b[31m.py", b"bad\xff.py", "\u2028 ]]><x>&\"'.py".encode()]
+    for old, new in zip((b"fusion_only.py", b"unguarded.py", b"wrong_axis.py"), names, strict=True):
+        os.rename(os.path.join(models, old), os.path.join(models, new))
+    files = {name: f"out.{name}" for name in FORMATS}
+    assert moe_lint(*(f"--output={name}:{file}" for name, file in files.items()), "engine").exit_code == 1
+    for name in ("json", "sarif", "gitlab"):
+        assert json.loads(Path(files[name]).read_text(encoding="utf-8"))
+    assert junitparser.JUnitXml.fromfile(files["junit"]).failures == len(EXPECTED)
+    assert "bad\\udcff.py" in Path(files["html"]).read_text(encoding="utf-8")
+    assert Path(files["concise"]).read_bytes().count(b"\n") == len(EXPECTED)
 
 
 def test_github_annotations_escape_as_the_actions_toolkit_does(tree: Path) -> None:

@@ -104,6 +104,16 @@ def test_the_matrix_shows_what_each_step_adds(engine: Path) -> None:
     assert "bad.py:13" in moe_lint("matrix", "--profile", "own.toml", "zeta").stdout
 
 
+def test_a_row_of_the_matrix_is_one_line_where_there_is_no_terminal(engine: Path) -> None:
+    deep = engine / "zeta/models" / "a_long_name" / "_".join(["and_a_very_long_one"] * 8)
+    deep.mkdir(parents=True)
+    (engine / "zeta/models/bad.py").rename(deep / "bad.py")
+    moe_lint("matrix", "--profile", "own.toml", "-o", "text:matrix.txt", "zeta")
+    shown = moe_lint("matrix", "--profile", "own.toml", "zeta").stdout
+    assert Path("matrix.txt").read_text().strip() == shown.strip()
+    assert f"{(deep / 'bad.py').relative_to(engine)}:13" in shown
+
+
 def test_the_model_that_forgets_a_reason_is_found_in_the_engines_own_words(engine: Path) -> None:
     result = moe_lint("--profile", "own.toml", "zeta")
     assert result.exit_code == 1

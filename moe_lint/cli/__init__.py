@@ -20,6 +20,8 @@ from moe_lint.cli.shared import EPILOG, fail
 from moe_lint.model import UsageError
 
 _DEPTH = 5000
+#: Where the first argument is kept when it is taken for a path or an option of `check`.
+_FIRST = "moe_lint.first"
 #: Command -> its module in this package, in the order of the help text.
 COMMANDS = {
     "check": "check",
@@ -75,7 +77,7 @@ class _Commands(click.Group):
         except click.UsageError as error:  # one line, where click would print its usage text
             fail(_one_line(error))
         except UsageError as error:
-            fail(str(error))
+            fail(f"{error}{self._meant(ctx)}")
         except KeyboardInterrupt:
             sys.exit(130)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -90,8 +92,17 @@ class _Commands(click.Group):
             traceback.print_exc()
             fail(f"internal error: {type(error).__name__}: {error}; please report it with the lines above")
 
+    def _meant(self, ctx: click.Context) -> str:
+        """Whether the path that is not there may be a misspelt command."""
+        from difflib import get_close_matches
+
+        word = ctx.meta.get(_FIRST, "")
+        close = get_close_matches(word, COMMANDS, 1) if word[:1].isalpha() and not os.path.exists(word) else []
+        return f"; did you mean the command {close[0]!r}?" if close else ""
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
+            ctx.meta[_FIRST] = args[0]
             args = ["check", *args]
         return super().parse_args(ctx, args)
 

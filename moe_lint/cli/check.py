@@ -108,7 +108,7 @@ def command(
     if do_baseline:
         write_baseline(report, settings)
     exit_code = report.exit_code
-    told = to_stderr if quiet or stdout.format not in ("text", "concise") else click.echo
+    told = _nothing if quiet else click.echo if stdout.format in ("text", "concise") else to_stderr
     if (do_fix or interactive or do_ignores) and exit_code == 2:
         to_stderr("moe-lint: nothing was written: some files could not be judged")
     elif do_ignores:
@@ -133,6 +133,10 @@ def command(
         _show(report, stdout.format, statistics, quiet, _passed_over(report, options) if verbose else None)
     tell_failures(report)
     sys.exit(0 if exit_zero and exit_code == 1 else exit_code)
+
+
+def _nothing(_: str) -> None:
+    """What --quiet tells besides findings and what could not be done."""
 
 
 def _show(report: Report, output: str, statistics_only: bool, quiet: bool, aside: Sequence[str] | None) -> None:

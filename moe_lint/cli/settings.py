@@ -22,6 +22,8 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
     """Put an option aside, with its name, if the user gave it."""
     if parameter.name is None or context.get_parameter_source(parameter.name) is ParameterSource.DEFAULT:
         return
+    if value == "":  # as with an empty variable: to a path it would be the working directory
+        raise click.BadParameter("it is empty")
     key = parameter.name.replace("_", "-")
     option = f"--{key}" if value is not False else f"--no-{key}"
     context.meta.setdefault(_GIVEN, {})[key] = (option, value)

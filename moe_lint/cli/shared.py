@@ -30,7 +30,9 @@ def to_stderr(message: str) -> None:
 def console() -> Console:
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 160
+    from moe_lint.reporters.text import WIDE
+
+    width = None if sys.stdout.isatty() else WIDE
     return Console(markup=False, highlight=False, width=width)
 
 

@@ -36,7 +36,8 @@ def render(report: Report) -> str:
         "others": _others(report, places),
     }
     page = files(__package__).joinpath("matrix.html").read_text(encoding="utf-8")
-    return _SLOT.sub(lambda slot: slots[slot[1]], page)
+    text = _SLOT.sub(lambda slot: slots[slot[1]], page)
+    return text.encode("utf-8", "backslashreplace").decode()  # a name of a file need not be text, a page has to be
 
 
 def _tiles(report: Report) -> str:

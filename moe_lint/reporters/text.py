@@ -16,6 +16,8 @@ from moe_lint.reporters.summary import notes, summary
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
 _MAX_FRAME = 9
+#: Where there is no terminal, a row of a table is one line.
+WIDE = 1000
 
 
 def render(report: Report) -> str:
@@ -29,7 +31,7 @@ def render_matrix(report: Report) -> str:
 
 def _plain(show: Callable[[Console], None]) -> str:
     stream = StringIO()
-    show(Console(file=stream, markup=False, highlight=False, width=160))
+    show(Console(file=stream, markup=False, highlight=False, width=WIDE))
     return stream.getvalue()
 
 
