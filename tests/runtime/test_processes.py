@@ -14,7 +14,7 @@ import torch
 from reference_runtime.comm.dist import DistTransport
 from reference_runtime.discover import blocks
 from reference_runtime.kernels.reference import ReferenceKernels
-from reference_runtime.processes import ProcessRanks, Renewed, decoded
+from reference_runtime.processes import ProcessRanks, Renewed, decoded, encoded
 from reference_runtime.ranks import Members, Numerics, ThreadRanks
 from reference_runtime.scenarios import Case, Launch
 from reference_runtime.subjects import BlockSubject
@@ -91,3 +91,23 @@ def test_a_process_that_uses_a_gpu_imports_the_modules_again_for_each_launch(tmp
     assert functools.reduce(lambda a, b: a if a == b else [], [rows([result]) for result in results])
     again = decoded(renewed.answer("before", Case(launches[-1])))
     assert isinstance(again, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6, dtype=torch.float64).reshape(2, 3).T,
+        torch.zeros(0, 4),
+        torch.tensor(3),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.nn.Parameter(torch.ones(2)),
+    ],
+    ids=["transposed", "empty", "number", "half precision", "parameter"],
+)
+def test_a_tensor_comes_out_of_a_message_as_it_went_in(tensor: torch.Tensor) -> None:
+    found = decoded(encoded((tensor, ["all_reduce(tp, 2)"], ["models/pair.py:1"])))
+    assert not isinstance(found, Exception)
+    output, trace, places = found
+    assert torch.equal(output, tensor.detach())
+    assert (output.dtype, output.shape) == (tensor.dtype, tensor.shape)
+    assert (trace, places) == (["all_reduce(tp, 2)"], ["models/pair.py:1"])
