@@ -56,7 +56,7 @@ class Source:
     @functools.cached_property
     def optional(self) -> frozenset[int]:
         """Lines whose imports may fail: the file says what to do then. Asked only where one fails."""
-        return frozenset(_optional_lines(ast.parse(self._data)))
+        return frozenset(_optional_lines(self._data))
 
     @property
     def asked(self) -> bool:
@@ -73,7 +73,36 @@ def statements(node: ast.AST) -> Iterator[ast.stmt]:
             yield from statements(child)
 
 
-def _optional_lines(tree: ast.Module) -> set[int]:
+def _optional_lines(data: bytes) -> set[int]:
+    """Only the `try` statements are parsed; where their text does not tell how far they go, the whole file is."""
+    lines = data.splitlines()
+    found: set[int] = set()
+    last = 0
+    for number, line in enumerate(lines, 1):
+        opened = _TRY.match(line) if number > last else None
+        if opened is not None:
+            indent = len(opened.group(1))
+            last = next((n for n in range(number, len(lines)) if _ends(lines[n], indent)), len(lines))
+            above = [b""] * (number - 2) + ([b"if 1:"] if indent else [b""] * (number > 1))
+            text = b"\n".join([*above, *lines[number - 1 : last]])
+            try:
+                found |= _optional_in(ast.parse(text))
+            except SyntaxError:  # a string or a bracket reaches farther to the left
+                return _optional_in(ast.parse(data))
+    return found
+
+
+_TRY = re.compile(rb"([ \t]*)try[ \t]*:")
+
+
+def _ends(line: bytes, indent: int) -> bool:
+    """Whether a line is behind a `try` statement that stands ``indent`` blanks from the margin."""
+    text = line.lstrip()
+    inside = not text or text.startswith(b"#") or len(line) - len(text) > indent
+    return not inside and not text.startswith((b"except", b"else", b"finally"))
+
+
+def _optional_in(tree: ast.Module) -> set[int]:
     lines: set[int] = set()
     for node in statements(tree):
         if isinstance(node, ast.Try):
