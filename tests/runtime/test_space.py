@@ -23,7 +23,7 @@ from reference_runtime.space import Source
         ("try:\n    x = '''\nimport a\n'''\n    import b\nexcept ImportError:\n    pass\n", {5}),
         ("def f():\n    try:\n        g(\n  1)\n        import a\n    except:\n        import b\n", {5}),
         # the lines of a statement in a string are never asked for
-        ("'''\ntry:\n  import a\nexcept:\n  pass\n'''\ntry :\r\n  import b\r\nexcept (OSError, ImportError): pass", {8}),
+        ("'''\ntry:\n import a\nexcept:\n  pass\n'''\ntry :\r\n  import b\r\nexcept (OSError, ImportError): pass", {8}),
     ],
 )  # fmt: skip
 def test_imports_that_the_file_catches_may_fail(tmp_path: Path, text: str, lines: set[int]) -> None:
