@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import pairwise
 
 from msgspec import Struct
@@ -20,6 +22,12 @@ class Edit(Struct, frozen=True, order=True):
     start: int
     end: int
     text: str
+
+
+@lru_cache(maxsize=8)
+def parsed(text: str) -> ast.Module:
+    """The syntax tree of a text, to look at: one rewrite after the other asks for those of the same texts."""
+    return ast.parse(text)
 
 
 class Source:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 
-from codemods.edits import Edit, Source
+from codemods.edits import Edit, Source, parsed
 from codemods.guards import LINE_LENGTH
+from moe_lint.expressions import nodes
 from moe_lint.model import Span
 
 
@@ -14,8 +16,8 @@ def import_edits(before: str, after: str, module: str, name: str) -> list[Edit]:
 
     Only names that ``before`` used and ``after`` does not are dropped: unused imports of old are not ours.
     """
-    tree = ast.parse(after)
-    unused = _used(ast.parse(before)) - _used(tree)
+    tree = parsed(after)
+    unused = _used(before) - _used(after)
     statements = [node for node in _top_level(tree) if isinstance(node, ast.ImportFrom)]
     source = Source(after)
     bound = {alias.asname or alias.name for node in statements for alias in node.names}
@@ -32,15 +34,16 @@ def import_edits(before: str, after: str, module: str, name: str) -> list[Edit]:
     return edits
 
 
-def _used(tree: ast.AST) -> set[str]:
+@lru_cache(maxsize=8)
+def _used(text: str) -> frozenset[str]:
     """Names that the code (or its `__all__`) uses, imports aside."""
     used: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes(parsed(text)):
         if isinstance(node, ast.Name):
             used.add(node.id)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
             used.add(node.value)
-    return used
+    return frozenset(used)
 
 
 def _top_level(tree: ast.Module) -> list[ast.stmt]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterator
 
-from codemods.edits import Edit, Source, apply_edits
+from codemods.edits import Edit, Source, apply_edits, parsed
+from moe_lint.expressions import nodes
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _HARMLESS = (ast.Name, ast.Attribute, ast.Constant, ast.BoolOp, ast.UnaryOp, ast.Compare, ast.IfExp)
@@ -18,9 +19,9 @@ def without_unused_locals(before: str, after: str, harmless: Collection[str]) ->
     One goes only if it is the only one, shares no line with code or a comment, leaves its block with a statement, and
     if its value does nothing: it calls no more than the calls in ``harmless`` (as `ast.unparse` writes them).
     """
-    read = [_names(function, ast.Load) for function in _functions(ast.parse(before))]
+    read = [_names(function, ast.Load) for function in _functions(parsed(before))]
     while True:
-        source, tree = Source(after), ast.parse(after)
+        source, tree = Source(after), parsed(after)
         edits = {
             edit
             for function, were_read in zip(_functions(tree), read, strict=True)
@@ -33,11 +34,11 @@ def without_unused_locals(before: str, after: str, harmless: Collection[str]) ->
 
 
 def _functions(tree: ast.AST) -> list[_Function]:
-    return [node for node in ast.walk(tree) if isinstance(node, _Function)]
+    return [node for node in nodes(tree) if isinstance(node, _Function)]
 
 
 def _names(node: ast.AST, context: type[ast.expr_context]) -> list[str]:
-    return [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context)]
+    return [n.id for n in nodes(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context)]
 
 
 def _removal(function: _Function, name: str, source: Source, harmless: Collection[str]) -> Edit | None:

@@ -292,10 +292,13 @@ def _edited(before: str, plans: Iterable[FixPlan]) -> str:
     after = apply_edits(before, [edit for step in steps for edit in guard_edits(step, before)])
     if any(step.kind in ("guard", "wrapper") for step in steps):
         after = without_unused_locals(before, after, {text for step in steps for text in step.harmless})
-    for plan in steps:
-        if plan.kind != "comment":
-            name = plan.helper if plan.import_from and plan.kind != "call" else ""  # a method is not imported
-            after = apply_edits(after, import_edits(before, after, plan.import_from, name))
+    imported = {
+        (step.import_from, step.helper if step.import_from and step.kind != "call" else ""): None  # not a method
+        for step in steps
+        if step.kind != "comment"
+    }
+    for module, name in imported:
+        after = apply_edits(after, import_edits(before, after, module, name))
     return after
 
 
