@@ -7,7 +7,6 @@ from functools import lru_cache
 
 from codemods.edits import Edit, Source, parsed
 from codemods.guards import LINE_LENGTH
-from moe_lint.expressions import nodes
 from moe_lint.model import Span
 
 
@@ -38,7 +37,7 @@ def import_edits(before: str, after: str, module: str, name: str) -> list[Edit]:
 def _used(text: str) -> frozenset[str]:
     """Names that the code (or its `__all__`) uses, imports aside."""
     used: set[str] = set()
-    for node in nodes(parsed(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.Name):
             used.add(node.id)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():

@@ -6,7 +6,6 @@ import ast
 from collections.abc import Collection, Iterator
 
 from codemods.edits import Edit, Source, apply_edits, parsed
-from moe_lint.expressions import nodes
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _HARMLESS = (ast.Name, ast.Attribute, ast.Constant, ast.BoolOp, ast.UnaryOp, ast.Compare, ast.IfExp)
@@ -34,11 +33,11 @@ def without_unused_locals(before: str, after: str, harmless: Collection[str]) ->
 
 
 def _functions(tree: ast.AST) -> list[_Function]:
-    return [node for node in nodes(tree) if isinstance(node, _Function)]
+    return [node for node in ast.walk(tree) if isinstance(node, _Function)]
 
 
 def _names(node: ast.AST, context: type[ast.expr_context]) -> list[str]:
-    return [n.id for n in nodes(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context)]
+    return [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context)]
 
 
 def _removal(function: _Function, name: str, source: Source, harmless: Collection[str]) -> Edit | None:

@@ -109,6 +109,7 @@ def test_codemods_know_the_model_and_libcst_only(path: Path) -> None:
         "__future__",
         "ast",
         "collections",
+        "functools",
         "io",
         "itertools",
         "textwrap",
