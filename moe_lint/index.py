@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from moe_lint.facts import AttributeFact, CallFact, FileFacts, FunctionFacts
 from moe_lint.formula import Formula
-from moe_lint.profile import Profile, matches
+from moe_lint.profile import Profile, longest_part, matches
 from moe_lint.source import line_starts
 
 #: An import statement from its keyword on (or text that looks like one): to its end, over parentheses and backslashes.
@@ -447,7 +447,7 @@ class ProjectIndex:
     @cached_property
     def _absorber_stems(self) -> list[str]:
         """The longest plain part of each pattern: text without any of them need not be searched."""
-        return [max(re.split(r"[*?]", pattern), key=len) for pattern in self.profile.absorber_constructors]
+        return [longest_part(pattern) for pattern in self.profile.absorber_constructors]
 
     def _names_absorber(self, text: str) -> bool:
         return any(stem in text for stem in self._absorber_stems) and self._absorber_pattern.search(text) is not None

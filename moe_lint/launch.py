@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import translate
 from functools import cached_property, lru_cache
-from itertools import product
 
 from msgspec import Struct
 
@@ -210,31 +209,26 @@ class Space(Struct, frozen=True, dict=True):
 
     def _feasible(self, domains: Mapping[str, tuple[Value, ...]]) -> list[dict[str, Value]]:
         """The feasible assignments, one name varied after the other; what cannot come right is dropped at once."""
-        found: list[dict[str, Value]] = [{k: v for k, v in self._defaults.items() if k not in domains}]
-        for names, derived, constraints in self._steps(tuple(domains)):
-            varied = (
-                {**one, **dict(zip(names, v, strict=True))}
-                for one in found
-                for v in product(*(domains[n] for n in names))
-            )
+        fixed = {name: value for name, value in self._defaults.items() if name not in domains}
+        found: list[dict[str, Value]] = [{}]
+        steps = [[fixed], *([{name: value} for value in values] for name, values in domains.items())]
+        for step, (derived, constraints) in zip(steps, self._tests(step[0] for step in steps), strict=True):
+            varied = ({**one, **more} for one in found for more in step)
             found = [one for one in varied if _holds(one, derived, constraints)]
         return found
 
-    def _steps(self, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[tuple[str, Test]], list[Test]]]:
-        """(names to vary, what is derived from these and those before, the constraints that can be tested then)."""
-        known = set(self._defaults) - set(names)
-        derived, constraints = dict(self._derived), list(self._constraints)
-        for step in ((), *((name,) for name in names)):
+    def _tests(self, steps: Iterable[Iterable[str]]) -> Iterator[tuple[list[tuple[str, Test]], list[Test]]]:
+        """For each step, of names that get a value: what is derived from all so far, and what can be tested then."""
+        known: set[str] = set()
+        for step in steps:
+            before = known.copy()
             known.update(step)
             now: list[tuple[str, Test]] = []
-            for name, (test, used) in list(derived.items()):
-                if used <= known:
+            for name, (test, used) in self._derived.items():
+                if name not in known and used <= known:
                     now.append((name, test))
                     known.add(name)
-                    del derived[name]
-            tested = [test for test, used in constraints if used <= known]
-            constraints = [(test, used) for test, used in constraints if not used <= known]
-            yield step, now, tested
+            yield now, [test for test, used in self._constraints if used <= known and not (before and used <= before)]
 
     def _closure(self, names: Iterable[str]) -> frozenset[str]:
         """The names, and all that a derivation or a constraint ties them to."""

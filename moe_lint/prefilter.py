@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-from moe_lint.profile import Profile
+from moe_lint.profile import Profile, longest_part
 
 #: How a file speaks of experts, whatever the profile calls them.
 _EXPERTS = ("expert", "moe", "MoE", "Moe", "MOE")
@@ -22,8 +21,8 @@ class Prefilter:
         absorbers += [f"def {name}(" for name in profile.combines]
         ours = ["moe-lint"]  # a directive may silence something, or nothing
         experts = [*profile.expert_attributes, *profile.expert_functions, *profile.expert_constructors]
-        self._experts = _shortest([*_EXPERTS, *map(_longest_part, experts)]) if experts else [""]
-        self._beside = [word.encode() for word in _shortest(["expert", *map(_longest_part, profile.expert_attributes)])]
+        self._experts = _shortest([*_EXPERTS, *map(longest_part, experts)]) if experts else [""]
+        self._beside = [word.encode() for word in _shortest(["expert", *map(longest_part, profile.expert_attributes)])]
         #: experts told not to reduce, in a file where perhaps nobody does
         self._partial = [f"{name}=False".encode() for name in profile.reducing]
         self._words = [word.encode() for word in _shortest([*names, *absorbers, *central, *ours])]
@@ -55,11 +54,6 @@ def _holds(data: bytes, words: Iterable[bytes]) -> bool:
         if word in data:
             return True
     return False
-
-
-def _longest_part(pattern: str) -> str:
-    """The longest text that whatever matches the pattern holds."""
-    return max(re.split(r"[*?]|\[[^]]*\]", pattern), key=len)
 
 
 def _shortest(words: Iterable[str]) -> list[str]:

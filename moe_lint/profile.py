@@ -127,6 +127,11 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
     return _pattern(patterns).match(name) is not None
 
 
+def longest_part(pattern: str) -> str:
+    """The longest text that whatever matches an ``fnmatch`` pattern holds."""
+    return max(re.split(r"[*?]|\[[^]]*\]", pattern), key=len)
+
+
 @lru_cache(maxsize=64)
 def _pattern(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(translate(pattern) for pattern in patterns) or "(?!)")
