@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 from msgspec import Struct
@@ -16,7 +15,7 @@ from msgspec import Struct
 from moe_lint.facts import AttributeFact, CallFact, FileFacts, FunctionFacts
 from moe_lint.formula import Formula
 from moe_lint.profile import Profile, longest_part, matches
-from moe_lint.source import line_starts
+from moe_lint.source import Lines
 
 #: An import statement from its keyword on (or text that looks like one): to its end, over parentheses and backslashes.
 _IMPORTED = re.compile(r"import\b(?:\s*\((?:[^)#]|#[^\n]*)*|(?:[^\n\\]|\\\n)*)")
@@ -61,7 +60,7 @@ class ProjectIndex:
         self._facts: dict[str, FileFacts | None] = {}
         self._names: dict[tuple[str, str], Ref | None] = {}
         self._mro: dict[Ref, list[Ref]] = {}
-        self._line_starts: dict[str, Sequence[int]] = {}
+        self._lines: dict[str, Lines] = {}
         self._naming: dict[re.Pattern[str], dict[str, list[str]]] = {}
         self._constructs: dict[Ref, bool] = {}
         self._files: dict[str, list[str]] = {}
@@ -225,19 +224,19 @@ class ProjectIndex:
             end = position + len(word)
             before, after = text[position - 1 : position], text[end : end + 1]
             if not whole or not (before.isalnum() or before == "_" or after.isalnum() or after == "_"):
-                found.append(bisect_right(self._starts(path), position))
+                found.append(self._lines_in(path).number(position))
             position = text.find(word, end)
         return found
 
     def line(self, path: str, number: int) -> str:
         """One line of a file at hand."""
-        starts = self._starts(path)
-        return self.texts[path][starts[number - 1] : starts[number] - 1]
+        return self._lines_in(path)[number - 1]
 
-    def _starts(self, path: str) -> Sequence[int]:
-        if path not in self._line_starts:
-            self._line_starts[path] = line_starts(self.texts[path].split("\n"))
-        return self._line_starts[path]
+    def _lines_in(self, path: str) -> Lines:
+        if path not in self._lines:
+            known = self._facts.get(path)
+            self._lines[path] = Lines(self.texts[path]) if known is None else known.lines
+        return self._lines[path]
 
     def users(self, ref: Ref) -> frozenset[Ref]:
         """The classes whose bodies name a class or function: whoever builds a block names it."""

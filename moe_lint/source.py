@@ -8,10 +8,12 @@ import re
 import tokenize
 import warnings
 from array import array
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, count
 from operator import add
 from symtable import symtable
+from typing import overload
 
 from moe_lint.model import Problem, SkipReason
 
@@ -82,9 +84,50 @@ def parse_part(text: str) -> ast.Module | None:
         return None
 
 
-def line_starts(lines: Iterable[str]) -> array[int]:
-    """Where each line of a text begins, of its lines without their ends; and where one behind them would."""
-    return array("Q", chain((0,), map(add, accumulate(map(len, lines)), count(1))))
+class Lines(Sequence[str]):
+    """The lines of a text without their ends, cut out when asked for: as strings of their own they take twice its size.
+
+    ``text`` ends no line but by `\\n`, as `str.split` has it.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        #: where each line begins, and where one behind the last would
+        self._starts: array[int] = array("I", chain((0,), map(add, accumulate(map(len, text.split("\n"))), count(1))))
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.text.split("\n"))
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            first, last, step = index.indices(len(self))
+            found = self.block(first + 1, last).split("\n") if first < last else []
+            return found[::step]
+        starts = self._starts
+        if index < 0:
+            index -= 1  # behind the last line there is one more start
+        return self.text[starts[index] : starts[index + 1] - 1]
+
+    def column(self, number: int, offset: int) -> int:
+        """The column, counted from 1 in characters, of an offset into a line as `ast` counts it: in bytes of UTF-8."""
+        if self.text.isascii() or number > len(self) or (line := self[number - 1]).isascii():
+            return offset + 1
+        return len(line.encode()[:offset].decode(errors="ignore")) + 1
+
+    def block(self, first: int, last: int) -> str:
+        """The text of the lines from ``first`` to ``last``, counted from 1."""
+        return self.text[self._starts[first - 1] : self._starts[last] - 1]
+
+    def number(self, position: int) -> int:
+        """The line, counted from 1, in which a position of the text is."""
+        return bisect_right(self._starts, position)
 
 
 def can_be_parsed(text: str) -> bool:

@@ -21,6 +21,7 @@ from moe_lint.facts import (
     group_axis,
     is_reduction_name,
 )
+from moe_lint.facts.file import _body
 from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, Or, atom_set, conj, table
 from moe_lint.model import Span
 from moe_lint.profile import load_profile
@@ -1245,6 +1246,22 @@ def test_methods_read_apart_are_those_of_the_whole_file() -> None:
             assert read.extent(f"{cls.name}.{node.name}") == extents[-1]
     assert read.classes["Outer"].properties == {"size"}
     assert {"Outer.Nested.own", "Outer.forward", "Outer.wait.inner", "OnlyNested.Within.forward"} <= set(read.functions)
+
+
+def test_a_function_whose_syntax_tree_was_given_up_is_parsed_again() -> None:
+    rest = "if True:\n    def conditional(x, y=False):\n        def within(z):\n            return z\n        return x\n"
+    kept, given_up = facts(SHAPES + rest), facts(SHAPES + rest)
+    names = [*kept.functions]
+    assert {"conditional", "conditional.within", "Outer.wait.inner", "Outer.Nested.own"} <= set(names)
+    for name in names:
+        _body.cache_clear()
+        assert given_up.header(name) == kept.header(name)
+        assert given_up.keyword_only(name) == kept.keyword_only(name)
+        _body.cache_clear()
+        assert given_up.function(name) == kept.function(name)
+        _body.cache_clear()
+        assert given_up.conduct(name).params == kept.header(name)[1]
+    assert kept.header("conditional") == (SHAPES.count("\n") + 2, ("x", "y"), {"y": False})
 
 
 def test_a_class_behind_quotes_in_a_string_is_found() -> None:

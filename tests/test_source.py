@@ -8,9 +8,11 @@ import sys
 import warnings
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moe_lint.model import SkipReason
-from moe_lint.source import SourceError, decode, parse
+from moe_lint.source import Lines, SourceError, decode, parse
 
 
 def refused_bytes(data: bytes) -> SourceError:
@@ -141,3 +143,28 @@ def test_grammar_newer_than_this_python_is_told_from_an_error(text: str) -> None
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="this Python does not know the grammar")
 def test_the_newest_grammar_parses() -> None:
     assert isinstance(parse("type Pair[T] = tuple[T, T]\n"), ast.Module)
+
+
+# --- lines
+
+
+@given(st.text("ab\n\f\rüß漢"), st.integers(-8, 8), st.integers(-8, 8))
+def test_lines_are_those_of_split(text: str, first: int, last: int) -> None:
+    lines, wanted = Lines(text), text.split("\n")
+    assert list(lines) == wanted
+    assert len(lines) == len(wanted)
+    assert lines[first:last] == wanted[first:last]
+    assert [lines[n] for n in range(-len(wanted), len(wanted))] == [*wanted, *wanted]
+    with pytest.raises(IndexError):
+        lines[len(wanted)]
+    assert lines.block(1, len(wanted)) == text
+    assert [lines.number(position) for position in range(len(text))] == [
+        text.count("\n", 0, position) + 1 for position in range(len(text))
+    ]
+
+
+@given(st.text("ab ü漢"))
+def test_columns_are_counted_in_characters(text: str) -> None:
+    lines = Lines(f"x\n{text}")
+    for column in range(len(text) + 1):
+        assert lines.column(2, len(text[:column].encode())) == column + 1

@@ -9,12 +9,13 @@ from copy import deepcopy
 from moe_lint.expressions import nodes
 from moe_lint.facts.syntax import inner_blocks, span_of
 from moe_lint.model import Span
+from moe_lint.source import Lines
 
 #: What comes after a block in a way that is not followed: the same for all that reach it.
 _ELSEWHERE = "..."
 
 
-def only_guards(function: ast.AST, call: Span, condition: Span, lines: list[str]) -> bool:
+def only_guards(function: ast.AST, call: Span, condition: Span, lines: Lines) -> bool:
     """Whether both ways that a condition can turn out do the same if the reduction at ``call`` is left out.
 
     Told by comparing the text of both ways, up to where the function is left; what is not understood is not the same.

@@ -6,8 +6,8 @@ import ast
 import itertools
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 from msgspec import Struct
@@ -32,10 +32,10 @@ from moe_lint.facts.syntax import (
 from moe_lint.formula import TRUE, Formula, nests_too_deeply
 from moe_lint.model import SkipReason, Span
 from moe_lint.profile import Profile
-from moe_lint.source import SourceError, can_be_parsed, line_starts, parse, parse_part
+from moe_lint.source import Lines, SourceError, can_be_parsed, parse, parse_part
 
 #: `self.x = …`, `self.x: X = …`, `for self.x in …`
-_ASSIGNED_ATTRIBUTE = re.compile(r"self(?<!\wself)\.(\w+)(?=\s*=(?!=)|\s*:.|\s+in\b)")
+_ASSIGNED_ATTRIBUTE = re.compile(r"self(?<!\wself)\.(\w+)(?=[^\S\n]*(?:=(?!=)|:.|(?<=\s)in\b))")
 #: The keyword comes first and its left edge after it: a pattern that starts with plain text is searched several times
 #: faster.
 _CLASS_HEADER = re.compile(r"class(?<!\wclass)\s+\w+\s*\(([^:]*)")
@@ -58,17 +58,26 @@ _Value = TypeVar("_Value")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+class _Part(Struct, frozen=True):
+    """A class or function that is parsed alone; a class perhaps without its methods (which are then parsed alone)."""
+
+    block: Block
+    without: tuple[Method, ...] = ()
+
+
 class _Definition(Struct):
-    """Where a function stands: its lines, its class, and the function it is nested in. Its node, once it is parsed."""
+    """Where a function stands: its lines, its class, the function it is nested in, and what to parse for its node."""
 
     name: str
     line: int
     last: int
     class_name: str | None
     parent: str | None
-    node: _Function | None
-    #: how its class's text shows a method
-    method: Method | None = None
+    #: None: the file's top level, or all of it
+    part: Method | _Part | None
+    is_property: bool
+    #: it was parsed, so what it defines is known
+    known: bool = True
 
 
 class _OnDemand(Mapping[str, _Value]):
@@ -110,7 +119,7 @@ class FileFacts:
     ) -> None:
         """Raises ``SourceError`` for a text whose top level cannot be parsed."""
         self.path = path
-        self.lines = source.split("\n")
+        self.lines = Lines(source)
         self.profile = profile
         self.builder = FormulaBuilder(profile)
         self._source = source
@@ -136,17 +145,20 @@ class FileFacts:
         self._unread: dict[str, list[Block]] = {}
         for block in self._blocks:
             self._unread.setdefault(block.name, []).append(block)
-        top = parse_part("\n".join(without(self.lines, self._blocks))) if self._blocks else None
+        top = self._top_level()
         if top is None:
             self._unread.clear()
             self._blocks = []
             top = parse(source)
         self._read_imports([*import_statements(top), *(self._local_imports() if self._blocks else ())])
-        self._headers(top.body, None, None, "")
+        self._headers(top.body, None)
         asks_backend = all(word in source for word in re.findall(r"\w+", profile.backend_getter))
         self._context = FileContext(self.lines, profile, self.builder, self.aliases, self.modules, asks_backend)
 
     # --- headers
+
+    def _top_level(self) -> ast.Module | None:
+        return parse_part(without(self.lines, self._blocks)) if self._blocks else None
 
     def _local_imports(self) -> Iterator[ast.Import | ast.ImportFrom]:
         """Imports inside functions, parsed alone."""
@@ -189,45 +201,61 @@ class FileFacts:
 
     def _parse_block(self, block: Block, apart: bool = True) -> None:
         """Parse a block; the methods of a class are left out until they are asked for, unless not ``apart``."""
-        lines = self.lines[block.first - 1 : block.last]
-        own = methods(self.lines, block) if block.is_class and apart else []
-        for method in own:
-            start = method.first - block.first
-            count = method.last - method.first + 1
-            lines[start : start + count] = [" " * method.indent + "pass", *[""] * (count - 1)]
-        tree = parse_part("\n" * (block.first - 1) + "\n".join(lines))
+        own = tuple(methods(self.lines, block)) if block.is_class and apart else ()
+        part = _Part(block, own)
+        body = _body(self, part)
         if own:
-            node = tree.body[0] if tree is not None and len(tree.body) == 1 else None
+            node = body[0] if body is not None and len(body) == 1 else None
             if isinstance(node, ast.ClassDef) and node.body[0].col_offset == own[0].indent:
-                self._class_header(node, None, "", own)
+                self._class_header(node, part)
             else:
                 self._parse_block(block, apart=False)
-            return
-        self._headers(tree.body if tree is not None else self._parse_whole(), None, None, "")
+        elif body is not None:
+            self._headers(body, part)
+        else:
+            self._headers(self._parse_whole(), None)
 
     def _node(self, definition: _Definition) -> _Function:
         """The syntax node of a function; a method is parsed when it is first asked for."""
-        if definition.node is None:
-            assert definition.method is not None
-            definition.node = self._parse_method(definition, definition.method)
-        return definition.node
+        if not definition.known:
+            self._learn(definition)
+        node = _function_at(_body(self, definition.part) or (), definition.line)
+        # nothing is known of a function in a file that cannot be parsed: that has been told
+        return node if node is not None else _empty_function(definition.name, definition.line)
 
-    def _parse_method(self, definition: _Definition, method: Method) -> _Function:
-        lines = self.lines[method.first - 1 : method.last]
-        tree = parse_part("\n" * (method.first - 2) + "class _:\n" + "\n".join(lines))
-        top = tree.body[0] if tree is not None and len(tree.body) == 1 else None
-        body = top.body if isinstance(top, ast.ClassDef) else []
-        qualname = f"{definition.class_name}.{method.name}"
+    def _learn(self, definition: _Definition) -> None:
+        """Parse a method, and take down what it defines."""
+        definition.known = True
+        method = definition.part
+        assert isinstance(method, Method)
+        body = _body(self, method) or ()
         if len(body) == 1 and isinstance(node := body[0], ast.FunctionDef | ast.AsyncFunctionDef):
             if self._holds_header(node.lineno, node.end_lineno):
-                self._headers(node.body, definition.class_name, qualname, f"{qualname}.")
-            return node
+                qualname = f"{definition.class_name}.{method.name}"
+                self._headers(node.body, method, definition.class_name, qualname, f"{qualname}.")
+            return
         for block in self._blocks:  # its text was misread: the class is parsed as a whole
             if block.is_class and block.first <= method.first <= block.last:
                 self._parse_block(block, apart=False)
-        found = [d.node for d in self._methods[definition.class_name or ""] if d.name == method.name and d.node]
-        # nothing is known of a function in a file that cannot be parsed: that has been told
-        return found[-1] if found else _empty_function(method.name, method.line)
+        for found in self._methods[definition.class_name or ""]:
+            if found.name == method.name and not isinstance(found.part, Method):
+                definition.part, definition.line, definition.last = found.part, found.line, found.last
+
+    def parsed(self, part: Method | _Part | None) -> ast.Module | None:
+        """The syntax tree of a part of the file, with the lines that it has in the file."""
+        if isinstance(part, Method):
+            tree = parse_part("\n" * (part.first - 2) + "class _:\n" + self.lines.block(part.first, part.last))
+            top = tree.body[0] if tree is not None and len(tree.body) == 1 else None
+            return ast.Module(top.body, []) if isinstance(top, ast.ClassDef) else None
+        if part is None:
+            return self._top_level() or parse_part(self._source)
+        texts, line = [], part.block.first
+        for method in part.without:
+            texts += [self.lines.block(line, method.first - 1)] if line < method.first else []
+            texts.append(" " * method.indent + "pass" + "\n" * (method.last - method.first))
+            line = method.last + 1
+        texts += [self.lines.block(line, part.block.last)] if line <= part.block.last else []
+        return parse_part("\n" * (part.block.first - 1) + "\n".join(texts))
 
     def _parse_whole(self) -> list[ast.stmt]:
         """Every statement of the file, after a block that cannot be parsed alone."""
@@ -239,33 +267,47 @@ class FileFacts:
             self._refused(error)
             return []
 
-    def _headers(self, body: list[ast.stmt], class_name: str | None, parent: str | None, prefix: str) -> None:
+    def _headers(
+        self,
+        body: Iterable[ast.stmt],
+        part: Method | _Part | None,
+        class_name: str | None = None,
+        parent: str | None = None,
+        prefix: str = "",
+    ) -> None:
+        """Record what statements define; ``part`` is what was parsed to see them."""
         for statement in body:
             if isinstance(statement, ast.ClassDef):
-                self._class_header(statement, parent, prefix)
+                self._class_header(statement, part, parent, prefix)
             elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
                 qualname = f"{prefix}{statement.name}"
-                self._definitions[qualname] = _definition(statement, class_name, parent)
+                self._definitions[qualname] = _definition(statement, part, class_name, parent)
                 if self._holds_header(statement.lineno, statement.end_lineno):
-                    self._headers(statement.body, class_name, qualname, f"{qualname}.")
+                    self._headers(statement.body, part, class_name, qualname, f"{qualname}.")
             elif isinstance(statement, ast.If | ast.Try | ast.With | ast.For | ast.While) and self._holds_header(
                 statement.lineno, statement.end_lineno
             ):
                 for inner in inner_blocks(statement):
-                    self._headers(inner, class_name, parent, prefix)
+                    self._headers(inner, part, class_name, parent, prefix)
 
     def _holds_header(self, first: int, last: int | None) -> bool:
         """Whether a function or class may be defined inside a statement on these lines."""
-        return any("def " in line or "class " in line for line in self.lines[first:last])
+        text = self.lines.block(first + 1, last or first)
+        return "def " in text or "class " in text
 
-    def _class_header(self, node: ast.ClassDef, parent: str | None, prefix: str, apart: Iterable[Method] = ()) -> None:
-        """Record a class. ``apart`` are the methods that its node lacks."""
+    def _class_header(
+        self, node: ast.ClassDef, part: Method | _Part | None, parent: str | None = None, prefix: str = ""
+    ) -> None:
+        """Record a class. Its node may lack methods: the ``part`` that it was parsed from tells which."""
         qualname = f"{prefix}{node.name}"
-        own = [_Definition(m.name, m.line, m.last, qualname, None, None, m) for m in apart]
+        apart = part.without if isinstance(part, _Part) and not prefix else ()
+        own = [
+            _Definition(m.name, m.line, m.last, qualname, None, m, is_property_name(m.decorators), False) for m in apart
+        ]
         self._definitions.update((f"{qualname}.{d.name}", d) for d in own)
         self._apart += own
         functions = (s for s in node.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef))
-        own = sorted([*own, *(_definition(s, qualname, None) for s in functions)], key=lambda d: d.line)
+        own = sorted([*own, *(_definition(s, part, qualname, None) for s in functions)], key=lambda d: d.line)
         self._methods[qualname] = own
         self._extents[qualname] = (node.lineno, max(node.end_lineno or 0, *(d.last for d in own), node.lineno))
         self._classes[qualname] = ClassFacts(
@@ -273,17 +315,17 @@ class FileFacts:
             node.lineno,
             tuple(text for base in node.bases if (text := dotted(base)) is not None),
             frozenset(d.name for d in own),
-            frozenset(d.name for d in own if _is_property(d)),
+            frozenset(d.name for d in own if d.is_property),
         )
-        self._headers(node.body, qualname, parent, f"{qualname}.")
+        self._headers(node.body, part, qualname, parent, f"{qualname}.")
 
     def parse_all(self) -> None:
         """Look at everything, so that an error anywhere in the file is known: what nobody asks for gets no nodes."""
         self._load(None)
-        unparsed = (d.method for d in self._apart if d.node is None and d.method is not None)
-        texts = ["\n".join(["class _:", *self.lines[m.first - 1 : m.last]]) for m in unparsed]
+        unparsed = (d.part for d in self._apart if not d.known and isinstance(d.part, Method))
+        texts = (f"class _:\n{self.lines.block(m.first, m.last)}" for m in unparsed)
         if not can_be_parsed("\n".join(texts)):
-            self._headers(self._parse_whole(), None, None, "")
+            self._headers(self._parse_whole(), None)
 
     # --- bodies
 
@@ -317,8 +359,8 @@ class FileFacts:
 
     def _open(self, definition: _Definition) -> None:
         """Make the functions and classes known that a method defines."""
-        if definition.node is None and self._holds_header(definition.line, definition.last):
-            self._node(definition)
+        if not definition.known and self._holds_header(definition.line, definition.last):
+            self._learn(definition)
 
     def header(self, qualname: str) -> tuple[int, tuple[str, ...], Mapping[str, bool | None]]:
         """(line, parameters, defaults) of a function, without reading its body."""
@@ -393,11 +435,11 @@ class FileFacts:
 
     def class_text(self, class_name: str) -> str:
         first, last = self._class_extent(class_name)
-        return "\n".join(self.lines[first - 1 : last])
+        return self.lines.block(first, last)
 
     def function_text(self, qualname: str) -> str:
         first, last = self.extent(qualname)
-        return "\n".join(self.lines[first - 1 : last])
+        return self.lines.block(first, last)
 
     def functions_in(self, class_name: str) -> list[str]:
         """The methods of a class (functions inside them included)."""
@@ -426,10 +468,8 @@ class FileFacts:
     def _assigning_lines(self) -> dict[str, list[int]]:
         """Attribute -> the lines that may assign it, told from the text: other bodies need not be read for it."""
         found: dict[str, list[int]] = {}
-        for number, line in enumerate(self.lines, 1):
-            if "self." in line:
-                for name in _ASSIGNED_ATTRIBUTE.findall(line):
-                    found.setdefault(name, []).append(number)
+        for match in _ASSIGNED_ATTRIBUTE.finditer(self._source):
+            found.setdefault(match.group(1), []).append(self.lines.number(match.start()))
         return found
 
     def function(self, qualname: str) -> FunctionFacts:
@@ -583,12 +623,8 @@ class FileFacts:
         """The line of each occurrence of a text."""
         position = self._source.find(text)
         while position >= 0:
-            yield bisect_right(self._starts, position)
+            yield self.lines.number(position)
             position = self._source.find(text, position + len(text))
-
-    @cached_property
-    def _starts(self) -> Sequence[int]:
-        return line_starts(self.lines)
 
 
 def _is_word(character: str) -> bool:
@@ -607,14 +643,34 @@ def _targets(line: str) -> str:
     return _OPEN_CALL.split(line[: equals[-1]], maxsplit=1)[0]
 
 
-def _definition(node: _Function, class_name: str | None, parent: str | None) -> _Definition:
-    return _Definition(node.name, node.lineno, node.end_lineno or node.lineno, class_name, parent, node)
+def _definition(
+    node: _Function, part: Method | _Part | None, class_name: str | None, parent: str | None
+) -> _Definition:
+    last = node.end_lineno or node.lineno
+    return _Definition(node.name, node.lineno, last, class_name, parent, part, is_property(node))
 
 
-def _is_property(definition: _Definition) -> bool:
-    if definition.node is not None:
-        return is_property(definition.node)
-    return definition.method is not None and is_property_name(definition.method.decorators)
+@lru_cache(maxsize=200)
+def _body(file: FileFacts, part: Method | _Part | None) -> list[ast.stmt] | None:
+    """The statements of a part of a file; None where it cannot be parsed.
+
+    Only those that were read last are kept: all the syntax trees of a run would take more memory than the rest of it.
+    """
+    tree = file.parsed(part)
+    return tree.body if tree is not None else None
+
+
+def _function_at(body: Iterable[ast.stmt], line: int) -> _Function | None:
+    """The function whose `def` is on a line."""
+    for statement in body:
+        if statement.lineno <= line <= (statement.end_lineno or line):
+            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) and statement.lineno == line:
+                return statement
+            for inner in inner_blocks(statement):
+                found = _function_at(inner, line)
+                if found is not None:
+                    return found
+    return None
 
 
 def _innermost(line: int, extents: Iterable[tuple[str, int, int | None]]) -> str | None:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from moe_lint.expressions import dotted, nodes
 from moe_lint.facts.syntax import inner_blocks, span_of
 from moe_lint.model import Span
+from moe_lint.source import Lines
 
 
 class Leaving(Struct, frozen=True):
@@ -23,7 +24,7 @@ class Leaving(Struct, frozen=True):
     statement: Span
 
 
-def leaving(function: ast.AST, layers: Collection[Span], leaks: Collection[Span], lines: list[str]) -> Leaving | None:
+def leaving(function: ast.AST, layers: Collection[Span], leaks: Collection[Span], lines: Lines) -> Leaving | None:
     """What the calls ``layers`` return (first), and the innermost place in front of all calls ``leaks``.
 
     None where the calls do not agree on a name, or the place does not read it.
@@ -55,7 +56,7 @@ def _first(value: ast.expr) -> str | None:
     return dotted(value)
 
 
-def _in_front(body: Iterable[ast.stmt], leaks: Collection[Span], lines: list[str]) -> ast.stmt | None:
+def _in_front(body: Iterable[ast.stmt], leaks: Collection[Span], lines: Lines) -> ast.stmt | None:
     """The first statement that holds a leak, in the innermost block that holds all of them."""
     for statement in body:
         held = _held(statement, leaks, lines)
@@ -67,6 +68,6 @@ def _in_front(body: Iterable[ast.stmt], leaks: Collection[Span], lines: list[str
     return None
 
 
-def _held(statement: ast.stmt, leaks: Collection[Span], lines: list[str]) -> int:
+def _held(statement: ast.stmt, leaks: Collection[Span], lines: Lines) -> int:
     """How many of the calls stand in a statement."""
     return sum(isinstance(n, ast.Call) and span_of(n, lines) in leaks for n in nodes(statement))

@@ -30,13 +30,14 @@ from moe_lint.facts.syntax import arguments_of, defaults_of, group_axis, is_redu
 from moe_lint.formula import TRUE, Atom, Formula, Or, choose, conj, negate
 from moe_lint.model import Axis, Span
 from moe_lint.profile import Profile
+from moe_lint.source import Lines
 from moe_lint.spelling import unparse
 
 
 class FileContext(Struct, frozen=True):
     """What a function body needs to know of its file."""
 
-    lines: list[str]
+    lines: Lines
     profile: Profile
     builder: FormulaBuilder
     #: local name -> the name that was imported

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from moe_lint.expressions import dotted
 from moe_lint.model import Axis, Span
+from moe_lint.source import Lines
 
 #: A name that says "this is an all-reduce".
 _REDUCTION = re.compile(r"(?:^|_)all_?reduce_?$", re.IGNORECASE)
@@ -26,15 +27,11 @@ _GROUP_AXIS = (
 )
 
 
-def span_of(node: ast.expr | ast.stmt, lines: list[str]) -> Span:
-    """The span of a node, with columns in characters (ast counts UTF-8 bytes)."""
-
-    def column(line: int, offset: int) -> int:
-        text = lines[line - 1] if line <= len(lines) else ""
-        return offset + 1 if text.isascii() else len(text.encode()[:offset].decode(errors="ignore")) + 1
-
+def span_of(node: ast.expr | ast.stmt, lines: Lines) -> Span:
+    """The span of a node, with columns in characters."""
     end_line = node.end_lineno or node.lineno
-    return Span(node.lineno, column(node.lineno, node.col_offset), end_line, column(end_line, node.end_col_offset or 0))
+    column = lines.column(node.lineno, node.col_offset)
+    return Span(node.lineno, column, end_line, lines.column(end_line, node.end_col_offset or 0))
 
 
 def is_collective_name(name: str) -> bool:
