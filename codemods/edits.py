@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from msgspec import Struct
 
 from moe_lint.model import Span
+
+_WORD = re.compile(r"\w+")
 
 
 class CannotRewrite(ValueError):
@@ -30,15 +34,34 @@ def parsed(text: str) -> ast.Module:
     return ast.parse(text)
 
 
+@lru_cache(maxsize=8)
+def words(text: str) -> Counter[str]:
+    """How often each word occurs, in code or not. Names that code uses less often occur less often."""
+    return Counter(_WORD.findall(text))
+
+
+def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function that a syntax tree defines, in order. Not a walk: most of a tree are expressions."""
+    found: list[ast.FunctionDef | ast.AsyncFunctionDef] = []
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.append(node)
+        for field in ("cases", "finalbody", "orelse", "handlers", "body"):
+            inside = getattr(node, field, None)
+            if isinstance(inside, list):
+                stack += reversed(inside)
+    return found
+
+
 class Source:
     """A text with its lines, for turning spans into offsets."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.newline = "\r\n" if "\r\n" in text else "\n"
-        self._starts = [0]
-        for line in text.split("\n")[:-1]:
-            self._starts.append(self._starts[-1] + len(line) + 1)
+        self._starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
 
     def offset(self, line: int, column: int) -> int:
         """The offset of a position; both count from 1, columns in characters."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import textwrap
 from collections.abc import Sequence
+from functools import lru_cache
 
 import libcst as cst
 
@@ -23,9 +24,16 @@ LINE_LENGTH = 88
 _KEYWORDS = ("if", "elif", "while", "assert", "return", "=", "not")
 
 
-def guard_edits(plan: FixPlan, text: str) -> list[Edit]:
-    """The edits that carry out a plan, imports left aside. Raises ``CannotRewrite``."""
-    source = Source(text)
+@lru_cache(maxsize=256)
+def guard_edits(plan: FixPlan, text: str) -> tuple[Edit, ...]:
+    """The edits that carry out a plan, imports left aside: asked for to see whether it can be, and to do it.
+
+    Raises ``CannotRewrite``.
+    """
+    return tuple(_edits(plan, Source(text)))
+
+
+def _edits(plan: FixPlan, source: Source) -> list[Edit]:
     if plan.kind == "guard":
         return [_rewrite_condition(plan, source)]
     if plan.kind == "call":

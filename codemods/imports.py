@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
 
-from codemods.edits import Edit, Source, parsed
+from codemods.edits import Edit, Source, parsed, words
 from codemods.guards import LINE_LENGTH
 from moe_lint.model import Span
 
@@ -16,10 +15,11 @@ def import_edits(before: str, after: str, module: str, name: str) -> list[Edit]:
     Only names that ``before`` used and ``after`` does not are dropped: unused imports of old are not ours.
     """
     tree = parsed(after)
-    unused = _used(before) - _used(after)
-    statements = [node for node in _top_level(tree) if isinstance(node, ast.ImportFrom)]
+    statements = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     source = Source(after)
     bound = {alias.asname or alias.name for node in statements for alias in node.names}
+    fewer = bound & (words(before) - words(after)).keys()
+    unused = {name for name in fewer if not _uses(after, name) and _uses(before, name)}
     edits: list[Edit] = []
     host: ast.ImportFrom | None = None
     if name and name not in bound:
@@ -33,20 +33,17 @@ def import_edits(before: str, after: str, module: str, name: str) -> list[Edit]:
     return edits
 
 
-@lru_cache(maxsize=8)
-def _used(text: str) -> frozenset[str]:
-    """Names that the code (or its `__all__`) uses, imports aside."""
-    used: set[str] = set()
-    for node in ast.walk(parsed(text)):
-        if isinstance(node, ast.Name):
-            used.add(node.id)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
-            used.add(node.value)
-    return frozenset(used)
-
-
-def _top_level(tree: ast.Module) -> list[ast.stmt]:
-    return list(tree.body)
+def _uses(text: str, name: str) -> bool:
+    """Whether the code (or its `__all__`) uses a name, imports aside."""
+    lines = text.split("\n")
+    for statement in parsed(text).body:
+        first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
+        if any(name in line for line in lines[first - 1 : statement.end_lineno]) and any(
+            (isinstance(node, ast.Name) and node.id == name) or (isinstance(node, ast.Constant) and node.value == name)
+            for node in ast.walk(statement)
+        ):
+            return True
+    return False
 
 
 def _module(node: ast.ImportFrom) -> str:

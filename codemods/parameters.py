@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-
-from codemods.edits import CannotRewrite, Edit, Source
+from codemods.edits import CannotRewrite, Edit, Source, functions, parsed
 from codemods.listing import append, find_listing
 from moe_lint.model import FixPlan
 
@@ -12,11 +10,7 @@ from moe_lint.model import FixPlan
 def parameter_edits(plan: FixPlan, source: Source) -> list[Edit]:
     """The edits that carry out a plan of kind ``parameters``. Raises ``CannotRewrite``."""
     line = plan.statement.line
-    found = [
-        node
-        for node in ast.walk(ast.parse(source.text))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno == line
-    ]
+    found = [function for function in functions(parsed(source.text)) if function.lineno == line]
     if len(found) != 1:
         raise CannotRewrite("the function is not where it was")
     arguments = found[0].args

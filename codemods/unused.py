@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Collection, Iterator
 
-from codemods.edits import Edit, Source, apply_edits, parsed
+from codemods.edits import Edit, Source, apply_edits, functions, parsed, words
 
+#: What every assignment to one name looks like, and other code too.
+_ASSIGNED = re.compile(r"(\w+)[ \t]*(?:=(?!=)|:)")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _HARMLESS = (ast.Name, ast.Attribute, ast.Constant, ast.BoolOp, ast.UnaryOp, ast.Compare, ast.IfExp)
 _PARTS = (ast.expr_context, ast.boolop, ast.unaryop, ast.cmpop)
@@ -18,13 +21,17 @@ def without_unused_locals(before: str, after: str, harmless: Collection[str]) ->
     One goes only if it is the only one, shares no line with code or a comment, leaves its block with a statement, and
     if its value does nothing: it calls no more than the calls in ``harmless`` (as `ast.unparse` writes them).
     """
-    read = [_names(function, ast.Load) for function in _functions(parsed(before))]
+    fewer = words(before) - words(after)
+    if not any(name in fewer for name in _ASSIGNED.findall(after)):
+        return after
+    old, lines = functions(parsed(before)), before.split("\n")
     while True:
-        source, tree = Source(after), parsed(after)
+        source, tree, new_lines = Source(after), parsed(after), after.split("\n")
         edits = {
             edit
-            for function, were_read in zip(_functions(tree), read, strict=True)
-            for name in sorted({*were_read} - {*_names(function, ast.Load)})
+            for was, function in zip(old, functions(tree), strict=True)
+            if _written(was, lines) != _written(function, new_lines)
+            for name in sorted({*_names(was, ast.Load)} - {*_names(function, ast.Load)})
             if (edit := _removal(function, name, source, harmless)) is not None
         }
         if not edits:
@@ -32,8 +39,8 @@ def without_unused_locals(before: str, after: str, harmless: Collection[str]) ->
         after = apply_edits(after, edits)
 
 
-def _functions(tree: ast.AST) -> list[_Function]:
-    return [node for node in ast.walk(tree) if isinstance(node, _Function)]
+def _written(function: _Function, lines: list[str]) -> list[str]:
+    return lines[function.lineno - 1 : function.end_lineno]
 
 
 def _names(node: ast.AST, context: type[ast.expr_context]) -> list[str]:

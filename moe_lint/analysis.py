@@ -16,7 +16,7 @@ from moe_lint.model import Problem, Route, SkipReason
 from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
 from moe_lint.prefilter import Prefilter
 from moe_lint.profile import Profile, bundled_profiles, load_profile
-from moe_lint.reading import Reader
+from moe_lint.reading import Known, Reader
 from moe_lint.sites import FoundSite, Site, find_site, judge_site, skip_atoms_used
 
 #: A name that may be called or handed on: no text in quotes, no prose (`an allreduce fusion`, `--custom-allreduce`), no
@@ -36,20 +36,30 @@ class Tree(Struct, frozen=True):
     sites: tuple[Site, ...]
     #: what could not be judged
     open: tuple[Problem, ...]
-    #: path -> why it could not be read; grows while rules lead to further files
-    unread: Mapping[str, Problem]
+    #: what was read, and what could not be; grows while rules lead to further files
+    reader: Reader
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Everything that went wrong so far; of a file that could not be read, the first thing."""
-        told = (p for p in self.open if p.reason is not SkipReason.SYNTAX_ERROR or p.path not in self.unread)
-        return (*self.unread.values(), *told)
+        unread = self.reader.problems
+        told = (p for p in self.open if p.reason is not SkipReason.SYNTAX_ERROR or p.path not in unread)
+        return (*unread.values(), *told)
 
 
-def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[str, str] | None = None) -> Tree:
-    """Read the Python files of a tree and judge every site in them. ``overlay``: path -> text in its place."""
+def analyse(
+    root: str,
+    paths: Iterable[str],
+    profile: Profile,
+    overlay: Mapping[str, str] | None = None,
+    known: Known | None = None,
+) -> Tree:
+    """Read the Python files of a tree and judge every site in them.
+
+    ``overlay``: path -> text in its place. ``known``: what earlier judgements of the tree have read.
+    """
     prefilter = Prefilter(profile)
-    reader = Reader(profile, prefilter, overlay or {})
+    reader = Reader(profile, prefilter, overlay or {}, {} if known is None else known)
     paths = list(paths)
     texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
     index = ProjectIndex(texts, paths, reader.facts, profile)
@@ -81,7 +91,7 @@ def analyse(root: str, paths: Iterable[str], profile: Profile, overlay: Mapping[
         dataflow,
         sites,
         (*too_deep, *helper_problems, *_no_helper(root, policy, sites), *_site_problems(sites)),
-        reader.problems,
+        reader,
     )
 
 

@@ -20,6 +20,7 @@ from moe_lint.source import SourceError, decode
 if TYPE_CHECKING:
     from moe_lint.analysis import Tree
     from moe_lint.cache import Cache
+    from moe_lint.reading import Known
 
 
 class Repair(Struct, frozen=True):
@@ -48,6 +49,7 @@ class Editor:
         self._cache = cache
         self.texts: dict[str, str] = {}
         self._trees: dict[str, Tree] = {}
+        self._known: Known = {}
 
     def hold(self, path: str, text: str) -> None:
         """An open file's text, as the editor shows it."""
@@ -69,7 +71,7 @@ class Editor:
     def judge(self, path: str) -> Judged:
         """Judge one file by the whole of its tree. Raises ``UsageError``."""
         settings: Settings = read_settings((path,), self._config, self._isolated, {})
-        options = replace(options_of((path,), settings), cache=self._cache)
+        options = replace(options_of((path,), settings), cache=self._cache, known=self._known)
         if not Path(path).is_file():
             raise UsageError(f"{path}: not on the disk yet; save it first")
         return Judged(options, run(options, self.texts or None), self._text(path))
@@ -124,7 +126,7 @@ class Editor:
         root = str(tree_of(Path(path)))
         paths = dict.fromkeys([*python_file_names(root, options.files), path])
         held: Mapping[str, str] = self.texts
-        return analyse(root, list(paths), options.profile, held)
+        return analyse(root, list(paths), options.profile, held, self._known)
 
 
 def _action(plan: FixPlan) -> str:

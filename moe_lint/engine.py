@@ -29,11 +29,16 @@ if TYPE_CHECKING:
     from moe_lint.cache import Cache
     from moe_lint.changes import Changes
     from moe_lint.profile import Profile
+    from moe_lint.reading import Known
     from moe_lint.selection import PathIgnore
 
 
 class Options(Struct, frozen=True):
-    """What to look at, what to look for, and where judgements are kept (nowhere: every run judges anew)."""
+    """What to look at, what to look for, and what is kept of it.
+
+    ``cache``: where judgements are (nowhere: every run judges anew). ``known``: what is known of files already, for who
+    judges one tree several times.
+    """
 
     paths: tuple[str, ...]
     profile: Profile
@@ -47,6 +52,7 @@ class Options(Struct, frozen=True):
     #: whether each row gets a verdict on the law
     law: bool = False
     cache: Cache | None = None
+    known: Known | None = None
 
 
 def run(options: Options, overlay: Mapping[str, str] | None = None) -> Report:
@@ -87,7 +93,7 @@ def _only_touched(
     assert changes is not None
     told = (*report.findings, *(silenced.finding for silenced in report.suppressed))
     answers = [
-        (frozenset(paths), Touch(analyse(root, paths, options.profile, overlay), changes))
+        (frozenset(paths), Touch(analyse(root, paths, options.profile, overlay, options.known), changes))
         for root, paths in trees.items()
         if told and changes.files
     ]
@@ -128,7 +134,7 @@ def _judged(root: str, paths: Sequence[str], options: Options, overlay: Mapping[
     from moe_lint.analysis import analyse
     from moe_lint.judging import judge
 
-    tree = analyse(root, paths, options.profile, overlay)
+    tree = analyse(root, paths, options.profile, overlay, options.known)
     return judge(tree, options.select, options.extend_select, options.ignore, options.law)
 
 

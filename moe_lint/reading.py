@@ -10,13 +10,21 @@ from moe_lint.prefilter import Prefilter, read_bytes
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, decode, problem_of
 
+#: What is known of files by path, for the next judgement of a tree of which few files have changed.
+Known = dict[str, FileFacts]
+
 
 class Reader:
-    """Reads and parses files, and keeps what went wrong. ``overlay``: path -> text that stands for the file's."""
+    """Reads and parses files, and keeps what went wrong.
 
-    def __init__(self, profile: Profile, prefilter: Prefilter, overlay: Mapping[str, str]) -> None:
+    ``overlay``: path -> text that stands for the file's. ``known`` is used where the text is the same, and added to.
+    """
+
+    def __init__(self, profile: Profile, prefilter: Prefilter, overlay: Mapping[str, str], known: Known) -> None:
         self.profile = profile
-        self.problems: dict[str, Problem] = {}
+        self._known = known
+        self._read: list[FileFacts] = []
+        self._failed: dict[str, Problem] = {}
         self._prefilter = prefilter
         self._overlay = overlay
         self._texts: dict[str, str] = {}
@@ -41,10 +49,20 @@ class Reader:
             text = self._overlay.get(path, self._texts.get(path))
             if text is None:
                 text = decode(read_bytes(path))
-            return FileFacts(path, text, self.profile, lambda error: self._fail(path, error))
+            facts = self._known.get(path)
+            if facts is None or facts.lines.text != text or facts.profile != self.profile:
+                facts = self._known[path] = FileFacts(path, text, self.profile)
+            self._read.append(facts)
+            return facts
         except (OSError, SourceError) as error:
             self._fail(path, error)
         return None
 
+    @property
+    def problems(self) -> dict[str, Problem]:
+        """Path -> why the file could not be read; of a file that could not be read as a whole, the first reason."""
+        partly = {facts.path: problem_of(facts.path, facts.errors[0]) for facts in self._read if facts.errors}
+        return {**partly, **self._failed}
+
     def _fail(self, path: str, error: OSError | SourceError) -> None:
-        self.problems.setdefault(path, problem_of(path, error))
+        self._failed.setdefault(path, problem_of(path, error))

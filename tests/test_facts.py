@@ -1112,12 +1112,11 @@ def test_only_the_block_that_a_question_leads_to_is_parsed() -> None:
 
 @pytest.mark.parametrize("name", ["m", "broken"])
 def test_an_error_in_a_block_is_told_when_the_block_is_needed(name: str) -> None:
-    told: list[str] = []
     source = "def m():\n    return 1\n\n\ndef broken(:\n"
-    found = FileFacts("f.py", source, PROFILE, lambda error: told.append(f"{error.line}: {error.message}"))
+    found = FileFacts("f.py", source, PROFILE)
     assert (name in found.functions) is (name == "m")
     found.parse_all()
-    assert told == ["5: syntax error: invalid syntax"]
+    assert [f"{error.line}: {error.message}" for error in found.errors] == ["5: syntax error: invalid syntax"]
 
 
 def test_an_error_at_the_top_level_is_told_at_once() -> None:
@@ -1249,7 +1248,9 @@ def test_methods_read_apart_are_those_of_the_whole_file() -> None:
 
 
 def test_a_function_whose_syntax_tree_was_given_up_is_parsed_again() -> None:
-    rest = "if True:\n    def conditional(x, y=False):\n        def within(z):\n            return z\n        return x\n"
+    rest = (
+        "if True:\n    def conditional(x, y=False):\n        def within(z):\n            return z\n        return x\n"
+    )
     kept, given_up = facts(SHAPES + rest), facts(SHAPES + rest)
     names = [*kept.functions]
     assert {"conditional", "conditional.within", "Outer.wait.inner", "Outer.Nested.own"} <= set(names)
@@ -1270,13 +1271,12 @@ def test_a_class_behind_quotes_in_a_string_is_found() -> None:
 
 
 def test_an_error_in_a_method_that_nobody_asks_for_is_told() -> None:
-    errors: list[SourceError] = []
     text = "class Block:\n    def f(self):\n        return 1\n\n    def g(self):\n        return (\n"
-    read = FileFacts("x.py", text, PROFILE, errors.append)
+    read = FileFacts("x.py", text, PROFILE)
     assert read.function("Block.f").name == "f"
-    assert errors == []
+    assert read.errors == []
     read.parse_all()
-    assert [error.line for error in errors] == [6]
+    assert [error.line for error in read.errors] == [6]
 
 
 @pytest.mark.parametrize(

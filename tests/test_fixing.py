@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from moe_lint import fixing
 from moe_lint.cli import main
 from moe_lint.engine import Options, run
-from moe_lint.model import UsageError
+from moe_lint.model import SkipReason, UsageError
 from moe_lint.profile import load_profile
+from moe_lint.reading import Known
 from tests.trees import COMPLETE, FORGETFUL, HELPER_NAME, ROUTED, write_tree
 
 PROFILE = load_profile("sglang")
@@ -308,3 +309,27 @@ def test_a_comment_goes_when_the_fix_repairs_what_it_silenced(tmp_path: Path) ->
     assert "ignore[MOE101]" in path.read_text()
     assert moe_lint("--fix", str(root)).exit_code == 0
     assert "moe-lint" not in path.read_text()
+
+
+# --- what several judgements of one tree share
+
+
+def test_a_file_that_is_as_it_was_is_read_once(tmp_path: Path) -> None:
+    root = write_tree(tmp_path)
+    known: Known = {}
+    options = Options((str(root),), PROFILE, known=known)
+    assert run(options) == run(Options((str(root),), PROFILE))
+    path = str((root / "models/x.py").resolve())
+    first = dict(known)
+    rewritten = {path: (root / "models/x.py").read_text() + "\n\nLATER = 1\n"}
+    assert run(options, rewritten) == run(Options((str(root),), PROFILE), rewritten)
+    assert {name for name, facts in known.items() if first.get(name) is not facts} == {path}
+
+
+def test_what_is_wrong_with_a_file_that_is_not_read_again_is_told_again(tmp_path: Path) -> None:
+    root = write_tree(tmp_path)
+    with (root / "models/x.py").open("a") as file:
+        file.write("\n\ndef broken(:\n    pass\n")
+    options = Options((str(root),), PROFILE, known={})
+    assert [problem.reason for problem in run(options).problems] == [SkipReason.SYNTAX_ERROR]
+    assert run(options) == run(options)

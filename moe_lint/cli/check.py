@@ -103,7 +103,7 @@ def command(
         sys.exit(0)  # a pre-commit run in which no file matched
     shows_sums = any(output.format == "html" for output in (stdout, *files))
     options = options_of(paths, settings, baseline=not do_baseline, since=since)
-    options = replace(options, law=shows_sums, cache=open_cache(cache_dir, no_cache))
+    options = replace(options, law=shows_sums, cache=open_cache(cache_dir, no_cache), known={})
     report = run(options)
     if do_baseline:
         write_baseline(report, settings)

@@ -111,19 +111,18 @@ class FileFacts:
 
     A release has thousands of functions and a few dozen reductions: parsing and reading only what is on a reduction's
     path is what keeps a cold run fast. A block that does not parse has the whole file parsed; if that fails too,
-    ``refused`` is told why, and the block stays unknown.
+    ``errors`` says why, and the block stays unknown.
     """
 
-    def __init__(
-        self, path: str, source: str, profile: Profile, refused: Callable[[SourceError], None] = lambda error: None
-    ) -> None:
+    def __init__(self, path: str, source: str, profile: Profile) -> None:
         """Raises ``SourceError`` for a text whose top level cannot be parsed."""
         self.path = path
         self.lines = Lines(source)
         self.profile = profile
         self.builder = FormulaBuilder(profile)
         self._source = source
-        self._refused = refused
+        #: what could not be parsed or read so far
+        self.errors: list[SourceError] = []
         #: local name -> (module as written, with leading dots; imported name, or None for a module)
         self.imports: dict[str, tuple[str, str | None]] = {}
         self.aliases: dict[str, str] = {}
@@ -264,7 +263,7 @@ class FileFacts:
         try:
             return parse(self._source).body
         except SourceError as error:
-            self._refused(error)
+            self.errors.append(error)
             return []
 
     def _headers(
@@ -488,7 +487,7 @@ class FileFacts:
 
     def _too_deep(self, qualname: str) -> None:
         line = self._functions[qualname].line
-        self._refused(SourceError(SkipReason.SYNTAX_ERROR, line, f"`{qualname}` is nested too deeply to be read"))
+        self.errors.append(SourceError(SkipReason.SYNTAX_ERROR, line, f"`{qualname}` is nested too deeply to be read"))
 
     def _read_function(self, qualname: str, taint: Mapping[str, Origins]) -> None:
         definition = self._functions[qualname]
