@@ -12,7 +12,7 @@ from moe_lint.dataflow import Dataflow
 from moe_lint.facts import RawSite, is_reduction_name
 from moe_lint.formula import Atom
 from moe_lint.index import ProjectIndex
-from moe_lint.model import Problem, Route, SkipReason
+from moe_lint.model import Problem, Route, SkipReason, Unchanged
 from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
 from moe_lint.prefilter import Prefilter
 from moe_lint.profile import Profile, bundled_profiles, load_profile
@@ -53,13 +53,15 @@ def analyse(
     profile: Profile,
     overlay: Mapping[str, str] | None = None,
     known: Known | None = None,
+    unchanged: Unchanged | None = None,
 ) -> Tree:
     """Read the Python files of a tree and judge every site in them.
 
-    ``overlay``: path -> text in its place. ``known``: what earlier judgements of the tree have read.
+    ``overlay``: path -> text in its place. ``known``, ``unchanged``: what earlier judgements of the tree, in this
+    process and before, have read.
     """
     prefilter = Prefilter(profile)
-    reader = Reader(profile, prefilter, overlay or {}, {} if known is None else known)
+    reader = Reader(profile, prefilter, overlay or {}, {} if known is None else known, unchanged)
     paths = list(paths)
     texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
     index = ProjectIndex(texts, paths, reader.facts, profile)

@@ -1,9 +1,11 @@
-"""Judgements on disk: a tree that has not changed is not judged again.
+"""Judgements on disk: a tree that has not changed is not judged again, a file that has not changed is not read again.
 
 A judgement is kept with what it depends on: the tool, the options and the profile (its key), which Python files the
 tree has, and the content of those that were searched or parsed. A file's stamp (size, times, inode) saves reading it;
-where the stamp differs, or is so young that a later change could have left it as it is, the content decides. What
-cannot be read back is a miss. Entries are replaced at once, so concurrent runs see whole ones.
+where the stamp differs, or is so young that a later change could have left it as it is, the content decides. Beside it
+lies what was found out about each file, for the next judgement of the tree; it depends on the file's content, the tool
+and the profile alone. What cannot be read back is a miss. Entries are replaced at once, so concurrent runs see whole
+ones.
 """
 
 from __future__ import annotations
@@ -11,34 +13,48 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import MsgspecError, Struct, msgpack
 
 from moe_lint.atomic import replace_file
-from moe_lint.model import Judgement, UsageError
+from moe_lint.model import Judgement, Unchanged, UsageError
 from moe_lint.prefilter import Prefilter, read_bytes
 
-_FORMAT = 2
+_FORMAT = 3
 _SUFFIX = ".judgement"
+_FILES = ".files"
 #: Nanoseconds: two writes to a file closer than this may leave the same times behind.
 _CLOCK = 2_000_000_000
 #: Seconds after which an entry that nobody used is removed.
 _EXPIRY = 30 * 24 * 3600
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache directory of moe-lint.\n"
+_DIGEST = 16
 
 Stamp = tuple[int, int, int, int]
 
 
 class _Entry(Struct, frozen=True, array_like=True):
-    """One file of the cache. A manifest maps a path to its stamp and, for a file that matters, its content's digest."""
+    """A judgement. The manifest maps a path to its stamp and, for a file that matters, its content's digest."""
 
     version: int
     written: int
     manifest: dict[str, tuple[Stamp, bytes | None]]
     judgement: Judgement
+
+
+class _Files(Struct, frozen=True, array_like=True):
+    """Path -> digest of its content, and what was found out about it (`FileFacts.kept`)."""
+
+    version: int
+    files: dict[str, tuple[bytes, bytes]]
+
+
+_Kept = TypeVar("_Kept", _Entry, _Files)
 
 
 class Cache(Struct, frozen=True):
@@ -47,24 +63,25 @@ class Cache(Struct, frozen=True):
     folder: Path
     required: bool = False
 
-    def load(self, key: str, paths: Iterable[str], prefilter: Prefilter) -> Judgement | None:
-        """The judgement on a tree with these files, if nothing that it depends on has changed."""
-        path_of_entry = self.folder / f"{key}{_SUFFIX}"
-        try:
-            entry = msgpack.decode(path_of_entry.read_bytes(), type=_Entry)
-        except (OSError, MsgspecError, RecursionError):  # damaged, of another version, or not there: all the same
-            return None
-        if entry.version != _FORMAT:
-            return None
+    def load(
+        self, key: str, paths: Iterable[str], prefilter: Prefilter
+    ) -> tuple[Judgement | None, dict[str, bytes | None]]:
+        """The judgement on a tree with these files, if nothing that it depends on has changed.
+
+        And the files that have not changed: path -> digest of the content, None for one without any word of the engine.
+        """
+        entry = self._read(f"{key}{_SUFFIX}", _Entry)
+        if entry is None:
+            return None, {}
         manifest = entry.manifest
         wanted = list(paths)
-        if len(manifest) != len(wanted):
-            return None
         renewed: dict[str, tuple[Stamp, bytes | None]] = {}
+        changed = set[str]()
         now = time.time_ns()
         for path in wanted:
             if path not in manifest:
-                return None
+                changed.add(path)
+                continue
             old, digest = manifest[path]
             try:
                 stamp = _stamp(path)
@@ -72,54 +89,94 @@ class Cache(Struct, frozen=True):
                     continue
                 data = read_bytes(path)
             except OSError:
-                return None
+                changed.add(path)
+                continue
             if prefilter.is_candidate(data) if digest is None else _digest(data) != digest:
-                return None
-            if stamp != old or max(stamp[1:3]) < now - _CLOCK:
+                changed.add(path)
+            elif stamp != old or max(stamp[1:3]) < now - _CLOCK:
                 renewed[path] = (stamp, digest)
+        digests = {path: manifest[path][1] for path in wanted if path not in changed}
+        if changed or len(manifest) != len(wanted):
+            return None, digests
         if renewed:
-            self._write(path_of_entry, now, {**manifest, **renewed}, entry.judgement)
-        return entry.judgement
+            self._write(key + _SUFFIX, now, _Entry(_FORMAT, now, {**manifest, **renewed}, entry.judgement))
+        return entry.judgement, digests
 
-    def store(self, key: str, paths: Iterable[str], stamps: Mapping[str, Stamp], judgement: Judgement) -> None:
-        """Keep a judgement. ``stamps`` were taken before the files were read. Raises ``UsageError``, see `required`."""
+    def unchanged(self, key: str, digests: Mapping[str, bytes | None]) -> Unchanged:
+        """What is known of files with these contents, as `load` gives them."""
+        kept = self._read(f"{key}{_FILES}", _Files) if digests else None
+        dull = frozenset(path for path, digest in digests.items() if digest is None)
+        files = kept.files.items() if kept is not None else ()
+        return Unchanged(dull, {path: found for path, (digest, found) in files if digests.get(path) == digest})
+
+    def store(
+        self,
+        keys: tuple[str, str],
+        paths: Iterable[str],
+        stamps: Mapping[str, Stamp],
+        judgement: Judgement,
+        found: Mapping[str, bytes],
+    ) -> None:
+        """Keep a judgement, and what was found out about files, under a key each.
+
+        ``stamps`` were taken before the files were read. Raises ``UsageError``, see `required`.
+        """
         manifest: dict[str, tuple[Stamp, bytes | None]] = {}
+        files: dict[str, tuple[bytes, bytes]] = {}
         try:
             for path in paths:
-                manifest[path] = (stamps[path], _digest(read_bytes(path)) if path in judgement.relevant else None)
-                if path in judgement.relevant and _stamp(path) != stamps[path]:
+                digest = _digest(read_bytes(path)) if path in judgement.relevant else None
+                manifest[path] = (stamps[path], digest)
+                if digest is None:
+                    continue
+                if _stamp(path) != stamps[path]:
                     return  # changed while it was judged
+                if path in found:
+                    files[path] = (digest, found[path])
         except (OSError, KeyError):
             return
-        self._write(self.folder / f"{key}{_SUFFIX}", time.time_ns(), manifest, judgement)
+        now = time.time_ns()
+        self._write(keys[0] + _SUFFIX, now, _Entry(_FORMAT, now, manifest, judgement))
+        self._write(keys[1] + _FILES, now, _Files(_FORMAT, files))
 
-    def _write(
-        self, entry: Path, written: int, manifest: Mapping[str, tuple[Stamp, bytes | None]], judgement: Judgement
-    ) -> None:
+    def _read(self, name: str, kind: type[_Kept]) -> _Kept | None:
+        try:
+            data = (self.folder / name).read_bytes()
+            entry = msgpack.decode(data[_DIGEST:], type=kind) if _digest(data[_DIGEST:]) == data[:_DIGEST] else None
+        except (OSError, MsgspecError, RecursionError):  # damaged, of another version, or not there: all the same
+            return None
+        return entry if entry is not None and entry.version == _FORMAT else None
+
+    def _write(self, name: str, now: int, entry: _Entry | _Files) -> None:
         try:
             if not self.folder.is_dir():
                 self.folder.mkdir(parents=True, exist_ok=True)  # another run may have made it by now
                 (self.folder / "CACHEDIR.TAG").write_text(_TAG, encoding="utf-8")
                 (self.folder / ".gitignore").write_text("*\n", encoding="utf-8")
-            replace_file(entry, msgpack.encode(_Entry(_FORMAT, written, dict(manifest), judgement)))
-            self._expire(written)
+            data = msgpack.encode(entry)
+            replace_file(self.folder / name, _digest(data) + data)
+            self._expire(now)
         except UnicodeEncodeError:
             return  # a name that is no text: such a tree is judged each time
         except OSError as error:
             if self.required:
                 raise UsageError(f"{self.folder}: the cache cannot be written: {error.strerror or error}") from None
 
+    def _entries(self) -> Iterator[Path]:
+        for suffix in (_SUFFIX, _FILES):
+            yield from self.folder.glob(f"*{suffix}")
+
     def _expire(self, now: int) -> None:
-        for old in self.folder.glob(f"*{_SUFFIX}"):
+        for old in self._entries():
             if now / 1e9 - old.stat().st_mtime > _EXPIRY:
                 old.unlink(missing_ok=True)
 
     def clear(self) -> int:
-        """Remove every judgement. Returns how many there were. Raises ``OSError``."""
-        entries = list(self.folder.glob(f"*{_SUFFIX}"))
+        """Remove everything that is kept. Returns how many judgements there were. Raises ``OSError``."""
+        entries = list(self._entries())
         for entry in entries:
             entry.unlink(missing_ok=True)
-        return len(entries)
+        return sum(entry.suffix == _SUFFIX for entry in entries)
 
 
 def stamps(paths: Iterable[str]) -> dict[str, Stamp]:
@@ -135,9 +192,12 @@ def stamps(paths: Iterable[str]) -> dict[str, Stamp]:
 
 def key_of(*parts: object) -> str:
     """The name of an entry: the tool as it is installed, the Python that runs it, and whatever else decides."""
-    package = Path(__file__).parent
-    tool = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in package.rglob("*.py"))
-    return _digest(repr((sys.version_info[:3], tool, parts)).encode()).hex()
+    return _digest(repr((sys.version_info[:3], _tool(), parts)).encode()).hex()
+
+
+@lru_cache(maxsize=1)
+def _tool() -> list[tuple[str, int, int]]:
+    return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(__file__).parent.rglob("*.py"))
 
 
 def _stamp(path: str) -> Stamp:
@@ -146,4 +206,4 @@ def _stamp(path: str) -> Stamp:
 
 
 def _digest(data: bytes) -> bytes:
-    return blake2b(data, digest_size=16).digest()
+    return blake2b(data, digest_size=_DIGEST).digest()

@@ -21,6 +21,7 @@ from moe_lint.model import (
     Report,
     SkipReason,
     Suppressed,
+    Unchanged,
     UsageError,
 )
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from moe_lint.cache import Cache
     from moe_lint.changes import Changes
     from moe_lint.profile import Profile
-    from moe_lint.reading import Known
+    from moe_lint.reading import Known, Reader
     from moe_lint.selection import PathIgnore
 
 
@@ -114,28 +115,40 @@ def _only_touched(
 
 def _judgement_of(root: str, paths: Sequence[str], options: Options, overlay: Mapping[str, str] | None) -> Judgement:
     """What can be told of a tree: from the cache, if nothing changed."""
-    if options.cache is None or overlay is not None:
-        return _judged(root, paths, options, overlay)
+    cache = options.cache
+    if cache is None:
+        return _judged(root, paths, options, overlay, None)[0]
     from moe_lint.cache import key_of, stamps
     from moe_lint.prefilter import Prefilter
 
     key = key_of(root, options.profile, options.select, options.extend_select, options.ignore, options.law)
-    judgement = options.cache.load(key, paths, Prefilter(options.profile))
-    if judgement is None:
-        before = stamps(paths)
-        judgement = _judged(root, paths, options, None)
-        if not any(problem.reason is SkipReason.UNREADABLE for problem in judgement.problems):
-            options.cache.store(key, paths, before, judgement)
+    judgement, digests = cache.load(key, paths, Prefilter(options.profile))
+    if judgement is not None and overlay is None:
+        return judgement
+    key_of_files = key_of(root, options.profile)
+    unchanged = cache.unchanged(key_of_files, digests)
+    if overlay is not None:
+        return _judged(root, paths, options, overlay, unchanged)[0]
+    before = stamps(paths)
+    judgement, reader = _judged(root, paths, options, None, unchanged)
+    if not any(problem.reason is SkipReason.UNREADABLE for problem in judgement.problems):
+        cache.store((key, key_of_files), paths, before, judgement, reader.found())
     return judgement
 
 
-def _judged(root: str, paths: Sequence[str], options: Options, overlay: Mapping[str, str] | None) -> Judgement:
+def _judged(
+    root: str,
+    paths: Sequence[str],
+    options: Options,
+    overlay: Mapping[str, str] | None,
+    unchanged: Unchanged | None,
+) -> tuple[Judgement, Reader]:
     # loaded only when there is something to judge: a run that the cache answers is over before these are imported
     from moe_lint.analysis import analyse
     from moe_lint.judging import judge
 
-    tree = analyse(root, paths, options.profile, overlay, options.known)
-    return judge(tree, options.select, options.extend_select, options.ignore, options.law)
+    tree = analyse(root, paths, options.profile, overlay, options.known, unchanged)
+    return judge(tree, options.select, options.extend_select, options.ignore, options.law), tree.reader
 
 
 def _problems_of_named(named: Iterable[str], judgement: Judgement, overlay: Mapping[str, str]) -> list[Problem]:

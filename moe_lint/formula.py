@@ -26,7 +26,7 @@ class TooManyAtoms(ValueError):
     """A comparison needs more than ``MAX_ATOMS`` atoms, or a formula that is too long."""
 
 
-class Atom(Struct, frozen=True):
+class Atom(Struct, frozen=True, tag=True, array_like=True):
     """A condition that is not taken apart any further, named by its normalised source text."""
 
     name: str
@@ -35,21 +35,21 @@ class Atom(Struct, frozen=True):
         return self.name
 
 
-class Not(Struct, frozen=True, cache_hash=True):
+class Not(Struct, frozen=True, cache_hash=True, tag=True, array_like=True):
     operand: Formula
 
     def __str__(self) -> str:
         return f"not {_wrap(self.operand)}"
 
 
-class And(Struct, frozen=True, cache_hash=True):
+class And(Struct, frozen=True, cache_hash=True, tag=True, array_like=True):
     operands: tuple[Formula, ...]
 
     def __str__(self) -> str:
         return " and ".join(_wrap(o) for o in self.operands) if self.operands else "True"
 
 
-class Or(Struct, frozen=True, cache_hash=True):
+class Or(Struct, frozen=True, cache_hash=True, tag=True, array_like=True):
     operands: tuple[Formula, ...]
 
     def __str__(self) -> str:

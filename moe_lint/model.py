@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Literal
 
@@ -21,7 +22,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in text)
 
 
-class Span(Struct, frozen=True, order=True):
+class Span(Struct, frozen=True, order=True, array_like=True):
     """A range of source text. Lines and columns count from 1; columns count characters; the end is exclusive."""
 
     line: int
@@ -227,6 +228,15 @@ class Judgement(Struct, frozen=True):
     note: str | None
     atoms: tuple[str, ...]
     relevant: frozenset[str]
+
+
+class Unchanged(Struct, frozen=True):
+    """What an earlier run knew of the files of a tree that are as they were."""
+
+    #: those without any word of the engine
+    dull: frozenset[str]
+    #: path -> what was found out about it, as `FileFacts.kept` gave it
+    files: Mapping[str, bytes]
 
 
 class KnownFinding(Struct, frozen=True):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from msgspec import MsgspecError
+
 from moe_lint.facts import FileFacts
-from moe_lint.model import Problem
+from moe_lint.model import Problem, Unchanged
 from moe_lint.prefilter import Prefilter, read_bytes
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, decode, problem_of
@@ -18,11 +20,21 @@ class Reader:
     """Reads and parses files, and keeps what went wrong.
 
     ``overlay``: path -> text that stands for the file's. ``known`` is used where the text is the same, and added to.
+    ``unchanged`` is what an earlier run knew of files that are as they were.
     """
 
-    def __init__(self, profile: Profile, prefilter: Prefilter, overlay: Mapping[str, str], known: Known) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        prefilter: Prefilter,
+        overlay: Mapping[str, str],
+        known: Known,
+        unchanged: Unchanged | None = None,
+    ) -> None:
         self.profile = profile
         self._known = known
+        self._dull = unchanged.dull if unchanged is not None else frozenset()
+        self._kept = unchanged.files if unchanged is not None else {}
         self._read: list[FileFacts] = []
         self._failed: dict[str, Problem] = {}
         self._prefilter = prefilter
@@ -33,6 +45,8 @@ class Reader:
         """The text of a file that may matter, else None."""
         if path in self._overlay:
             return self._overlay[path]
+        if path in self._dull:
+            return None
         try:
             data = read_bytes(path)
             if not self._prefilter.is_candidate(data):
@@ -51,12 +65,25 @@ class Reader:
                 text = decode(read_bytes(path))
             facts = self._known.get(path)
             if facts is None or facts.lines.text != text or facts.profile != self.profile:
-                facts = self._known[path] = FileFacts(path, text, self.profile)
+                facts = self._known[path] = self._facts(path, text)
             self._read.append(facts)
             return facts
         except (OSError, SourceError) as error:
             self._fail(path, error)
         return None
+
+    def _facts(self, path: str, text: str) -> FileFacts:
+        kept = self._kept.get(path) if path not in self._overlay else None
+        if kept is not None:
+            try:
+                return FileFacts(path, text, self.profile, kept)
+            except MsgspecError:  # of no use: as if it were not there
+                pass
+        return FileFacts(path, text, self.profile)
+
+    def found(self) -> dict[str, bytes]:
+        """Path -> what was found out about it, for a later run."""
+        return {facts.path: kept for facts in self._read if (kept := facts.kept()) is not None}
 
     @property
     def problems(self) -> dict[str, Problem]:

@@ -10,6 +10,7 @@ import warnings
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate, chain, count
 from operator import add
 from symtable import symtable
@@ -92,8 +93,11 @@ class Lines(Sequence[str]):
 
     def __init__(self, text: str) -> None:
         self.text = text
-        #: where each line begins, and where one behind the last would
-        self._starts: array[int] = array("I", chain((0,), map(add, accumulate(map(len, text.split("\n"))), count(1))))
+
+    @cached_property
+    def _starts(self) -> array[int]:
+        """Where each line begins, and where one behind the last would."""
+        return array("I", chain((0,), map(add, accumulate(map(len, self.text.split("\n"))), count(1))))
 
     def __len__(self) -> int:
         return len(self._starts) - 1

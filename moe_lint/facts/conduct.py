@@ -23,17 +23,32 @@ from moe_lint.spelling import unparse
 
 
 class Truth:
-    """The truth value of an expression, worked out when it is asked for: of most arguments nobody asks it."""
+    """The truth value of an expression, worked out when it is asked for: of most arguments nobody asks it.
 
-    def __init__(self, tell: Callable[[], Formula]) -> None:
+    It is known by its place: the ``number``-th that is read in a function of a file.
+    """
+
+    def __init__(self, place: tuple[str, str, int], tell: Callable[[], Formula]) -> None:
+        self.place = place
         self._tell = tell
 
     @cached_property
     def formula(self) -> Formula:
         return self._tell()
 
+    @property
+    def told(self) -> Formula | None:
+        """What it is, if somebody has asked."""
+        return self.__dict__.get("formula")
 
-class Passed(Struct, frozen=True):
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Truth) and self.place == other.place
+
+    def __hash__(self) -> int:
+        return hash(self.place)
+
+
+class Passed(Struct, frozen=True, array_like=True):
     """One argument of a call. ``keyword`` is None for a positional one, ``*`` or ``**`` for an unpacked one."""
 
     keyword: str | None
@@ -61,7 +76,7 @@ class Passed(Struct, frozen=True):
         return self.keyword in ("*", "**")
 
 
-class Call(Struct, frozen=True, cache_hash=True):
+class Call(Struct, frozen=True, cache_hash=True, array_like=True):
     """One call, with the condition under which it runs and the flags known there (flag -> its spelling).
 
     ``callee`` ends in `()` where the result of a call is called.
@@ -81,7 +96,7 @@ class Call(Struct, frozen=True, cache_hash=True):
     loop: Span | None = None
 
 
-class Mark(Struct, frozen=True):
+class Mark(Struct, frozen=True, array_like=True):
     """An assignment to a marker of a tensor ("this still owes a sum")."""
 
     span: Span
@@ -90,7 +105,7 @@ class Mark(Struct, frozen=True):
     tensor: str | None
 
 
-class Addition(Struct, frozen=True):
+class Addition(Struct, frozen=True, array_like=True):
     """A term added to a tensor: `x += y`, `x.add_(y)`, `z = x + y`, `return x + y`.
 
     In a sum each term is added to each other one.
@@ -102,7 +117,7 @@ class Addition(Struct, frozen=True):
     condition: Formula
 
 
-class Conduct(Struct, frozen=True):
+class Conduct(Struct, frozen=True, array_like=True):
     """What one function does as a caller. ``calls`` holds every call once, in order, the questions for flags too."""
 
     params: tuple[str, ...]
@@ -146,8 +161,11 @@ _LEAVES = (ast.Name, ast.Constant)
 class ConductReader:
     """Walks one function in execution order. Nested functions and classes are left to themselves."""
 
-    def __init__(self, file: FileContext, class_env: Callable[[str], ast.expr | None]) -> None:
+    def __init__(self, file: FileContext, class_env: Callable[[str], ast.expr | None], path: str, name: str) -> None:
         self.file = file
+        self.place = (path, name)
+        #: the truth values of arguments, in the order in which they are read
+        self.truths: list[Truth] = []
         self.profile: Profile = file.profile
         self.class_env = class_env
         self.state = _State()
@@ -500,7 +518,8 @@ class ConductReader:
             return Atom(unparse(node)) if nests_too_deeply(formula) else formula
 
         value = inline(node, self.state.env)
-        return Truth(tell)
+        self.truths.append(Truth((*self.place, len(self.truths)), tell))
+        return self.truths[-1]
 
     def expression(self, node: ast.expr) -> None:
         if isinstance(node, _LEAVES):

@@ -12,19 +12,19 @@ from moe_lint.model import Axis, Span
 # --- operands -------------------------------------------------------------------------------------------------------
 
 
-class Experts(Struct, frozen=True):
+class Experts(Struct, frozen=True, tag=True, array_like=True):
     """The value comes out of the experts themselves."""
 
     via: str
 
 
-class Param(Struct, frozen=True):
+class Param(Struct, frozen=True, tag=True, array_like=True):
     """The value is what the caller passed for this parameter."""
 
     name: str
 
 
-class CallResult(Struct, frozen=True):
+class CallResult(Struct, frozen=True, tag=True, array_like=True):
     """The value is (element ``element`` of) what ``callee`` returned, given values of the origins ``inputs``."""
 
     callee: str
@@ -54,7 +54,7 @@ def element_of(origins: Origins, element: int | None) -> Origins:
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
-class GuardPart(Struct, frozen=True):
+class GuardPart(Struct, frozen=True, array_like=True):
     """One condition that controls a site. ``formula`` is what must hold for the site to be reached."""
 
     text: str
@@ -75,7 +75,7 @@ class GuardPart(Struct, frozen=True):
     plain: bool = True
 
 
-class RawSite(Struct, frozen=True):
+class RawSite(Struct, frozen=True, array_like=True):
     """One all-reduce-like call as its own file shows it."""
 
     span: Span
@@ -95,7 +95,7 @@ class RawSite(Struct, frozen=True):
     target: str | None
 
 
-class Argument(Struct, frozen=True):
+class Argument(Struct, frozen=True, array_like=True):
     """One argument of a call: its keyword (None: positional), text, formula (for conditions) and origins."""
 
     keyword: str | None
@@ -104,7 +104,7 @@ class Argument(Struct, frozen=True):
     origins: Origins
 
 
-class CallFact(Struct, frozen=True):
+class CallFact(Struct, frozen=True, array_like=True):
     """A call that hands on a tensor that may come from the experts, or a layer-context flag."""
 
     callee: str
@@ -114,7 +114,7 @@ class CallFact(Struct, frozen=True):
     arguments: tuple[Argument, ...]
 
 
-class ScatterFact(Struct, frozen=True):
+class ScatterFact(Struct, frozen=True, array_like=True):
     """A call that sums and scatters in one (`reduce_scatterv`), and the condition under which it runs."""
 
     callee: str
@@ -122,7 +122,7 @@ class ScatterFact(Struct, frozen=True):
     condition: Formula
 
 
-class AttributeFact(Struct, frozen=True):
+class AttributeFact(Struct, frozen=True, array_like=True):
     """One assignment to ``self.name``: which constructors its value calls, and under which condition."""
 
     name: str
@@ -132,7 +132,7 @@ class AttributeFact(Struct, frozen=True):
     function: str
 
 
-class BackendTest(Struct, frozen=True):
+class BackendTest(Struct, frozen=True, array_like=True):
     """A disjunction of a2a backend questions, `get_moe_a2a_backend().is_x() or …`, that was written out by hand."""
 
     members: frozenset[str]
@@ -145,7 +145,7 @@ class BackendTest(Struct, frozen=True):
     leaves: bool
 
 
-class FunctionFacts(Struct, frozen=True):
+class FunctionFacts(Struct, frozen=True, array_like=True):
     """What the body of one function (with the functions inside it left out) does."""
 
     name: str
@@ -171,7 +171,7 @@ class FunctionFacts(Struct, frozen=True):
         return cls(qualname.rpartition(".")[2], qualname, class_name, line, (), {}, (), (), (), (), (), (), ())
 
 
-class ClassFacts(Struct, frozen=True):
+class ClassFacts(Struct, frozen=True, array_like=True):
     """A class as its header and its method names show it."""
 
     name: str

@@ -10,17 +10,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import TypeVar
 
-from msgspec import Struct
-
 from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, dotted, inline
 from moe_lint.facts.alone import only_guards
 from moe_lint.facts.class_env import ClassEnv
-from moe_lint.facts.conduct import Conduct, ConductReader
+from moe_lint.facts.conduct import Conduct, ConductReader, Truth
 from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins
 from moe_lint.facts.handed import hands_on
 from moe_lint.facts.leaving import Leaving, first_returned, leaving
 from moe_lint.facts.outline import Block, Method, local_imports, methods, outline, without
 from moe_lint.facts.reader import FileContext, FunctionReader
+from moe_lint.facts.state import Definition, FileState, Part, Signature, Unclear, decoded, encoded
 from moe_lint.facts.syntax import (
     arguments_of,
     defaults_of,
@@ -58,28 +57,6 @@ _Value = TypeVar("_Value")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class _Part(Struct, frozen=True):
-    """A class or function that is parsed alone; a class perhaps without its methods (which are then parsed alone)."""
-
-    block: Block
-    without: tuple[Method, ...] = ()
-
-
-class _Definition(Struct):
-    """Where a function stands: its lines, its class, the function it is nested in, and what to parse for its node."""
-
-    name: str
-    line: int
-    last: int
-    class_name: str | None
-    parent: str | None
-    #: None: the file's top level, or all of it
-    part: Method | _Part | None
-    is_property: bool
-    #: it was parsed, so what it defines is known
-    known: bool = True
-
-
 class _OnDemand(Mapping[str, _Value]):
     """Definitions by qualified name; asking for one parses the block that holds it."""
 
@@ -114,8 +91,11 @@ class FileFacts:
     ``errors`` says why, and the block stays unknown.
     """
 
-    def __init__(self, path: str, source: str, profile: Profile) -> None:
-        """Raises ``SourceError`` for a text whose top level cannot be parsed."""
+    def __init__(self, path: str, source: str, profile: Profile, kept: bytes | None = None) -> None:
+        """``kept`` is what an earlier run found out about this text, as `kept` gave it.
+
+        Raises ``SourceError`` for a text whose top level cannot be parsed, and ``msgspec.MsgspecError``.
+        """
         self.path = path
         self.lines = Lines(source)
         self.profile = profile
@@ -123,41 +103,41 @@ class FileFacts:
         self._source = source
         #: what could not be parsed or read so far
         self.errors: list[SourceError] = []
-        #: local name -> (module as written, with leading dots; imported name, or None for a module)
-        self.imports: dict[str, tuple[str, str | None]] = {}
-        self.aliases: dict[str, str] = {}
-        self.modules: frozenset[str] = frozenset()
-        self._definitions: dict[str, _Definition] = {}
-        self._classes: dict[str, ClassFacts] = {}
-        #: class -> its first and last line
-        self._extents: dict[str, tuple[int, int]] = {}
-        #: class -> its own methods, in order; a name may occur twice (an overload, a setter)
-        self._methods: dict[str, list[_Definition]] = {}
-        #: every method that was left out when its class was parsed, those that a later one of the name replaces too
-        self._apart: list[_Definition] = []
         self._class_envs: dict[str, ClassEnv] = {}
-        self._read: dict[str, FunctionFacts] = {}
-        self._signatures: dict[str, tuple[int, tuple[str, ...], Mapping[str, bool | None]]] = {}
-        self._conditions: dict[str, Formula | NotBoolean] = {}
-        self._conducts: dict[str, Conduct] = {}
-        self._blocks: list[Block] = [] if "\r" in source.replace("\r\n", "") else outline(self.lines)
-        self._unread: dict[str, list[Block]] = {}
-        for block in self._blocks:
-            self._unread.setdefault(block.name, []).append(block)
-        top = self._top_level()
-        if top is None:
-            self._unread.clear()
-            self._blocks = []
-            top = parse(source)
-        self._read_imports([*import_statements(top), *(self._local_imports() if self._blocks else ())])
-        self._headers(top.body, None)
+        self._truths: dict[str, list[Truth]] = {}
+        self._state = FileState() if kept is None else decoded(kept, path, self._truth)
+        if kept is None:
+            self._read_top_level()
+        #: local name -> (module as written, with leading dots; imported name, or None for a module)
+        self.imports = self._state.imports
+        #: local name -> the name that was imported
+        self.aliases = self._state.aliases
+        self.modules = self._state.modules
         asks_backend = all(word in source for word in re.findall(r"\w+", profile.backend_getter))
         self._context = FileContext(self.lines, profile, self.builder, self.aliases, self.modules, asks_backend)
 
+    def kept(self) -> bytes | None:
+        """What has been found out, for a later run that finds the same text; None if something could not be read."""
+        return None if self.errors else encoded(self._state)
+
     # --- headers
 
+    def _read_top_level(self) -> None:
+        state = self._state
+        state.blocks = [] if "\r" in self._source.replace("\r\n", "") else outline(self.lines)
+        for block in state.blocks:
+            state.unread.setdefault(block.name, []).append(block)
+        top = self._top_level()
+        if top is None:
+            state.unread.clear()
+            state.blocks = []
+            top = parse(self._source)
+        self._read_imports([*import_statements(top), *(self._local_imports() if state.blocks else ())])
+        self._headers(top.body, None)
+
     def _top_level(self) -> ast.Module | None:
-        return parse_part(without(self.lines, self._blocks)) if self._blocks else None
+        blocks = self._state.blocks
+        return parse_part(without(self.lines, blocks)) if blocks else None
 
     def _local_imports(self) -> Iterator[ast.Import | ast.ImportFrom]:
         """Imports inside functions, parsed alone."""
@@ -170,38 +150,39 @@ class FileFacts:
 
     def _read_imports(self, statements: Iterable[ast.Import | ast.ImportFrom]) -> None:
         """Imports anywhere in the file: function-local ones name the same things."""
+        imports, aliases = self._state.imports, self._state.aliases
         modules: set[str] = set()
         ambiguous: set[str] = set()
         for node in statements:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     name = alias.asname or alias.name.split(".")[0]
-                    self.imports[name] = (alias.name if alias.asname else name, None)
+                    imports[name] = (alias.name if alias.asname else name, None)
                     modules.add(alias.asname or alias.name)
             else:
                 module = "." * node.level + (node.module or "")
                 for alias in node.names:
                     name = alias.asname or alias.name
-                    self.imports.setdefault(name, (module, alias.name))
-                    if self.imports[name][1] != alias.name:
+                    imports.setdefault(name, (module, alias.name))
+                    if imports[name][1] != alias.name:
                         ambiguous.add(name)  # `if npu: from x import y_npu as y`, `else: from x import y`
                     elif alias.asname:
-                        self.aliases[name] = alias.name
+                        aliases[name] = alias.name
                     modules.add(name)  # `from package import module`
         for name in ambiguous:
-            self.aliases.pop(name, None)
-        self.modules = frozenset(modules)
+            aliases.pop(name, None)
+        self._state.modules = frozenset(modules)
 
     def _load(self, name: str | None) -> None:
         """Parse the blocks of one name, or all."""
-        for wanted in [name] if name is not None else list(self._unread):
-            for block in self._unread.pop(wanted, ()):
+        for wanted in [name] if name is not None else list(self._state.unread):
+            for block in self._state.unread.pop(wanted, ()):
                 self._parse_block(block)
 
     def _parse_block(self, block: Block, apart: bool = True) -> None:
         """Parse a block; the methods of a class are left out until they are asked for, unless not ``apart``."""
         own = tuple(methods(self.lines, block)) if block.is_class and apart else ()
-        part = _Part(block, own)
+        part = Part(block, own)
         body = _body(self, part)
         if own:
             node = body[0] if body is not None and len(body) == 1 else None
@@ -214,7 +195,7 @@ class FileFacts:
         else:
             self._headers(self._parse_whole(), None)
 
-    def _node(self, definition: _Definition) -> _Function:
+    def _node(self, definition: Definition) -> _Function:
         """The syntax node of a function; a method is parsed when it is first asked for."""
         if not definition.known:
             self._learn(definition)
@@ -222,7 +203,7 @@ class FileFacts:
         # nothing is known of a function in a file that cannot be parsed: that has been told
         return node if node is not None else _empty_function(definition.name, definition.line)
 
-    def _learn(self, definition: _Definition) -> None:
+    def _learn(self, definition: Definition) -> None:
         """Parse a method, and take down what it defines."""
         definition.known = True
         method = definition.part
@@ -233,14 +214,14 @@ class FileFacts:
                 qualname = f"{definition.class_name}.{method.name}"
                 self._headers(node.body, method, definition.class_name, qualname, f"{qualname}.")
             return
-        for block in self._blocks:  # its text was misread: the class is parsed as a whole
+        for block in self._state.blocks:  # its text was misread: the class is parsed as a whole
             if block.is_class and block.first <= method.first <= block.last:
                 self._parse_block(block, apart=False)
-        for found in self._methods[definition.class_name or ""]:
+        for found in self._state.methods[definition.class_name or ""]:
             if found.name == method.name and not isinstance(found.part, Method):
                 definition.part, definition.line, definition.last = found.part, found.line, found.last
 
-    def parsed(self, part: Method | _Part | None) -> ast.Module | None:
+    def parsed(self, part: Method | Part | None) -> ast.Module | None:
         """The syntax tree of a part of the file, with the lines that it has in the file."""
         if isinstance(part, Method):
             tree = parse_part("\n" * (part.first - 2) + "class _:\n" + self.lines.block(part.first, part.last))
@@ -258,8 +239,8 @@ class FileFacts:
 
     def _parse_whole(self) -> list[ast.stmt]:
         """Every statement of the file, after a block that cannot be parsed alone."""
-        self._unread.clear()
-        self._blocks = []
+        self._state.unread.clear()
+        self._state.blocks = []
         try:
             return parse(self._source).body
         except SourceError as error:
@@ -269,7 +250,7 @@ class FileFacts:
     def _headers(
         self,
         body: Iterable[ast.stmt],
-        part: Method | _Part | None,
+        part: Method | Part | None,
         class_name: str | None = None,
         parent: str | None = None,
         prefix: str = "",
@@ -280,7 +261,7 @@ class FileFacts:
                 self._class_header(statement, part, parent, prefix)
             elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
                 qualname = f"{prefix}{statement.name}"
-                self._definitions[qualname] = _definition(statement, part, class_name, parent)
+                self._state.definitions[qualname] = _definition(statement, part, class_name, parent)
                 if self._holds_header(statement.lineno, statement.end_lineno):
                     self._headers(statement.body, part, class_name, qualname, f"{qualname}.")
             elif isinstance(statement, ast.If | ast.Try | ast.With | ast.For | ast.While) and self._holds_header(
@@ -295,21 +276,21 @@ class FileFacts:
         return "def " in text or "class " in text
 
     def _class_header(
-        self, node: ast.ClassDef, part: Method | _Part | None, parent: str | None = None, prefix: str = ""
+        self, node: ast.ClassDef, part: Method | Part | None, parent: str | None = None, prefix: str = ""
     ) -> None:
         """Record a class. Its node may lack methods: the ``part`` that it was parsed from tells which."""
         qualname = f"{prefix}{node.name}"
-        apart = part.without if isinstance(part, _Part) and not prefix else ()
+        apart = part.without if isinstance(part, Part) and not prefix else ()
         own = [
-            _Definition(m.name, m.line, m.last, qualname, None, m, is_property_name(m.decorators), False) for m in apart
+            Definition(m.name, m.line, m.last, qualname, None, m, is_property_name(m.decorators), False) for m in apart
         ]
-        self._definitions.update((f"{qualname}.{d.name}", d) for d in own)
-        self._apart += own
+        self._state.definitions.update((f"{qualname}.{d.name}", d) for d in own)
+        self._state.apart += own
         functions = (s for s in node.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef))
         own = sorted([*own, *(_definition(s, part, qualname, None) for s in functions)], key=lambda d: d.line)
-        self._methods[qualname] = own
-        self._extents[qualname] = (node.lineno, max(node.end_lineno or 0, *(d.last for d in own), node.lineno))
-        self._classes[qualname] = ClassFacts(
+        self._state.methods[qualname] = own
+        self._state.extents[qualname] = (node.lineno, max(node.end_lineno or 0, *(d.last for d in own), node.lineno))
+        self._state.classes[qualname] = ClassFacts(
             qualname,
             node.lineno,
             tuple(text for base in node.bases if (text := dotted(base)) is not None),
@@ -320,8 +301,11 @@ class FileFacts:
 
     def parse_all(self) -> None:
         """Look at everything, so that an error anywhere in the file is known: what nobody asks for gets no nodes."""
+        if self._state.whole:
+            return
+        self._state.whole = True
         self._load(None)
-        unparsed = (d.part for d in self._apart if not d.known and isinstance(d.part, Method))
+        unparsed = (d.part for d in self._state.apart if not d.known and isinstance(d.part, Method))
         texts = (f"class _:\n{self.lines.block(m.first, m.last)}" for m in unparsed)
         if not can_be_parsed("\n".join(texts)):
             self._headers(self._parse_whole(), None)
@@ -331,7 +315,7 @@ class FileFacts:
     @cached_property
     def classes(self) -> Mapping[str, ClassFacts]:
         """Qualified name -> class."""
-        return _OnDemand(self._classes, self._load_inner)
+        return _OnDemand(self._state.classes, self._load_inner)
 
     @cached_property
     def functions(self) -> Mapping[str, object]:
@@ -339,35 +323,41 @@ class FileFacts:
         return self._functions
 
     @cached_property
-    def _functions(self) -> Mapping[str, _Definition]:
-        return _OnDemand(self._definitions, self._load_inner)
+    def _functions(self) -> Mapping[str, Definition]:
+        return _OnDemand(self._state.definitions, self._load_inner)
 
     def _load_inner(self, qualname: str | None) -> None:
         """Parse what defines a class or function, or all that defines any: blocks, and methods that define further."""
         if qualname is None:
             self._load(None)
-            for definition in list(self._definitions.values()):
+            for definition in list(self._state.definitions.values()):
                 self._open(definition)
             return
         self._load(qualname.partition(".")[0])
         end = qualname.find(".")
         while end >= 0:
-            if qualname[:end] in self._definitions:
-                self._open(self._definitions[qualname[:end]])
+            if qualname[:end] in self._state.definitions:
+                self._open(self._state.definitions[qualname[:end]])
             end = qualname.find(".", end + 1)
 
-    def _open(self, definition: _Definition) -> None:
+    def _open(self, definition: Definition) -> None:
         """Make the functions and classes known that a method defines."""
         if not definition.known and self._holds_header(definition.line, definition.last):
             self._learn(definition)
 
     def header(self, qualname: str) -> tuple[int, tuple[str, ...], Mapping[str, bool | None]]:
         """(line, parameters, defaults) of a function, without reading its body."""
-        if qualname not in self._signatures:
+        signature = self._signature(qualname)
+        return signature.line, signature.params, signature.defaults
+
+    def _signature(self, qualname: str) -> Signature:
+        signatures = self._state.signatures
+        if qualname not in signatures:
             node = self._node(self._functions[qualname])
-            parameters = tuple(a.arg for a in arguments_of(node))
-            self._signatures[qualname] = node.lineno, parameters, dict(defaults_of(node.args))
-        return self._signatures[qualname]
+            params = tuple(a.arg for a in arguments_of(node))
+            keyword_only = frozenset(a.arg for a in node.args.kwonlyargs)
+            signatures[qualname] = Signature(node.lineno, params, dict(defaults_of(node.args)), keyword_only)
+        return signatures[qualname]
 
     def extent(self, qualname: str) -> tuple[int, int]:
         """First and last line of a function, its decorators left out."""
@@ -375,19 +365,19 @@ class FileFacts:
         return definition.line, definition.last
 
     def keyword_only(self, qualname: str) -> frozenset[str]:
-        return frozenset(a.arg for a in self._node(self._functions[qualname]).args.kwonlyargs)
+        return self._signature(qualname).keyword_only
 
     def functions_at(self, lines: Iterable[int]) -> list[str]:
         """The innermost functions around the given lines, in order, each once."""
         wanted = sorted(lines)
         self._load_at(wanted)
-        extents = [(name, d.line, d.last) for name, d in self._definitions.items()]
+        extents = [(name, d.line, d.last) for name, d in self._state.definitions.items()]
         return [name for name in dict.fromkeys(_innermost(line, extents) for line in wanted) if name is not None]
 
     def class_at(self, line: int) -> str | None:
         """The innermost class around a line."""
         self._load_at([line])
-        return _innermost(line, [(name, first, last) for name, (first, last) in self._extents.items()])
+        return _innermost(line, [(name, first, last) for name, (first, last) in self._state.extents.items()])
 
     def assigned_at(self, line: int) -> str | None:
         """The name that the statement around a line at the top level assigns, if it is an assignment to one."""
@@ -399,7 +389,7 @@ class FileFacts:
     def classes_deriving(self, base: str) -> list[str]:
         """The classes with a base of this name, whatever it is an attribute of."""
         self._load_at(line for line, bases in self._class_headers if base in bases)
-        return [n for n, c in self._classes.items() if any(b.rpartition(".")[2] == base for b in c.bases)]
+        return [n for n, c in self._state.classes.items() if any(b.rpartition(".")[2] == base for b in c.bases)]
 
     @cached_property
     def _class_headers(self) -> list[tuple[int, str]]:
@@ -415,22 +405,22 @@ class FileFacts:
         """The qualified names of classes and functions of this name that are not at the top level."""
         for keyword in ("def", "class"):
             self._load_at(self._lines_with(f"{keyword} {name}"))
-        return [q for q in (*self._classes, *self._definitions) if q.endswith(f".{name}")]
+        return [q for q in (*self._state.classes, *self._state.definitions) if q.endswith(f".{name}")]
 
     def _load_at(self, lines: Iterable[int]) -> None:
-        starts = [block.first for block in self._blocks]
+        starts = [block.first for block in self._state.blocks]
         for line in lines:
-            block = self._blocks[bisect_right(starts, line) - 1] if self._blocks else None
+            block = self._state.blocks[bisect_right(starts, line) - 1] if self._state.blocks else None
             if block is not None and block.first <= line <= block.last:
                 self._load(block.name)
-                for method in self._methods.get(block.name, ()):
+                for method in self._state.methods.get(block.name, ()):
                     if method.line <= line <= method.last:
                         self._open(method)
 
     def _class_extent(self, name: str) -> tuple[int, int]:
-        if name not in self._extents:
+        if name not in self._state.extents:
             self._load_inner(name)
-        return self._extents[name]
+        return self._state.extents[name]
 
     def class_text(self, class_name: str) -> str:
         first, last = self._class_extent(class_name)
@@ -443,9 +433,9 @@ class FileFacts:
     def functions_in(self, class_name: str) -> list[str]:
         """The methods of a class (functions inside them included)."""
         self._load_inner(class_name)
-        for definition in self._methods.get(class_name, ()):
+        for definition in self._state.methods.get(class_name, ()):
             self._open(definition)
-        return [name for name, d in self._definitions.items() if d.class_name == class_name]
+        return [name for name, d in self._state.definitions.items() if d.class_name == class_name]
 
     def attribute(self, class_name: str, name: str) -> list[AttributeFact]:
         """Every assignment to ``self.name`` in the class."""
@@ -473,17 +463,19 @@ class FileFacts:
 
     def function(self, qualname: str) -> FunctionFacts:
         """The facts of one function's body. Raises ``KeyError`` for a name that the file does not define."""
-        if qualname not in self._read:
+        if qualname not in self._state.functions:
             definition = self._functions[qualname]
             if definition.parent is not None:
                 self.function(definition.parent)  # reads the nested ones with the locals that they see
-            if qualname not in self._read:
+            if qualname not in self._state.functions:
                 try:
                     self._read_function(qualname, {})
                 except RecursionError:
                     self._too_deep(qualname)
-                    self._read[qualname] = FunctionFacts.unread(qualname, definition.class_name, definition.line)
-        return self._read[qualname]
+                    self._state.functions[qualname] = FunctionFacts.unread(
+                        qualname, definition.class_name, definition.line
+                    )
+        return self._state.functions[qualname]
 
     def _too_deep(self, qualname: str) -> None:
         line = self._functions[qualname].line
@@ -496,22 +488,32 @@ class FileFacts:
         )
         node = self._node(definition)
         reader.run(node)
-        self._read[qualname] = reader.facts(node)
-        for name, inner in self._definitions.items():
+        self._state.functions[qualname] = reader.facts(node)
+        for name, inner in self._state.definitions.items():
             if inner.parent == qualname:
                 self._read_function(name, reader.flow.taint)
 
     def conduct(self, qualname: str) -> Conduct:
         """What one function does as a caller. Raises ``KeyError`` for a name that the file does not define."""
-        if qualname not in self._conducts:
+        if qualname not in self._state.conducts:
             definition = self._functions[qualname]
-            reader = ConductReader(self._context, self._env_of(definition.class_name))
             try:
-                self._conducts[qualname] = reader.read(self._node(definition))
+                self._state.conducts[qualname] = self._conduct_reader(qualname).read(self._node(definition))
             except RecursionError:
                 self._too_deep(qualname)
-                self._conducts[qualname] = Conduct.unread()
-        return self._conducts[qualname]
+                self._state.conducts[qualname] = Conduct.unread()
+        return self._state.conducts[qualname]
+
+    def _conduct_reader(self, qualname: str) -> ConductReader:
+        return ConductReader(self._context, self._env_of(self._functions[qualname].class_name), self.path, qualname)
+
+    def _truth(self, qualname: str, number: int) -> Formula:
+        """A truth value in a function whose conduct was kept without it."""
+        if qualname not in self._truths:
+            reader = self._conduct_reader(qualname)
+            reader.read(self._node(self._functions[qualname]))
+            self._truths[qualname] = reader.truths
+        return self._truths[qualname][number].formula
 
     def call_condition(self, qualname: str, span: Span) -> Formula:
         """What must hold inside a function for the call at ``span`` to be reached."""
@@ -546,14 +548,18 @@ class FileFacts:
 
     def condition(self, qualname: str) -> Formula:
         """The truth value that a function returns. Raises ``NotBoolean``."""
-        if qualname not in self._conditions:
-            self._conditions[qualname] = self._condition(qualname)
-        found = self._conditions[qualname]
-        if isinstance(found, NotBoolean):
-            raise found
+        conditions = self._state.conditions
+        if qualname not in conditions:
+            try:
+                conditions[qualname] = self._condition(qualname)
+            except NotBoolean as error:
+                conditions[qualname] = Unclear(error.line, error.what)
+        found = conditions[qualname]
+        if isinstance(found, Unclear):
+            raise NotBoolean(found.line, found.what)
         return found
 
-    def _condition(self, qualname: str) -> Formula | NotBoolean:
+    def _condition(self, qualname: str) -> Formula:
         definition = self._functions[qualname]
         class_env = self._env_of(definition.class_name)
         read = itertools.count(1)
@@ -569,11 +575,8 @@ class FileFacts:
 
         body = self._node(definition).body
         if len(body) > 24:
-            return NotBoolean(definition.line, "the body is too long for a boolean function")
-        try:
-            return boolean_body(body, build)
-        except NotBoolean as error:
-            return error
+            raise NotBoolean(definition.line, "the body is too long for a boolean function")
+        return boolean_body(body, build)
 
     def _env_of(self, class_name: str | None) -> Callable[[str], ast.expr | None]:
         if class_name is None:
@@ -585,15 +588,15 @@ class FileFacts:
     def _new_class_env(self, class_name: str) -> ClassEnv:
         self._class_extent(class_name)
 
-        def nodes_of(definitions: Iterable[_Definition]) -> list[ast.FunctionDef]:
+        def nodes_of(definitions: Iterable[Definition]) -> list[ast.FunctionDef]:
             return [node for d in list(definitions) if isinstance(node := self._node(d), ast.FunctionDef)]
 
         def named(name: str) -> list[ast.FunctionDef]:
-            return nodes_of(d for d in self._methods[class_name] if d.name == name)
+            return nodes_of(d for d in self._state.methods[class_name] if d.name == name)
 
         def assigning(name: str) -> list[ast.FunctionDef]:
             lines = self._lines_that_may_assign(name)
-            return nodes_of(d for d in self._methods[class_name] if any(d.line <= n <= d.last for n in lines))
+            return nodes_of(d for d in self._state.methods[class_name] if any(d.line <= n <= d.last for n in lines))
 
         def set_elsewhere(name: str) -> bool:
             return re.search(rf"\.{name}(?<!\bself\.{name}) *=(?!=)", self._source) is not None
@@ -642,15 +645,13 @@ def _targets(line: str) -> str:
     return _OPEN_CALL.split(line[: equals[-1]], maxsplit=1)[0]
 
 
-def _definition(
-    node: _Function, part: Method | _Part | None, class_name: str | None, parent: str | None
-) -> _Definition:
+def _definition(node: _Function, part: Method | Part | None, class_name: str | None, parent: str | None) -> Definition:
     last = node.end_lineno or node.lineno
-    return _Definition(node.name, node.lineno, last, class_name, parent, part, is_property(node))
+    return Definition(node.name, node.lineno, last, class_name, parent, part, is_property(node))
 
 
 @lru_cache(maxsize=200)
-def _body(file: FileFacts, part: Method | _Part | None) -> list[ast.stmt] | None:
+def _body(file: FileFacts, part: Method | Part | None) -> list[ast.stmt] | None:
     """The statements of a part of a file; None where it cannot be parsed.
 
     Only those that were read last are kept: all the syntax trees of a run would take more memory than the rest of it.

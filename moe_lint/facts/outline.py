@@ -31,7 +31,7 @@ _BEFORE_IMPORT = re.compile(r"(?:[ \t]+|[^\n]*[:;][ \t]*)((?:from[ \t]+[.\w]+[ \
 _IMPORT = re.compile(r"import[ \t]*(?:[^\n;#(]*\([^)]*\)|(?:[^\n;#\\]|\\\n)*)")
 
 
-class Block(Struct, frozen=True):
+class Block(Struct, frozen=True, array_like=True):
     """A class or function at the top level: its name and its lines, decorators included."""
 
     name: str
@@ -40,7 +40,7 @@ class Block(Struct, frozen=True):
     last: int
 
 
-class Method(Struct, frozen=True):
+class Method(Struct, frozen=True, tag=True, array_like=True):
     """A method as its class's text shows it: its lines with decorators (``first``), from its `def` on (``line``)."""
 
     name: str

@@ -1,0 +1,113 @@
+"""What has been found out about a file so far, without its text and without syntax nodes, so that it can be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from msgspec import Struct, convert, field
+from msgspec.msgpack import Decoder, Encoder
+
+from moe_lint.facts.conduct import Conduct, Truth
+from moe_lint.facts.data import ClassFacts, FunctionFacts
+from moe_lint.facts.outline import Block, Method
+from moe_lint.formula import Formula
+
+
+class Part(Struct, frozen=True, tag=True, array_like=True):
+    """A class or function that is parsed alone; a class perhaps without its methods (which are then parsed alone)."""
+
+    block: Block
+    without: tuple[Method, ...] = ()
+
+
+class Definition(Struct, array_like=True):
+    """Where a function stands: its lines, its class, the function it is nested in, and what to parse for its node."""
+
+    name: str
+    line: int
+    last: int
+    class_name: str | None
+    parent: str | None
+    #: None: the file's top level, or all of it
+    part: Method | Part | None
+    is_property: bool
+    #: it was parsed, so what it defines is known
+    known: bool = True
+
+
+class Signature(Struct, frozen=True, array_like=True):
+    """A function without its body."""
+
+    line: int
+    params: tuple[str, ...]
+    #: parameters that have a default -> the default when it is a truth value, else None
+    defaults: Mapping[str, bool | None]
+    keyword_only: frozenset[str]
+
+
+class Unclear(Struct, frozen=True, tag=True, array_like=True):
+    """Why a function is no boolean function of what it asks, and the line where it stops being one."""
+
+    line: int
+    what: str
+
+
+class FileState(Struct, array_like=True):
+    """The answers of a `FileFacts` so far. Names are qualified, lines count from 1."""
+
+    blocks: list[Block] = field(default_factory=list)
+    #: the blocks that nobody has asked for
+    unread: dict[str, list[Block]] = field(default_factory=dict)
+    #: local name -> (module as written, with leading dots; imported name, or None for a module)
+    imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    #: local name -> the name that was imported
+    aliases: dict[str, str] = field(default_factory=dict)
+    modules: frozenset[str] = frozenset()
+    definitions: dict[str, Definition] = field(default_factory=dict)
+    classes: dict[str, ClassFacts] = field(default_factory=dict)
+    #: class -> its first and last line
+    extents: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: class -> its own methods, in order; a name may occur twice (an overload, a setter)
+    methods: dict[str, list[Definition]] = field(default_factory=dict)
+    #: every method that was left out when its class was parsed, those that a later one of the name replaces too
+    apart: list[Definition] = field(default_factory=list)
+    signatures: dict[str, Signature] = field(default_factory=dict)
+    functions: dict[str, FunctionFacts] = field(default_factory=dict)
+    conditions: dict[str, Formula | Unclear] = field(default_factory=dict)
+    conducts: dict[str, Conduct] = field(default_factory=dict)
+    #: everything was looked at for errors
+    whole: bool = False
+
+
+def encoded(state: FileState) -> bytes:
+    """The state as bytes. Truth values that nobody has asked for are left to be worked out anew."""
+    return _encoder().encode(state)
+
+
+def decoded(data: bytes, path: str, tell: Callable[[str, int], Formula]) -> FileState:
+    """The state of the file at ``path`` from its bytes. ``tell`` works out a truth value: function, its number there.
+
+    Raises ``msgspec.MsgspecError``.
+    """
+
+    def hook(_: type, value: Any) -> Truth:
+        function, number, formula = value
+        truth = Truth((path, function, number), lambda: tell(function, number))
+        if formula is not None:
+            truth.formula = convert(formula, Formula)
+        return truth
+
+    return Decoder(FileState, dec_hook=hook).decode(data)
+
+
+def _plain(value: object) -> object:
+    assert isinstance(value, Truth)
+    _, function, number = value.place
+    return function, number, value.told
+
+
+@lru_cache(maxsize=1)
+def _encoder() -> Encoder:
+    return Encoder(enc_hook=_plain)
