@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 
-def replace_file(path: str | Path, data: bytes) -> None:
+def replace_file(path: str | Path, data: bytes | bytearray) -> None:
     """Write ``data`` as the file's whole content. Keeps the mode of a file that exists, and a symlink to it.
 
     Raises ``OSError`` when it cannot; the file is then as it was. What is no regular file (a pipe, `/dev/null`) cannot

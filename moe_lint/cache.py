@@ -51,7 +51,7 @@ class _Files(Struct, frozen=True, array_like=True):
     """Path -> digest of its content, and what was found out about it (`FileFacts.kept`)."""
 
     version: int
-    files: dict[str, tuple[bytes, bytes]]
+    files: dict[str, tuple[bytes, memoryview]]
 
 
 _Kept = TypeVar("_Kept", _Entry, _Files)
@@ -115,14 +115,14 @@ class Cache(Struct, frozen=True):
         paths: Iterable[str],
         stamps: Mapping[str, Stamp],
         judgement: Judgement,
-        found: Mapping[str, bytes],
+        found: Mapping[str, bytes | memoryview],
     ) -> None:
         """Keep a judgement, and what was found out about files, under a key each.
 
         ``stamps`` were taken before the files were read. Raises ``UsageError``, see `required`.
         """
         manifest: dict[str, tuple[Stamp, bytes | None]] = {}
-        files: dict[str, tuple[bytes, bytes]] = {}
+        files: dict[str, tuple[bytes, memoryview]] = {}
         try:
             for path in paths:
                 digest = _digest(read_bytes(path)) if path in judgement.relevant else None
@@ -132,7 +132,7 @@ class Cache(Struct, frozen=True):
                 if _stamp(path) != stamps[path]:
                     return  # changed while it was judged
                 if path in found:
-                    files[path] = (digest, found[path])
+                    files[path] = (digest, memoryview(found[path]))
         except (OSError, KeyError):
             return
         now = time.time_ns()
@@ -141,7 +141,7 @@ class Cache(Struct, frozen=True):
 
     def _read(self, name: str, kind: type[_Kept]) -> _Kept | None:
         try:
-            data = (self.folder / name).read_bytes()
+            data = memoryview((self.folder / name).read_bytes())
             entry = msgpack.decode(data[_DIGEST:], type=kind) if _digest(data[_DIGEST:]) == data[:_DIGEST] else None
         except (OSError, MsgspecError, RecursionError):  # damaged, of another version, or not there: all the same
             return None
@@ -153,8 +153,10 @@ class Cache(Struct, frozen=True):
                 self.folder.mkdir(parents=True, exist_ok=True)  # another run may have made it by now
                 (self.folder / "CACHEDIR.TAG").write_text(_TAG, encoding="utf-8")
                 (self.folder / ".gitignore").write_text("*\n", encoding="utf-8")
-            data = msgpack.encode(entry)
-            replace_file(self.folder / name, _digest(data) + data)
+            data = bytearray(_DIGEST)
+            msgpack.Encoder().encode_into(entry, data, _DIGEST)
+            data[:_DIGEST] = _digest(memoryview(data)[_DIGEST:])
+            replace_file(self.folder / name, data)
             self._expire(now)
         except UnicodeEncodeError:
             return  # a name that is no text: such a tree is judged each time
@@ -205,5 +207,5 @@ def _stamp(path: str) -> Stamp:
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
-def _digest(data: bytes) -> bytes:
+def _digest(data: bytes | memoryview) -> bytes:
     return blake2b(data, digest_size=_DIGEST).digest()

@@ -59,7 +59,7 @@ def _disagreements(tree: Tree, findings: Iterable[Finding]) -> dict[tuple[str, S
     for site in tree.sites:
         key = (site.path, site.raw.span)
         facts = tree.index.facts(site.path) if key in reported else None
-        if facts is None:
+        if facts is None or site.raw.span in facts.confirmed:
             continue
         from moe_lint.guard_visitor import read_again, seen_by_ast  # libcst is loaded only when there is a finding
 
@@ -70,7 +70,9 @@ def _disagreements(tree: Tree, findings: Iterable[Finding]) -> dict[tuple[str, S
             message = f"`{name}` is nested too deeply to be read"
             found[key] = Problem(SkipReason.SYNTAX_ERROR, site.path, site.raw.span.line, message)
             continue
-        if not agreed:
+        if agreed:
+            facts.confirmed.add(site.raw.span)
+        else:
             message = f"`ast` and libcst read the guard of `{site.raw.collective}` differently: please report this"
             found[key] = Problem(SkipReason.DISAGREEMENT, site.path, site.raw.span.line, message)
     return found

@@ -236,7 +236,7 @@ class Unchanged(Struct, frozen=True):
     #: those without any word of the engine
     dull: frozenset[str]
     #: path -> what was found out about it, as `FileFacts.kept` gave it
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes | memoryview]
 
 
 class KnownFinding(Struct, frozen=True):

@@ -81,7 +81,7 @@ class Reader:
                 pass
         return FileFacts(path, text, self.profile)
 
-    def found(self) -> dict[str, bytes]:
+    def found(self) -> dict[str, bytes | memoryview]:
         """Path -> what was found out about it, for a later run."""
         return {facts.path: kept for facts in self._read if (kept := facts.kept()) is not None}
 

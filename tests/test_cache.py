@@ -16,6 +16,7 @@ import pytest
 from moe_lint import engine
 from moe_lint.cache import Cache
 from moe_lint.engine import Options, run
+from moe_lint.facts import FileFacts
 from moe_lint.model import Report
 from moe_lint.profile import load_profile
 from tests.runs import EXPECTED, findings, moe_lint
@@ -147,6 +148,67 @@ def test_a_damaged_entry_is_a_miss(judged: Judged, tree: Path, damage: bytes) ->
     entry.write_bytes(damage)
     assert judged()[1]
     assert not judged()[1]
+
+
+def read_anew(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files whose text is read and parsed from now on."""
+    names: list[str] = []
+    read = FileFacts._read_top_level
+    monkeypatch.setattr(FileFacts, "_read_top_level", lambda facts: (names.append(Path(facts.path).name), read(facts)))
+    return names
+
+
+def test_of_a_tree_in_which_a_file_has_changed_only_that_one_is_read_again(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"))
+    names = read_anew(monkeypatch)
+    run(options)
+    assert {"utils.py", "unguarded.py"} < set(names)
+    names.clear()
+    path = tree / "engine/models/unguarded.py"
+    path.write_text("\n\n" + path.read_text().replace("class ", "class A", 1))
+    report = run(options)
+    assert names == ["unguarded.py"]
+    names.clear()
+    assert report == run(Options(("engine",), PROFILE))
+    assert len(names) > 1
+
+
+def test_other_rules_read_no_file_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tree / "cache")
+    run(Options(("engine",), PROFILE, cache=cache))
+    run(Options(("engine",), PROFILE, select=("MOE001",), cache=cache))
+    path = tree / "engine/models/unguarded.py"
+    path.write_text("\n\n" + path.read_text())
+    names = read_anew(monkeypatch)
+    run(Options(("engine",), PROFILE, select=("MOE002",), cache=cache))
+    assert "unguarded.py" in names
+    names.clear()
+    path.write_text("\n" + path.read_text())
+    run(Options(("engine",), PROFILE, select=("MOE001",), cache=cache))
+    assert names == ["unguarded.py"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage" * 9, "swapped", "cut"])
+def test_damaged_facts_are_a_miss(
+    judged: Judged, tree: Path, damage: bytes | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged()
+    (entry,) = (tree / "cache").glob("*.files")
+    data = bytearray(entry.read_bytes())
+    if isinstance(damage, bytes):
+        data = bytearray(damage)
+    elif damage == "cut":
+        del data[-1]
+    else:
+        data[len(data) // 2] ^= 1
+    entry.write_bytes(data)
+    path = tree / "engine/models/unguarded.py"
+    path.write_text(f"{path.read_text()}# changed\n")
+    names = read_anew(monkeypatch)
+    assert judged()[1]
+    assert names.count("utils.py") == 2  # with the cache, and without it
 
 
 def test_a_syntax_error_is_told_again_from_the_cache(judged: Judged, tree: Path) -> None:

@@ -1265,6 +1265,88 @@ def test_a_function_whose_syntax_tree_was_given_up_is_parsed_again() -> None:
     assert kept.header("conditional") == (SHAPES.count("\n") + 2, ("x", "y"), {"y": False})
 
 
+KEPT = (
+    SHAPES
+    + f"""
+from .distributed import {REDUCE} as reduce, helper
+
+
+class Block(Base):
+    def __init__(self, config, quick=False):
+        self.experts = FusedMoE(config, reduce_results=quick and not config.slow)
+        self.mlp = Mlp(config, deep=config.a and config.b)
+
+    @property
+    def several(self):
+        return self.tp_size > 1
+
+    def twice(self, x):
+        if self.several:
+            return 1
+        y = 2
+        return y
+
+    def forward(self, x, *, use_reduce_scatter: bool = False):
+        x = self.experts(x)
+        if self.several and not use_reduce_scatter:
+            x = reduce(x)
+        return self.mlp(x, last=use_reduce_scatter or self.several, size=len(x))
+"""
+)
+
+
+def test_what_was_found_out_about_a_text_can_be_kept() -> None:
+    fresh, first = FileFacts("f.py", KEPT, PROFILE), FileFacts("f.py", KEPT, PROFILE)
+    for name in list(first.functions):
+        ask(first, name)
+    first.confirmed.add(Span(1, 2, 3, 4))
+    kept = first.kept()
+    assert kept is not None
+    again = FileFacts("f.py", KEPT, PROFILE, kept)
+    assert (again.imports, again.aliases, again.modules) == (fresh.imports, fresh.aliases, fresh.modules)
+    assert dict(again.classes) == dict(fresh.classes)
+    assert list(again.functions) == list(first.functions)
+    _body.cache_clear()
+    answers = {name: ask(again, name) for name in again.functions}
+    assert _body.cache_info().misses == 0  # nothing is parsed
+    assert answers == {name: ask(fresh, name) for name in fresh.functions}
+    assert again.confirmed == {Span(1, 2, 3, 4)}
+
+
+def ask(found: FileFacts, name: str) -> object:
+    try:
+        condition: Formula | str = found.condition(name)
+    except NotBoolean as error:
+        condition = f"{error.line}: {error}"
+    return found.header(name), found.keyword_only(name), found.function(name), found.conduct(name), condition
+
+
+def test_a_truth_value_that_was_not_kept_is_worked_out_from_the_text() -> None:
+    def truths(found: FileFacts) -> list[Formula | None]:
+        calls = found.conduct("Block.forward").calls + found.conduct("Block.__init__").calls
+        return [passed.formula for call in calls for passed in call.arguments]
+
+    first = FileFacts("f.py", KEPT, PROFILE)
+    first.conduct("Block.forward")
+    first.conduct("Block.__init__")
+    kept = first.kept()
+    again = FileFacts("f.py", KEPT, PROFILE, kept)
+    assert again.kept() is kept
+    assert truths(again) == truths(first)
+    assert any(formula is not None for formula in truths(first))
+    assert again.kept() is not kept
+    third = FileFacts("f.py", KEPT, PROFILE, again.kept())
+    _body.cache_clear()
+    assert truths(third) == truths(again)
+    assert _body.cache_info().misses == 0
+
+
+def test_nothing_is_kept_of_a_text_with_an_error() -> None:
+    found = facts("def broken(:\n")
+    found.parse_all()
+    assert found.kept() is None
+
+
 def test_a_class_behind_quotes_in_a_string_is_found() -> None:
     text = "def f():\n    return g(\"'''\")\n\n\nclass Later:\n    pass\n\n\ndef h():\n    return \"'''\"\n"
     assert "Later" in facts(text).classes

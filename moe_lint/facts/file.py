@@ -91,7 +91,7 @@ class FileFacts:
     ``errors`` says why, and the block stays unknown.
     """
 
-    def __init__(self, path: str, source: str, profile: Profile, kept: bytes | None = None) -> None:
+    def __init__(self, path: str, source: str, profile: Profile, kept: bytes | memoryview | None = None) -> None:
         """``kept`` is what an earlier run found out about this text, as `kept` gave it.
 
         Raises ``SourceError`` for a text whose top level cannot be parsed, and ``msgspec.MsgspecError``.
@@ -108,6 +108,10 @@ class FileFacts:
         self._state = FileState() if kept is None else decoded(kept, path, self._truth)
         if kept is None:
             self._read_top_level()
+        self._kept = kept
+        self._answers = self._state.answers
+        #: reductions whose guard another reader, too, reads as it is read here
+        self.confirmed = self._state.confirmed
         #: local name -> (module as written, with leading dots; imported name, or None for a module)
         self.imports = self._state.imports
         #: local name -> the name that was imported
@@ -116,9 +120,12 @@ class FileFacts:
         asks_backend = all(word in source for word in re.findall(r"\w+", profile.backend_getter))
         self._context = FileContext(self.lines, profile, self.builder, self.aliases, self.modules, asks_backend)
 
-    def kept(self) -> bytes | None:
+    def kept(self) -> bytes | memoryview | None:
         """What has been found out, for a later run that finds the same text; None if something could not be read."""
-        return None if self.errors else encoded(self._state)
+        if self.errors:
+            return None
+        as_it_was = self._kept is not None and self._state.answers == self._answers and not self._truths
+        return self._kept if as_it_was else encoded(self._state)
 
     # --- headers
 

@@ -13,6 +13,7 @@ from moe_lint.facts.conduct import Conduct, Truth
 from moe_lint.facts.data import ClassFacts, FunctionFacts
 from moe_lint.facts.outline import Block, Method
 from moe_lint.formula import Formula
+from moe_lint.model import Span
 
 
 class Part(Struct, frozen=True, tag=True, array_like=True):
@@ -77,8 +78,16 @@ class FileState(Struct, array_like=True):
     functions: dict[str, FunctionFacts] = field(default_factory=dict)
     conditions: dict[str, Formula | Unclear] = field(default_factory=dict)
     conducts: dict[str, Conduct] = field(default_factory=dict)
+    #: reductions whose guard libcst reads as it is read here
+    confirmed: set[Span] = field(default_factory=set)
     #: everything was looked at for errors
     whole: bool = False
+
+    @property
+    def answers(self) -> int:
+        """How many there are: they only become more."""
+        known = len(self.definitions) + len(self.classes) + len(self.signatures) - len(self.unread) + self.whole
+        return known + len(self.functions) + len(self.conditions) + len(self.conducts) + len(self.confirmed)
 
 
 def encoded(state: FileState) -> bytes:
@@ -86,7 +95,7 @@ def encoded(state: FileState) -> bytes:
     return _encoder().encode(state)
 
 
-def decoded(data: bytes, path: str, tell: Callable[[str, int], Formula]) -> FileState:
+def decoded(data: bytes | memoryview, path: str, tell: Callable[[str, int], Formula]) -> FileState:
     """The state of the file at ``path`` from its bytes. ``tell`` works out a truth value: function, its number there.
 
     Raises ``msgspec.MsgspecError``.
