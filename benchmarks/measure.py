@@ -232,7 +232,7 @@ def _first(folder: Path, holding: bytes = b"") -> Path:
 
 def _append(path: Path) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write("# changed\n")
+        file.write("_CHANGED = True\n")
 
 
 def _table(rows: Sequence[Row], runs: int) -> str:
