@@ -9,7 +9,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from msgspec import Struct
 
@@ -24,6 +24,12 @@ _IMPORTED = re.compile(r"import\b(?:\s*\((?:[^)#]|#[^\n]*)*|(?:[^\n\\]|\\\n)*)")
 _CLASS_HEADER = re.compile(r"class\s+\w+[^(\n]*\((?:[^:#]|#[^\n]*)*")
 _WORD = re.compile(r"\w+")
 _ATTRIBUTE_CALL = re.compile(r"self(?<!\wself)\.(\w+)\(")
+
+
+@lru_cache(maxsize=64)
+def _mention_of(name: str) -> re.Pattern[str]:
+    """Where a method is named: (what of `self` it is called on, whether it is defined, how its call begins)."""
+    return re.compile(rf"(?<![\w.])(?:(self(?:\.\w+)*)\.|(def\s+))?{name}(?!\w)(\(\)?)?|(?<=\.){name}(?!\w)")
 
 
 class Ref(Struct, frozen=True, order=True):
@@ -357,6 +363,7 @@ class ProjectIndex:
             facts = self.facts(path) if lines or renamed else None
             if facts is None:
                 continue
+            lines = [line for line in lines if self._may_reach(path, facts, line, ref)]
             for local, original in facts.aliases.items():
                 if original == short and renamed:
                     lines += self.lines_of(path, f"{local}(")
@@ -396,6 +403,26 @@ class ProjectIndex:
                 for receiver in receivers.findall(self.line(path, line))
             )
         ]
+
+    def _may_reach(self, path: str, facts: FileFacts, line: int, ref: Ref) -> bool:
+        """Whether a line may call this method, by what its class and the attributes of its class are.
+
+        Told before the function around the line is read. What is not called as `self.method(…)` or
+        `self.attribute.method(…)` may be anything; a call without arguments hands on nothing.
+        """
+        owner, _, short = ref.name.rpartition(".")
+        if not owner:
+            return True
+        class_name = facts.class_at(line)
+        for receiver, defined, call in _mention_of(short).findall(self.line(path, line)):
+            if defined or call == "()":
+                continue
+            if not receiver or not call or any(self.profile.is_expert_attribute(o) for o in receiver.split(".")):
+                return True
+            targets = self.targets(path, class_name, f"{receiver}.{short}") if class_name is not None else ()
+            if any(target.function == ref for target in targets):
+                return True
+        return False
 
     def _reaches(self, path: str, call: CallFact, ref: Ref) -> bool:
         """Whether a call of that name means this function."""
