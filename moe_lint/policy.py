@@ -439,6 +439,8 @@ class Policy:
     def backend_classes(self) -> dict[str, tuple[frozenset[str], Ref]]:
         """Central class predicates (`is_deepep_class_backend()`): name -> (member names, definition)."""
         found: dict[str, tuple[frozenset[str], Ref]] = {}
+        if not self.profile.backend_getter:
+            return found
         prefix = f"{self.profile.backend_getter}.is_"
         pattern = re.compile(r"^def (is_\w+)\(\)", re.MULTILINE)
         for path, text in self.index.texts.items():
