@@ -28,8 +28,8 @@ _ATTRIBUTE_CALL = re.compile(r"self(?<!\wself)\.(\w+)\(")
 
 @lru_cache(maxsize=64)
 def _mention_of(name: str) -> re.Pattern[str]:
-    """Where a method is named: (what of `self` it is called on, whether it is defined, how its call begins)."""
-    return re.compile(rf"(?<![\w.])(?:(self(?:\.\w+)*)\.|(def\s+))?{name}(?!\w)(\(\)?)?|(?<=\.){name}(?!\w)")
+    """Where a method is named: (what of `self` or `super()` is before it, a `def` before it, how its call begins)."""
+    return re.compile(rf"(?<![\w.])(?:(self(?:\.\w+)*|super\(\))\.|(def\s+))?{name}(?!\w)(\(\)?)?|(?<=\.){name}(?!\w)")
 
 
 class Ref(Struct, frozen=True, order=True):
@@ -407,14 +407,15 @@ class ProjectIndex:
     def _may_reach(self, path: str, facts: FileFacts, line: int, ref: Ref) -> bool:
         """Whether a line may call this method, by what its class and the attributes of its class are.
 
-        Told before the function around the line is read. What is not called as `self.method(…)` or
-        `self.attribute.method(…)` may be anything; a call without arguments hands on nothing.
+        Told before the function around the line is read. What is not called as `self.method(…)`, `super().method(…)`
+        or `self.attribute.method(…)` may be anything; a call without arguments hands on nothing.
         """
         owner, _, short = ref.name.rpartition(".")
-        if not owner:
-            return True
+        text = self.line(path, line)
+        if not owner or text.lstrip().startswith("#"):
+            return not owner
         class_name = facts.class_at(line)
-        for receiver, defined, call in _mention_of(short).findall(self.line(path, line)):
+        for receiver, defined, call in _mention_of(short).findall(text):
             if defined or call == "()":
                 continue
             if not receiver or not call or any(self.profile.is_expert_attribute(o) for o in receiver.split(".")):
