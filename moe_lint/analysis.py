@@ -20,9 +20,9 @@ from moe_lint.reading import Known, Reader
 from moe_lint.sites import FoundSite, Site, find_site, judge_site, skip_atoms_used
 
 #: A name that may be called or handed on: no text in quotes, no prose (`an allreduce fusion`, `--custom-allreduce`), no
-#: definition, no object that has a part of interest (`custom_all_reduce.buffers`).
+#: definition, no keyword (`fuse_all_reduce=True`), no object that has a part of interest (`custom_all_reduce.buffers`).
 _USED_NAME = re.compile(
-    r"""(?<![\w"'-])(?<!\bdef )(\w+)(?![\w"'.-])(?!\ +(?!(?:if|else|and|or|in|is|not|for|as)\b)[A-Za-z])"""
+    r"""(?<![\w"'-])(?<!\bdef )(\w+)(?![\w"'.-])(?!\ *=(?!=))(?!\ +(?!(?:if|else|and|or|in|is|not|for|as)\b)[A-Za-z])"""
 )
 
 

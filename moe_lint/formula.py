@@ -126,18 +126,37 @@ def atoms(formula: Formula) -> Iterator[str]:
 
 @lru_cache(maxsize=10_000)
 def atom_set(formula: Formula) -> frozenset[str]:
-    return frozenset(atoms(formula))
+    if isinstance(formula, Atom):
+        return frozenset((formula.name,))
+    if isinstance(formula, Not):
+        return atom_set(formula.operand)
+    return frozenset().union(*map(atom_set, formula.operands))
 
 
 def substitute(formula: Formula, value: Callable[[str], Formula | None]) -> Formula:
-    """Replace each atom for which ``value`` returns a formula; constants are folded on the way up."""
+    """Replace each atom for which ``value`` returns a formula; constants are folded on the way up.
+
+    What holds no such atom is handed back as it is.
+    """
     if isinstance(formula, Atom):
-        replacement = value(formula.name)
-        return formula if replacement is None else replacement
+        return value(formula.name) or formula
     if isinstance(formula, Not):
-        return negate(substitute(formula.operand, value))
-    parts = (substitute(o, value) for o in formula.operands)
-    return conj(parts) if isinstance(formula, And) else disj(parts)
+        inner = substitute(formula.operand, value)
+        return formula if inner is formula.operand else negate(inner)
+    join, settled = (conj, FALSE) if isinstance(formula, And) else (disj, TRUE)
+    parts: list[Formula] = []
+    for operand in formula.operands:
+        part = substitute(operand, value)
+        if part == settled:
+            return settled
+        parts.append(part)
+    same = all(part is operand for part, operand in zip(parts, formula.operands, strict=True))
+    return formula if same else join(parts)
+
+
+def replace_atoms(formula: Formula, values: Mapping[str, Formula]) -> Formula:
+    """Replace each atom that ``values`` names; constants are folded on the way up."""
+    return formula if values.keys().isdisjoint(atom_set(formula)) else substitute(formula, values.get)
 
 
 def evaluate(formula: Formula, state: Mapping[str, bool]) -> bool:
@@ -206,7 +225,7 @@ def _independent(formula: Formula) -> Iterator[Formula]:
 
 def assign(formula: Formula, name: str, value: Formula) -> Formula:
     """The formula with ``value`` in place of the atom ``name``."""
-    return substitute(formula, lambda atom: value if atom == name else None)
+    return replace_atoms(formula, {name: value})
 
 
 def exists(formula: Formula, names: Iterable[str]) -> Formula:
@@ -217,7 +236,7 @@ def exists(formula: Formula, names: Iterable[str]) -> Formula:
     asked = [name for name in names if name in signs]
     # an atom that only ever speaks for the formula may as well be true: nothing grows, however many there are
     best = {name: TRUE if True in signs[name] else FALSE for name in asked if len(signs[name]) == 1}
-    formula = substitute(formula, best.get)
+    formula = replace_atoms(formula, best)
     for name in asked:
         if name not in best:
             formula = _exists_one(formula, name)

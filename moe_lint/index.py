@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from msgspec import Struct
 
@@ -23,6 +23,12 @@ _IMPORTED = re.compile(r"import\b(?:\s*\((?:[^)#]|#[^\n]*)*|(?:[^\n\\]|\\\n)*)")
 _CLASS_HEADER = re.compile(r"class\s+\w+[^(\n]*\((?:[^:#]|#[^\n]*)*")
 _WORD = re.compile(r"\w+")
 _ATTRIBUTE_CALL = re.compile(r"self(?<!\wself)\.(\w+)\(")
+
+
+@lru_cache(maxsize=64)
+def _mention_of(name: str) -> re.Pattern[str]:
+    """Where a method is named: (what of `self` or `super()` is before it, a `def` before it, how its call begins)."""
+    return re.compile(rf"(?<![\w.])(?:(self(?:\.\w+)*|super\(\))\.|(def\s+))?{name}(?!\w)(\(\)?)?|(?<=\.){name}(?!\w)")
 
 
 class Ref(Struct, frozen=True, order=True):
@@ -356,6 +362,7 @@ class ProjectIndex:
             facts = self.facts(path) if lines or renamed else None
             if facts is None:
                 continue
+            lines = [line for line in lines if self._may_reach(path, facts, line, ref)]
             for local, original in facts.aliases.items():
                 if original == short and renamed:
                     lines += self.lines_of(path, f"{local}(")
@@ -395,6 +402,27 @@ class ProjectIndex:
                 for receiver in receivers.findall(self.line(path, line))
             )
         ]
+
+    def _may_reach(self, path: str, facts: FileFacts, line: int, ref: Ref) -> bool:
+        """Whether a line may call this method, by what its class and the attributes of its class are.
+
+        Told before the function around the line is read. What is not called as `self.method(…)`, `super().method(…)`
+        or `self.attribute.method(…)` may be anything; a call without arguments hands on nothing.
+        """
+        owner, _, short = ref.name.rpartition(".")
+        text = self.line(path, line)
+        if not owner or text.lstrip().startswith("#"):
+            return not owner
+        class_name = facts.class_at(line)
+        for receiver, defined, call in _mention_of(short).findall(text):
+            if defined or call == "()":
+                continue
+            if not receiver or not call or any(self.profile.is_expert_attribute(o) for o in receiver.split(".")):
+                return True
+            targets = self.targets(path, class_name, f"{receiver}.{short}") if class_name is not None else ()
+            if any(target.function == ref for target in targets):
+                return True
+        return False
 
     def _reaches(self, path: str, call: CallFact, ref: Ref) -> bool:
         """Whether a call of that name means this function."""

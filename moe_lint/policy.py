@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
 from pathlib import PurePath
 
 from msgspec import Struct
@@ -78,6 +79,8 @@ class Policy:
         self.helper = helper
         self.problems = problems
         self._builder = FormulaBuilder(index.profile)
+        self._skips: dict[tuple[Axis, frozenset[str] | None], Formula] = {}
+        self._reasons: dict[Formula, tuple[Reason, ...]] = {}
         self._expansions: dict[str, Formula | None] = {}
         self._predicates: dict[str, tuple[tuple[str, ...], Mapping[str, bool | None], Formula] | None] = {}
         self._backend_members = self._read_backends()
@@ -92,7 +95,12 @@ class Policy:
         """
         helper = self.helper
         assert helper is not None
-        known = None if in_scope is None else set(in_scope)
+        known = None if in_scope is None else frozenset(in_scope)
+        if (axis, known) not in self._skips:
+            self._skips[axis, known] = self._find_skips(helper, axis, known)
+        return self._skips[axis, known]
+
+    def _find_skips(self, helper: Helper, axis: Axis, known: frozenset[str] | None) -> Formula:
         values: dict[str, Formula] = {}
         if helper.axis_parameter is not None:
             values[helper.axis_parameter] = FALSE if axis == "EP" else TRUE
@@ -167,11 +175,14 @@ class Policy:
 
     def reasons(self, axis: Axis, in_scope: Iterable[str] | None = None) -> tuple[Reason, ...]:
         """The disjuncts of the helper, looking through predicates that only delegate to others."""
-        found: dict[str, Reason] = {}
-        for part in self._disjuncts(self.skips(axis, in_scope), frozenset()):
-            if part != FALSE:
-                found.setdefault(str(part), Reason(str(part), part))
-        return tuple(found.values())
+        skips = self.skips(axis, in_scope)
+        if skips not in self._reasons:
+            found: dict[str, Reason] = {}
+            for part in self._disjuncts(skips, frozenset()):
+                if part != FALSE:
+                    found.setdefault(str(part), Reason(str(part), part))
+            self._reasons[skips] = tuple(found.values())
+        return self._reasons[skips]
 
     def _disjuncts(self, formula: Formula, seen: frozenset[str]) -> list[Formula]:
         if isinstance(formula, Or):
@@ -182,6 +193,7 @@ class Policy:
                 return self._disjuncts(body, seen | {formula.name})
         return [formula]
 
+    @cached_property
     def delegates(self) -> frozenset[str]:
         """Atoms that the helper merely delegates to: its halves, which a guard may use one by one."""
         if self.helper is None:
@@ -359,7 +371,7 @@ class Policy:
 
     def _as_reasons(self, formula: Formula) -> Formula:
         """The delegating predicates of a formula opened, as `reasons` opens those of the helper."""
-        delegates = self.delegates()
+        delegates = self.delegates
         for _ in range(8):
             opened = substitute(formula, lambda a: self._expansion(a) if a in delegates else None)
             if opened == formula:
@@ -427,6 +439,8 @@ class Policy:
     def backend_classes(self) -> dict[str, tuple[frozenset[str], Ref]]:
         """Central class predicates (`is_deepep_class_backend()`): name -> (member names, definition)."""
         found: dict[str, tuple[frozenset[str], Ref]] = {}
+        if not self.profile.backend_getter:
+            return found
         prefix = f"{self.profile.backend_getter}.is_"
         pattern = re.compile(r"^def (is_\w+)\(\)", re.MULTILINE)
         for path, text in self.index.texts.items():

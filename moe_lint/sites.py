@@ -23,8 +23,8 @@ from moe_lint.formula import (
     conj,
     negate,
     nests_too_deeply,
+    replace_atoms,
     satisfiable,
-    substitute,
 )
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.local_predicates import opened
@@ -255,8 +255,8 @@ def _route(found: FoundSite, policy: Policy) -> Route:
         return Route.HELPER
     if found.post_experts and _told_to_leave(found, policy.index):
         return Route.KEPT
-    if policy.helper is not None and names & policy.delegates():
-        return Route.HELPER if not any(is_skip_atom(n, profile) for n in names - policy.delegates()) else Route.INLINE
+    if policy.helper is not None and names & policy.delegates:
+        return Route.HELPER if not any(is_skip_atom(n, profile) for n in names - policy.delegates) else Route.INLINE
     reasons = {reason.text for axis in ("TP", "EP") for reason in policy.reasons(axis)} if policy.helper else set()
     if any(is_skip_atom(name, profile) or name in reasons for name in names):
         return Route.INLINE
@@ -282,7 +282,7 @@ def _told_to_leave(found: FoundSite, index: ProjectIndex) -> bool:
         if (name := passed.keyword) is not None and name in spellings
     }
     decided = {flag: holds for flag, holds in conduct.decided.items() if flag in handed}
-    guard = substitute(conj(part.formula for part in raw.guard), decided.get)
+    guard = replace_atoms(conj(part.formula for part in raw.guard), decided)
     try:
         return any(not satisfiable(conj((guard, negate(holds)))) for holds in decided.values())
     except TooManyAtoms:

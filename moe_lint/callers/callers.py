@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
 from moe_lint.callers.construction import Constructions
-from moe_lint.callers.data import Bound, Built, Edge, Frame, Instance, Layer, Sum
+from moe_lint.callers.data import Bound, Built, Callee, Edge, Frame, Instance, Layer, Sum
 from moe_lint.expressions import dotted
 from moe_lint.facts import Call
-from moe_lint.formula import FALSE, TRUE, Atom, Formula, TooManyAtoms, atom_set, conj, satisfiable, substitute
+from moe_lint.formula import (
+    FALSE,
+    TRUE,
+    Atom,
+    Formula,
+    TooManyAtoms,
+    atom_set,
+    conj,
+    replace_atoms,
+    satisfiable,
+    substitute,
+)
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.model import Span
 from moe_lint.policy import Policy
@@ -31,6 +42,10 @@ class Callers(Constructions):
         self.policy = policy
         self.sites = sites
         self._edges: dict[Frame, tuple[Edge, ...]] = {}
+        self._frames: dict[Frame, Frame] = {}
+        self._worth: dict[Frame, Mapping[str, Formula]] = {}
+        self._conditions: dict[Ref, tuple[tuple[Call, Formula], ...]] = {}
+        self._found: dict[tuple[Ref, Ref | None, str, Call], tuple[Callee, ...]] = {}
         self._possible: dict[Formula, bool | None] = {}
 
     # --- layers
@@ -99,96 +114,75 @@ class Callers(Constructions):
         return self._edges[frame]
 
     def _find_edges(self, frame: Frame) -> Iterator[Edge]:
-        conduct = self.conduct(frame.function)
-        if conduct is None:
-            return
-        for call in conduct.calls:
-            reached = without_topology(call.condition, self.index.profile)
-            holds = conj((frame.holds, self.told(frame, reached)))
-            if holds == FALSE:
-                continue
-            head, _, rest = call.callee.partition(".")
-            if head in (frame.itself, "super()") and rest and frame.instance is not None:
-                yield from self._own_edges(frame, call, rest, holds, head == "super()")
-            elif head != frame.itself and "?" not in call.callee and not call.callee.endswith("()"):
-                yield from self._function_edge(frame, call, holds)
+        for call, when in self._calls(frame.function):
+            holds = conj((frame.holds, self.told(frame, when)))
+            for callee in self._callees(frame, call) if holds != FALSE else ():
+                condition = self._narrowed_to(callee.built, frame, holds)
+                if callee.built is None or self.possible(condition):
+                    yield Edge(frame, call, self._target(frame, call, callee, condition), callee.bound, callee.built)
 
-    def _own_edges(self, frame: Frame, call: Call, rest: str, holds: Formula, above: bool) -> Iterator[Edge]:
-        instance = frame.instance
-        assert instance is not None
+    def _calls(self, function: Ref) -> tuple[tuple[Call, Formula], ...]:
+        """The calls that a function makes, each with its condition where every group has more than one rank."""
+        if function not in self._conditions:
+            conduct, profile = self.conduct(function), self.index.profile
+            calls = conduct.calls if conduct is not None else ()
+            self._conditions[function] = tuple((call, without_topology(call.condition, profile)) for call in calls)
+        return self._conditions[function]
+
+    def _callees(self, frame: Frame, call: Call) -> tuple[Callee, ...]:
+        """What a call may run, whatever holds around it: found once for all frames of a function and a class."""
+        owner = frame.instance.owner if frame.instance is not None else None
+        key = (frame.function, owner, frame.itself, call)
+        if key not in self._found:
+            self._found[key] = tuple(self._find_callees(frame, owner, call))
+        return self._found[key]
+
+    def _find_callees(self, frame: Frame, owner: Ref | None, call: Call) -> Iterator[Callee]:
+        head, _, rest = call.callee.partition(".")
+        if head in (frame.itself, "super()") and rest and owner is not None:
+            yield from self._methods(frame, owner, call, rest, head == "super()")
+        elif head != frame.itself and "?" not in call.callee and not call.callee.endswith("()"):
+            yield from self._functions(frame, call)
+
+    def _methods(self, frame: Frame, owner: Ref, call: Call, rest: str, above: bool) -> Iterator[Callee]:
         name, _, entry = rest.partition(".")
         method: Ref | None
         if above:
-            mro = self.index.mro(instance.owner)
+            mro = self.index.mro(owner)
             home = Ref(frame.path, frame.class_name or "")
             skip = mro.index(home) + 1 if home in mro else 1
-            method = self.index.method(instance.owner, rest, skip=skip)
+            method = self.index.method(owner, rest, skip=skip)
         else:
-            method = self.index.method(instance.owner, name) if not entry else None
+            method = self.index.method(owner, name) if not entry else None
         if method is not None:
-            yield self._edge(frame, call, method, instance, holds, None, shift=True)
+            yield self._callee(call, method, "self")
             return
         if "." in entry or self.index.profile.is_barrier(name):
             return
-        for built in self.built(instance.owner).get(name, ()):
+        for built in self.built(owner).get(name, ()):
             if self.index.is_absorber(built.owner):
                 continue
-            condition = self._narrowed(holds, f"{frame.itself}.{name}", built.owner, frame.path)
-            if not self.possible(conj((condition, built.condition))):
-                continue
-            target = next(
-                (
-                    m
-                    for e in ((entry,) if entry else ("forward", "__call__"))
-                    if (m := self.index.method(built.owner, e))
-                ),
-                None,
-            )
+            entries = (entry,) if entry else ("forward", "__call__")
+            target = next((m for e in entries if (m := self.index.method(built.owner, e))), None)
             if target is not None:
-                inner = self.instance(built, instance)
-                yield self._edge(frame, call, target, inner, conj((condition, built.condition)), built, shift=True)
+                yield self._callee(call, target, "self", built)
 
-    def _function_edge(self, frame: Frame, call: Call, holds: Formula) -> Iterator[Edge]:
-        """A call of a module-level function; one that is given the instance acts for it."""
+    def _functions(self, frame: Frame, call: Call) -> Iterator[Callee]:
+        """A module-level function; one that is given the instance acts for it."""
         found = self.index.resolve(frame.path, call.callee)
         facts = self.index.facts(found.path) if found is not None and found.path in self.index.texts else None
         if found is None or facts is None or found.name not in facts.functions or "." in found.name:
             return
-        edge = self._edge(frame, call, found, None, holds, None, shift=False)
-        for bound in edge.bound:
-            if bound.passed.text == frame.itself and bound.parameter is not None:
-                target = edge.target
-                acting = Frame(
-                    target.function, frame.instance, bound.parameter, target.values, target.context, target.holds
-                )
-                yield Edge(frame, call, acting, edge.bound)
-                return
-        yield edge
+        bound = self.bind(call, found, skip_first=False)
+        acting = (b.parameter for b in bound if b.passed.text == frame.itself and b.parameter is not None)
+        yield self._callee(call, found, next(acting, None))
 
-    def _edge(
-        self,
-        frame: Frame,
-        call: Call,
-        target: Ref,
-        instance: Instance | None,
-        holds: Formula,
-        built: Built | None,
-        *,
-        shift: bool,
-    ) -> Edge:
-        bound = self.bind(call, target, skip_first=shift)
-        context = dict(frame.context)
-        for published in call.published:
-            formula = published.formula
-            context[published.keyword or ""] = (
-                self.told(frame, formula) if formula is not None else Atom(published.text)
-            )
-        values = tuple(self._values(frame, target, bound))
-        inner = Frame(target, instance, "self", values, tuple(sorted(context.items())), holds)
-        return Edge(frame, call, inner, bound, built)
+    def _callee(self, call: Call, target: Ref, itself: str | None, built: Built | None = None) -> Callee:
+        bound = self.bind(call, target, skip_first="." in target.name)
+        return Callee(target, itself, bound, tuple(self._values(target, bound)), built)
 
-    def _values(self, frame: Frame, target: Ref, bound: tuple[Bound, ...]) -> Iterator[tuple[str, Formula]]:
-        """Parameter (a flag by its name) -> its truth value in the layer's terms, defaults put in."""
+    def _values(self, target: Ref, bound: tuple[Bound, ...]) -> Iterator[tuple[str, Formula]]:
+        """Parameter (a flag by its name) -> its truth value in the caller's terms, defaults put in."""
         facts = self.index.facts(target.path)
         if facts is None:
             return
@@ -200,9 +194,33 @@ class Callers(Constructions):
             formula = given.get(param)
             if param in given:
                 if formula is not None:
-                    yield spellings.get(param, param), self.told(frame, formula)
+                    yield spellings.get(param, param), formula
             elif param in defaults and not hidden and defaults[param] is not None:
                 yield spellings.get(param, param), TRUE if defaults[param] else FALSE
+
+    def _narrowed_to(self, built: Built | None, frame: Frame, holds: Formula) -> Formula:
+        """When a call reaches what it may run, if it is made under a condition."""
+        if built is None:
+            return holds
+        narrowed = self._narrowed(holds, f"{frame.itself}.{built.attribute}", built.owner, frame.path)
+        return conj((narrowed, built.condition))
+
+    def _target(self, frame: Frame, call: Call, callee: Callee, holds: Formula) -> Frame:
+        """The function that is called, with what it knows in the layer's terms."""
+        instance = frame.instance if callee.itself is not None else None
+        if callee.built is not None and instance is not None:
+            instance = self.instance(callee.built, instance)
+        context = dict(frame.context)
+        for published in call.published:
+            formula = published.formula
+            context[published.keyword or ""] = (
+                self.told(frame, formula) if formula is not None else Atom(published.text)
+            )
+        values = tuple((name, self.told(frame, formula)) for name, formula in callee.values)
+        target = Frame(
+            callee.function, instance, callee.itself or "self", values, tuple(sorted(context.items())), holds
+        )
+        return self._frames.setdefault(target, target)
 
     def forward_frames(self, layer: Layer) -> tuple[Frame, ...]:
         """The layer's functions that its `forward` reaches."""
@@ -220,21 +238,20 @@ class Callers(Constructions):
 
     def told(self, frame: Frame, formula: Formula) -> Formula:
         """A formula of a function, in the layer's terms: parameters, constants and published flags put in."""
-        if formula in (TRUE, FALSE):
-            return formula
-        values = dict(frame.values)
-        fixed = dict(frame.instance.fixed) if frame.instance is not None else {}
-        context = dict(frame.context)
-        flags = {flag.name for flag in self.index.profile.flags}
+        return replace_atoms(formula, self._known(frame))
 
-        def value(atom: str) -> Formula | None:
-            if atom in flags:
-                if atom in self._params(frame):
-                    return values.get(atom)
-                return context.get(atom)
-            return values.get(atom) or fixed.get(atom)
-
-        return substitute(formula, value)
+    def _known(self, frame: Frame) -> Mapping[str, Formula]:
+        """What the atoms of a function are worth in the layer's terms."""
+        if frame not in self._worth:
+            values, context = dict(frame.values), dict(frame.context)
+            known = {**dict(frame.instance.fixed if frame.instance is not None else ()), **values}
+            for flag in self.index.profile.flags:
+                source = values if flag.name in self._params(frame) else context
+                known.pop(flag.name, None)
+                if flag.name in source:
+                    known[flag.name] = source[flag.name]
+            self._worth[frame] = known
+        return self._worth[frame]
 
     def _params(self, frame: Frame) -> frozenset[str]:
         facts = self.index.facts(frame.path)
@@ -245,20 +262,21 @@ class Callers(Constructions):
 
     def _narrowed(self, condition: Formula, receiver: str, owner: Ref, path: str) -> Formula:
         """The condition for a receiver of this class: `isinstance(receiver, C)` is decided."""
+        tests = ((atom, _ISINSTANCE.match(atom)) for atom in atom_set(condition) if atom.startswith("isinstance("))
+        decided = {atom: self._is_one(owner, test[2], path) for atom, test in tests if test and test[1] == receiver}
+        return replace_atoms(
+            condition, {atom: TRUE if is_one else FALSE for atom, is_one in decided.items() if is_one is not None}
+        )
+
+    def _is_one(self, owner: Ref, tested: str, path: str) -> bool | None:
+        """Whether a class is one of those that are written in an `isinstance` test; None when they are not known."""
+        node = ast.parse(tested, mode="eval").body
+        names = [dotted(n) for n in (node.elts if isinstance(node, ast.Tuple) else [node])]
+        refs = [self.index.resolve(path, name) for name in names if name is not None]
+        if None in refs or len(refs) != len(names):
+            return None
         classes = self.index.mro(owner)
-
-        def value(atom: str) -> Formula | None:
-            found = _ISINSTANCE.match(atom)
-            if found is None or found[1] != receiver:
-                return None
-            tested = ast.parse(found[2], mode="eval").body
-            names = [dotted(n) for n in (tested.elts if isinstance(tested, ast.Tuple) else [tested])]
-            refs = [self.index.resolve(path, name) for name in names if name is not None]
-            if None in refs or len(refs) != len(names):
-                return None
-            return TRUE if any(ref in classes for ref in refs) else FALSE
-
-        return substitute(condition, value)
+        return any(ref in classes for ref in refs)
 
     def possible(self, formula: Formula, unknown: bool = True) -> bool:
         """Whether a condition can hold (one a2a backend at a time); ``unknown`` where it has too many atoms to tell."""

@@ -20,6 +20,7 @@ class Constructions:
     def __init__(self, index: ProjectIndex) -> None:
         self.index = index
         self._built: dict[Ref, dict[str, tuple[Built, ...]]] = {}
+        self._instances: dict[tuple[Built, Instance], Instance] = {}
 
     def conduct(self, function: Ref) -> Conduct | None:
         facts = self.index.facts(function.path)
@@ -176,6 +177,12 @@ class Constructions:
 
     def instance(self, built: Built, maker: Instance) -> Instance:
         """The object that ``maker`` builds there, with the constants that its constructor is given or defaults to."""
+        key = (built, maker)
+        if key not in self._instances:
+            self._instances[key] = self._find_instance(built, maker)
+        return self._instances[key]
+
+    def _find_instance(self, built: Built, maker: Instance) -> Instance:
         function = self.index.method(built.owner, "__init__")
         conduct = self.conduct(function) if function is not None else None
         facts = self.index.facts(function.path) if function is not None else None

@@ -21,7 +21,7 @@ class Bound(Struct, frozen=True):
         return self.passed.keyword is None
 
 
-class Built(Struct, frozen=True):
+class Built(Struct, frozen=True, cache_hash=True):
     """A class that ``self.attribute`` may be an instance of: where and how it is built."""
 
     path: str
@@ -63,6 +63,19 @@ class Frame(Struct, frozen=True, cache_hash=True):
     @property
     def class_name(self) -> str | None:
         return self.function.name.rsplit(".", 1)[0] if "." in self.function.name else None
+
+
+class Callee(Struct, frozen=True):
+    """A function that a call may run, whatever holds around the call."""
+
+    function: Ref
+    #: the name of the caller's instance there, or of the block that the caller built; None where it is not given it
+    itself: str | None
+    bound: tuple[Bound, ...]
+    #: parameter (a flag by its name) -> its truth value in the caller's terms
+    values: tuple[tuple[str, Formula], ...]
+    #: for `self.attribute(…)`: how the block was built
+    built: Built | None = None
 
 
 class Edge(Struct, frozen=True, cache_hash=True):

@@ -82,9 +82,12 @@ def deferring(callers: Callers, layer: Layer) -> Iterator[Related]:
 
 
 def edges(callers: Callers) -> Iterator[tuple[Layer, Frame, Edge]]:
-    """Every call that some layer makes or brings about; each place once, for the first layer that it is found from."""
+    """Every call that some layer makes or brings about; each place once, for the first layer that it is found from.
+
+    Who asks wants to know what becomes of the flags: of an engine without any, no call.
+    """
     seen: set[tuple[str, Span, str, str]] = set()
-    for layer in callers.layers:
+    for layer in callers.layers if callers.index.profile.flags else ():
         for start, edge in callers.paths(layer):
             key = (edge.frame.path, edge.call.span, edge.target.function.path, edge.target.function.name)
             if key not in seen:

@@ -6,7 +6,7 @@ that the constructor has for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
@@ -41,11 +41,11 @@ class Part(Struct, frozen=True):
         return self.by.endswith(("=True", "=False"))
 
 
-def parts(callers: Callers, owner: Ref) -> Iterator[Part]:
-    """The layers that a class's own constructor builds."""
+def parts(callers: Callers, owner: Ref, asked: Callable[[str], bool] = lambda attribute: True) -> Iterator[Part]:
+    """The layers that a class's own constructor builds, in attributes that are asked for."""
     conduct = callers.conduct(Ref(owner.path, f"{owner.name}.__init__"))
     for call in conduct.calls if conduct is not None else ():
-        if call.stored is not None and call.stored != "return" and call.condition != FALSE:
+        if call.stored not in (None, "return") and call.condition != FALSE and asked(call.stored):
             sums, by = _sums(callers, owner, call)
             yield Part(owner, owner.path, call, call.stored, sums, by, _whole(callers, call))
 

@@ -301,7 +301,7 @@ def _kind(written: str, formula: Formula, site: Site, policy: Policy) -> str:
     # only what the helper covers at this very site may be dropped: anything else stays in the guard
     covered = {name for r in policy.reasons(site.axis, site.known_flags) for name in atom_set(r.formula)}
     covered -= _unseen(written, formula, policy)
-    skips = names & (covered | policy.delegates() | set(policy.helper_calls(rest)))
+    skips = names & (covered | policy.delegates | set(policy.helper_calls(rest)))
     if not skips:
         return "foreign"
     return "skip" if skips == names == atom_set(formula) else "mixed"

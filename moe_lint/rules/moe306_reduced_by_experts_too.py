@@ -235,11 +235,13 @@ def _owned(site: Site, context: Context) -> bool:
 def _whole_parts(site: Site, context: Context) -> Iterator[tuple[Part, Configuration | None]]:
     """The experts and shared experts that a site reduces although they are whole, with a configuration of that."""
     profile = context.index.profile
+
+    def asked(attribute: str) -> bool:
+        return profile.is_expert_attribute(attribute) or is_shared(context.callers, attribute)
+
     for ref in context.index.mro(Ref(site.path, site.raw.class_name or "")):
-        for part in parts(context.callers, ref):
+        for part in parts(context.callers, ref, asked):
             experts = profile.is_expert_attribute(part.attribute)
-            if not experts and not is_shared(context.callers, part.attribute):
-                continue
             whole = TRUE if part.sums is True else FALSE if experts else part.whole
             if whole == FALSE or not _is_reduced(part, site, context):
                 continue
