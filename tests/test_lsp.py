@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -301,3 +302,20 @@ def test_without_the_extra_it_says_what_to_install() -> None:
         2,
         "moe-lint: error: the language server needs pygls: pip install 'moe-lint[lsp]'\n",
     )
+
+
+def test_a_session_gives_back_what_its_judgements_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single run never collects garbage; a session that did not either grew by megabytes with every save."""
+    collected: list[bool] = []
+
+    class Server:
+        def start_io(self) -> None:
+            collected.append(gc.isenabled())
+
+    monkeypatch.setattr("moe_lint.language_server.serve", lambda editor: Server())
+    gc.disable()
+    try:
+        assert CliRunner().invoke(main, ["lsp", "--isolated"]).exit_code == 0
+    finally:
+        gc.enable()
+    assert collected == [True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import click
@@ -28,4 +29,5 @@ def command(config: str | None, isolated: bool, cache_dir: Path | None, no_cache
     from moe_lint.language_server import serve
 
     read_settings((), config, isolated, {})  # a bad request is told now, not with every file
+    gc.enable()  # a session lasts: what a judgement built goes before the next
     serve(Editor(config, isolated, open_cache(cache_dir, no_cache))).start_io()
