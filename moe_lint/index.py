@@ -71,6 +71,7 @@ class ProjectIndex:
         self._constructs: dict[Ref, bool] = {}
         self._files: dict[str, list[str]] = {}
         self._mentions: dict[str, list[tuple[str, int]]] = {}
+        self._families: dict[Ref, frozenset[str]] = {}
         self._makers: dict[str, tuple[re.Pattern[str], ...]] = {}
         self._users: dict[Ref, frozenset[Ref]] = {}
         self._absorbs: dict[Ref, bool | None] = {}
@@ -419,10 +420,33 @@ class ProjectIndex:
                 continue
             if not receiver or not call or any(self.profile.is_expert_attribute(o) for o in receiver.split(".")):
                 return True
-            targets = self.targets(path, class_name, f"{receiver}.{short}") if class_name is not None else ()
-            if any(target.function == ref for target in targets):
+            if class_name is None:
+                continue  # no method: its `self` is some argument
+            if "." in receiver and not self._may_build(Ref(path, class_name), Ref(ref.path, owner)):
+                continue
+            if any(target.function == ref for target in self.targets(path, class_name, f"{receiver}.{short}")):
                 return True
         return False
+
+    def _may_build(self, holder: Ref, owner: Ref) -> bool:
+        """Whether the files of a class and its bases name another or one derived from that: whoever builds it does."""
+        names = self._family(owner)
+        paths = {ref.path for ref in self.mro(holder)}
+        return any(path not in self.texts or any(name in self.texts[path] for name in names) for path in paths)
+
+    def _family(self, owner: Ref) -> frozenset[str]:
+        """The names of a class and of all that derive from it; "" (in any text) where one is imported under another."""
+        if owner not in self._families:
+            found, frontier = {owner}, [owner]
+            while frontier:
+                derived = set(self.subclasses(frontier.pop())) - found
+                found |= derived
+                frontier += derived
+            names = {ref.name.rpartition(".")[2] for ref in found}
+            importing = ((path, name) for name in names for path in self._files_naming(_IMPORTED, name))
+            renamed = any(f"{name} as " in self.texts[path] for path, name in importing)
+            self._families[owner] = frozenset({""} if renamed else names)
+        return self._families[owner]
 
     def _reaches(self, path: str, call: CallFact, ref: Ref) -> bool:
         """Whether a call of that name means this function."""

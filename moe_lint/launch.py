@@ -276,17 +276,20 @@ class Space(Struct, frozen=True, dict=True):
         meanings = {name: self.meaning(name) for name in names}
         tests = [(i, found[0]) for i, name in enumerate(names) if (found := meanings[name]) is not None]
         open_atoms = [i for i, name in enumerate(names) if meanings[name] is None]
+        larger = tuple(larger)
         wanted = {used for found in meanings.values() if found is not None for used in found[1]} | set(larger)
-        assignments = [
-            a for a in self.feasible(wanted, self._members(names)) if all(int(a[group]) > 1 for group in larger)
-        ]
-        for assignment in assignments:
+        feasible = self.feasible(wanted, self._members(names))
+
+        def assignments() -> Iterator[Assignment]:
+            return (a for a in feasible if all(int(a[group]) > 1 for group in larger))
+
+        for assignment in assignments():
             if bits >> sum(1 << i for i, test in tests if test(assignment)) & 1:
                 return self._told(assignment, wanted, ())
         if not open_atoms:
             return None
         columns = atom_columns(len(names))
-        for assignment in assignments:
+        for assignment in assignments():
             left = bits
             for i, test in tests:
                 left &= columns[i] if test(assignment) else ~columns[i]

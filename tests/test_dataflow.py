@@ -502,6 +502,41 @@ def test_a_block_is_judged_by_what_the_layer_around_it_passes(tmp_path: Path) ->
 # --- traps
 
 
+@pytest.mark.parametrize(
+    ("names", "built", "wanted"),
+    [
+        ("from .tail import Tail", "Tail", True),
+        ("from .tail import Tail as End", "End", True),
+        ("from .tail import Tail\nclass Longer(Tail):\n    pass", "Longer", True),
+        ("class Other:\n    def reduce_tail(self, x):\n        return x", "Other", False),
+    ],
+)
+def test_a_method_is_judged_by_what_the_owner_of_its_object_passes(
+    tmp_path: Path, names: str, built: str, wanted: bool
+) -> None:
+    found = judged(
+        tmp_path,
+        tail="""
+        # behind the experts
+        class Tail:
+            def reduce_tail(self, x):
+                return R(x)
+        """,
+        names=names,
+        block=f"""
+        from .names import {built}
+        class Block:
+            def __init__(self):
+                self.experts = FusedMoE()
+                self.tail = {built}()
+            def forward(self, x):
+                # self.tail.reduce_tail(self.experts(x))
+                return self.tail.reduce_tail(self.experts(x))
+        """,
+    )
+    assert found["tail.Tail.reduce_tail"] is wanted
+
+
 def test_dense_mlps_in_a_list_are_not(tmp_path: Path) -> None:
     assert not one(
         tmp_path,
