@@ -47,6 +47,8 @@ class Callers(Constructions):
         self._conditions: dict[Ref, tuple[tuple[Call, Formula], ...]] = {}
         self._found: dict[tuple[Ref, Ref | None, str, Call], tuple[Callee, ...]] = {}
         self._possible: dict[Formula, bool | None] = {}
+        #: whether a reduction is reached from there
+        self._sum_below: dict[Frame, bool] = {}
 
     # --- layers
 
@@ -320,7 +322,7 @@ class Callers(Constructions):
         return found
 
     def _sums(self, frame: Frame, route: tuple[Edge, ...], seen: frozenset[Ref]) -> Iterator[Sum]:
-        if frame.function in seen or len(route) > _DEPTH:
+        if frame.function in seen or len(route) > _DEPTH or not self._may_sum(frame):
             return
         for site in self._sites.get(frame.function, ()):
             condition = conj((frame.holds, self.guard(frame, site)))
@@ -329,6 +331,36 @@ class Callers(Constructions):
         for edge in self.edges(frame):
             if edge.target.function.path in self.index.texts and edge.target.function not in seen:
                 yield from self._sums(edge.target, (*route, edge), seen | {frame.function})
+
+    def _may_sum(self, frame: Frame) -> bool:
+        """Whether a function reaches a reduction by any calls, whatever holds around them: most calls lead to none."""
+        start = _bare(frame.function, frame.instance.owner if frame.instance is not None else None, frame.itself)
+        if start not in self._sum_below:
+            callers: dict[Frame, list[Frame]] = {start: []}
+            stack = [start]
+            while stack:
+                place = stack.pop()
+                for inner in self._places_called(place):
+                    if inner not in callers and inner not in self._sum_below:
+                        stack.append(inner)
+                    callers.setdefault(inner, []).append(place)
+            summing = [f for f in callers if self._sum_below.setdefault(f, False) or f.function in self._sites]
+            while summing:
+                place = summing.pop()
+                self._sum_below[place] = True
+                summing += [outer for outer in callers.get(place, ()) if not self._sum_below[outer]]
+        return self._sum_below[start]
+
+    def _places_called(self, place: Frame) -> Iterator[Frame]:
+        """The functions that one calls, as far as it is known whose methods they are."""
+        owner = place.instance.owner if place.instance is not None else None
+        for call, _ in self._calls(place.function):
+            for callee in self._callees(place, call):
+                if callee.function.path in self.index.texts:
+                    acts_for = owner if callee.built is None or owner is None else callee.built.owner
+                    yield _bare(
+                        callee.function, acts_for if callee.itself is not None else None, callee.itself or "self"
+                    )
 
     def paths(self, layer: Layer) -> Iterator[tuple[Frame, Edge]]:
         """Every call that a layer makes or brings about, once: (the layer's function that it starts in, the call)."""
@@ -444,3 +476,8 @@ class Callers(Constructions):
             return published(body) if atom_set(body) & flags else None
 
         return substitute(formula, value)
+
+
+def _bare(function: Ref, owner: Ref | None, itself: str) -> Frame:
+    """A function of a class, whatever its names are worth."""
+    return Frame(function, Instance(owner) if owner is not None else None, itself)
