@@ -217,8 +217,10 @@ class FileFacts:
         assert isinstance(method, Method)
         body = _body(self, method) or ()
         if len(body) == 1 and isinstance(node := body[0], ast.FunctionDef | ast.AsyncFunctionDef):
+            qualname = f"{definition.class_name}.{method.name}"
+            if qualname in self._state.definitions and self._state.definitions[qualname] is definition:
+                self._state.signatures[qualname] = _signature(node)  # asked for sooner or later, of most
             if self._holds_header(node.lineno, node.end_lineno):
-                qualname = f"{definition.class_name}.{method.name}"
                 self._headers(node.body, method, definition.class_name, qualname, f"{qualname}.")
             return
         for block in self._state.blocks:  # its text was misread: the class is parsed as a whole
@@ -360,10 +362,7 @@ class FileFacts:
     def _signature(self, qualname: str) -> Signature:
         signatures = self._state.signatures
         if qualname not in signatures:
-            node = self._node(self._functions[qualname])
-            params = tuple(a.arg for a in arguments_of(node))
-            keyword_only = frozenset(a.arg for a in node.args.kwonlyargs)
-            signatures[qualname] = Signature(node.lineno, params, dict(defaults_of(node.args)), keyword_only)
+            signatures[qualname] = _signature(self._node(self._functions[qualname]))
         return signatures[qualname]
 
     def extent(self, qualname: str) -> tuple[int, int]:
@@ -657,7 +656,12 @@ def _definition(node: _Function, part: Method | Part | None, class_name: str | N
     return Definition(node.name, node.lineno, last, class_name, parent, part, is_property(node))
 
 
-@lru_cache(maxsize=200)
+def _signature(node: _Function) -> Signature:
+    params = tuple(a.arg for a in arguments_of(node))
+    return Signature(node.lineno, params, dict(defaults_of(node.args)), frozenset(a.arg for a in node.args.kwonlyargs))
+
+
+@lru_cache(maxsize=300)
 def _body(file: FileFacts, part: Method | Part | None) -> list[ast.stmt] | None:
     """The statements of a part of a file; None where it cannot be parsed.
 
