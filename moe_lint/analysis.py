@@ -69,7 +69,7 @@ def analyse(
     found: list[FoundSite] = []
     too_deep: list[Problem] = []
     for path in sorted(texts):
-        for raw in _raw_sites(index, path, prefilter.call_words) if prefilter.may_hold_sites(texts[path]) else ():
+        for raw in _raw_sites(index, path, prefilter.call_words) if prefilter.may_hold_sites(index.texts[path]) else ():
             try:
                 found.append(find_site(path, raw, index, dataflow))
             except RecursionError:
@@ -87,7 +87,7 @@ def analyse(
     policy = Policy(index, helper, helper_problems)
     sites = tuple(judge_site(site, policy) for site in found)
     return Tree(
-        texts,
+        index.texts,
         index,
         policy,
         dataflow,

@@ -22,7 +22,7 @@ from typing import TypeVar
 from msgspec import MsgspecError, Struct, msgpack
 
 from moe_lint.atomic import replace_file
-from moe_lint.model import Judgement, Unchanged, UsageError
+from moe_lint.model import Judgement, Kept, Unchanged, UsageError
 from moe_lint.prefilter import Prefilter, read_bytes
 
 _FORMAT = 3
@@ -48,13 +48,13 @@ class _Entry(Struct, frozen=True, array_like=True):
 
 
 class _Files(Struct, frozen=True, array_like=True):
-    """Path -> digest of its content, and what was found out about it (`FileFacts.kept`)."""
+    """Path -> digest of its content, and what was found out about it."""
 
     version: int
-    files: dict[str, tuple[bytes, memoryview]]
+    files: dict[str, tuple[bytes, Kept]]
 
 
-_Kept = TypeVar("_Kept", _Entry, _Files)
+_Stored = TypeVar("_Stored", _Entry, _Files)
 
 
 class Cache(Struct, frozen=True):
@@ -115,14 +115,14 @@ class Cache(Struct, frozen=True):
         paths: Iterable[str],
         stamps: Mapping[str, Stamp],
         judgement: Judgement,
-        found: Mapping[str, bytes | memoryview],
+        found: Mapping[str, Kept],
     ) -> None:
         """Keep a judgement, and what was found out about files, under a key each.
 
         ``stamps`` were taken before the files were read. Raises ``UsageError``, see `required`.
         """
         manifest: dict[str, tuple[Stamp, bytes | None]] = {}
-        files: dict[str, tuple[bytes, memoryview]] = {}
+        files: dict[str, tuple[bytes, Kept]] = {}
         try:
             for path in paths:
                 digest = _digest(read_bytes(path)) if path in judgement.relevant else None
@@ -132,14 +132,14 @@ class Cache(Struct, frozen=True):
                 if _stamp(path) != stamps[path]:
                     return  # changed while it was judged
                 if path in found:
-                    files[path] = (digest, memoryview(found[path]))
+                    files[path] = (digest, found[path])
         except (OSError, KeyError):
             return
         now = time.time_ns()
         self._write(keys[0] + _SUFFIX, now, _Entry(_FORMAT, now, manifest, judgement))
         self._write(keys[1] + _FILES, now, _Files(_FORMAT, files))
 
-    def _read(self, name: str, kind: type[_Kept]) -> _Kept | None:
+    def _read(self, name: str, kind: type[_Stored]) -> _Stored | None:
         try:
             data = memoryview((self.folder / name).read_bytes())
             entry = msgpack.decode(data[_DIGEST:], type=kind) if _digest(data[_DIGEST:]) == data[:_DIGEST] else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 
 from msgspec import Struct
@@ -15,13 +15,8 @@ from msgspec import Struct
 from moe_lint.facts import AttributeFact, CallFact, FileFacts, FunctionFacts
 from moe_lint.formula import Formula
 from moe_lint.profile import Profile, longest_part, matches
-from moe_lint.source import Lines
+from moe_lint.text import Statement, Text
 
-#: An import statement from its keyword on (or text that looks like one): to its end, over parentheses and backslashes.
-_IMPORTED = re.compile(r"import\b(?:\s*\((?:[^)#]|#[^\n]*)*|(?:[^\n\\]|\\\n)*)")
-#: A class header with bases, from its keyword to the colon (or text that looks like one).
-_CLASS_HEADER = re.compile(r"class\s+\w+[^(\n]*\((?:[^:#]|#[^\n]*)*")
-_WORD = re.compile(r"\w+")
 _ATTRIBUTE_CALL = re.compile(r"self(?<!\wself)\.(\w+)\(")
 
 
@@ -54,20 +49,20 @@ class ProjectIndex:
 
     def __init__(
         self,
-        texts: dict[str, str],
+        texts: Mapping[str, Text],
         paths: Iterable[str],
         load: Callable[[str], FileFacts | None],
         profile: Profile,
     ) -> None:
-        self.texts = texts
+        self.texts = {path: str(text) for path, text in texts.items()}
+        self._read = texts
         self.profile = profile
         self._paths = list(paths)
         self._load = load
         self._facts: dict[str, FileFacts | None] = {}
         self._names: dict[tuple[str, str], Ref | None] = {}
         self._mro: dict[Ref, list[Ref]] = {}
-        self._lines: dict[str, Lines] = {}
-        self._naming: dict[re.Pattern[str], dict[str, list[str]]] = {}
+        self._naming: dict[Statement, dict[str, list[str]]] = {}
         self._constructs: dict[Ref, bool] = {}
         self._files: dict[str, list[str]] = {}
         self._mentions: dict[str, list[tuple[str, int]]] = {}
@@ -201,7 +196,7 @@ class ProjectIndex:
         """Classes that name ``ref`` as a base, in the files at hand."""
         short = ref.name.rsplit(".", 1)[-1]
         found: list[Ref] = []
-        for path in self._files_naming(_CLASS_HEADER, short):
+        for path in self._files_naming("class", short):
             facts = self.facts(path)
             if facts is None:
                 continue
@@ -220,30 +215,12 @@ class ProjectIndex:
         return self._mentions[word]
 
     def lines_of(self, path: str, word: str, whole: bool = False) -> list[int]:
-        """The lines of a file at hand that hold a word, as a whole identifier if asked for.
-
-        `str.find` with a look at the neighbours: five times as fast as a regular expression with lookarounds.
-        """
-        text = self.texts[path]
-        found: list[int] = []
-        position = text.find(word)
-        while position >= 0:
-            end = position + len(word)
-            before, after = text[position - 1 : position], text[end : end + 1]
-            if not whole or not (before.isalnum() or before == "_" or after.isalnum() or after == "_"):
-                found.append(self._lines_in(path).number(position))
-            position = text.find(word, end)
-        return found
+        """The lines of a file at hand that hold a word, as a whole identifier if asked for."""
+        return self._read[path].lines_of(word, whole)
 
     def line(self, path: str, number: int) -> str:
         """One line of a file at hand."""
-        return self._lines_in(path)[number - 1]
-
-    def _lines_in(self, path: str) -> Lines:
-        if path not in self._lines:
-            known = self._facts.get(path)
-            self._lines[path] = Lines(self.texts[path]) if known is None else known.lines
-        return self._lines[path]
+        return self._read[path].lines[number - 1]
 
     def users(self, ref: Ref) -> frozenset[Ref]:
         """The classes whose bodies name a class or function: whoever builds a block names it."""
@@ -255,7 +232,7 @@ class ProjectIndex:
     def _find_users(self, ref: Ref) -> Iterator[Ref]:
         """The users, those in files that are parsed already first."""
         short = ref.name.rsplit(".", 1)[-1]
-        importing = sorted(self._files_naming(_IMPORTED, short), key=lambda path: path not in self._facts)
+        importing = sorted(self._files_naming("import", short), key=lambda path: path not in self._facts)
         for path in dict.fromkeys((ref.path, *importing)):
             facts = self.facts(path) if path in self.texts else None
             if facts is not None and self.resolve(path, short) in ((ref, None) if path == ref.path else (ref,)):
@@ -275,12 +252,12 @@ class ProjectIndex:
             elif Ref(path, owner) != ref and facts.classes[owner].line != line:
                 yield Ref(path, owner)
 
-    def _files_naming(self, statement: re.Pattern[str], word: str) -> tuple[str, ...]:
+    def _files_naming(self, statement: Statement, word: str) -> tuple[str, ...]:
         """The files at hand with a statement of one kind that holds a word (at least): told without parsing them."""
         if statement not in self._naming:
             naming: dict[str, list[str]] = {}
-            for path, text in self.texts.items():
-                for found in dict.fromkeys(_WORD.findall(" ".join(statement.findall(text)))):
+            for path, text in self._read.items():
+                for found in text.words_in(statement):
                     naming.setdefault(found, []).append(path)
             self._naming[statement] = naming
         return tuple(self._naming[statement].get(word, ()))
@@ -377,7 +354,7 @@ class ProjectIndex:
     def _holding(self, word: str) -> list[str]:
         """The files at hand that hold a word, by path."""
         if word not in self._files:
-            self._files[word] = sorted(path for path, text in self.texts.items() if word in text)
+            self._files[word] = sorted(path for path, text in self._read.items() if text.holds(word))
         return self._files[word]
 
     def _lines_that_may_call(self, path: str, ref: Ref) -> list[int]:
@@ -392,7 +369,7 @@ class ProjectIndex:
         if not lines:
             return lines
         if "." not in ref.name:
-            imported = path in self._files_naming(_IMPORTED, short)
+            imported = path in self._files_naming("import", short)
             return lines if imported else [line for line in lines if f".{short}(" in self.line(path, line)]
         receivers = re.compile(rf"([\w.)\]]+)\.{short}\(")
         return [
@@ -443,7 +420,7 @@ class ProjectIndex:
                 found |= derived
                 frontier += derived
             names = {ref.name.rpartition(".")[2] for ref in found}
-            importing = ((path, name) for name in names for path in self._files_naming(_IMPORTED, name))
+            importing = ((path, name) for name in names for path in self._files_naming("import", name))
             renamed = any(f"{name} as " in self.texts[path] for path, name in importing)
             self._families[owner] = frozenset({""} if renamed else names)
         return self._families[owner]

@@ -230,13 +230,20 @@ class Judgement(Struct, frozen=True):
     relevant: frozenset[str]
 
 
+class Kept(Struct, frozen=True, array_like=True):
+    """What was found out about a file, as `Text.kept` and `FileFacts.kept` gave it."""
+
+    searches: memoryview
+    facts: memoryview | None
+
+
 class Unchanged(Struct, frozen=True):
     """What an earlier run knew of the files of a tree that are as they were."""
 
     #: those without any word of the engine
     dull: frozenset[str]
-    #: path -> what was found out about it, as `FileFacts.kept` gave it
-    files: Mapping[str, bytes | memoryview]
+    #: path -> what was found out about it
+    files: Mapping[str, Kept]
 
 
 class KnownFinding(Struct, frozen=True):

@@ -3,17 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from msgspec import MsgspecError
 
 from moe_lint.facts import FileFacts
-from moe_lint.model import Problem, Unchanged
+from moe_lint.model import Kept, Problem, Unchanged
 from moe_lint.prefilter import Prefilter, read_bytes
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, decode, problem_of
+from moe_lint.text import Text
 
-#: What is known of files by path, for the next judgement of a tree of which few files have changed.
-Known = dict[str, FileFacts]
+
+class KnownFile:
+    """What is known of a file with one text: where words are, and, once it was asked for, what it says."""
+
+    def __init__(self, path: str, source: str, profile: Profile, kept: Kept | None = None) -> None:
+        self._path = path
+        self._profile = profile
+        self._kept = kept
+        try:
+            self.text = Text(source, kept.searches if kept is not None else None)
+        except MsgspecError:  # of no use: as if it were not there
+            self.text = Text(source)
+
+    def is_of(self, source: str, profile: Profile) -> bool:
+        return str(self.text) == source and self._profile == profile
+
+    @cached_property
+    def facts(self) -> FileFacts:
+        """Raises ``SourceError``."""
+        kept = self._kept.facts if self._kept is not None else None
+        if kept is not None:
+            try:
+                return FileFacts(self._path, self.text.lines, self._profile, kept)
+            except MsgspecError:
+                pass
+        return FileFacts(self._path, self.text.lines, self._profile)
+
+    @property
+    def known_facts(self) -> FileFacts | None:
+        """The facts, if somebody has asked for them."""
+        return self.__dict__.get("facts")
+
+    def kept(self) -> Kept:
+        """All that, for a later run that finds the same text."""
+        facts = self.known_facts
+        if facts is None:
+            return Kept(self.text.kept(), self._kept.facts if self._kept is not None else None)
+        return Kept(self.text.kept(), facts.kept())
+
+
+#: Path -> what is known of it, for the next judgement of a tree of which few files have changed.
+Known = dict[str, KnownFile]
 
 
 class Reader:
@@ -33,62 +75,55 @@ class Reader:
     ) -> None:
         self.profile = profile
         self._known = known
-        self._dull = unchanged.dull if unchanged is not None else frozenset()
-        self._kept = unchanged.files if unchanged is not None else {}
-        self._read: list[FileFacts] = []
+        self._unchanged = unchanged
+        self._files: dict[str, KnownFile] = {}
         self._failed: dict[str, Problem] = {}
         self._prefilter = prefilter
         self._overlay = overlay
-        self._texts: dict[str, str] = {}
 
-    def candidate(self, path: str) -> str | None:
+    def candidate(self, path: str) -> Text | None:
         """The text of a file that may matter, else None."""
         if path in self._overlay:
-            return self._overlay[path]
-        if path in self._dull:
+            return self._file(path, self._overlay[path]).text
+        if self._unchanged is not None and path in self._unchanged.dull:
             return None
         try:
             data = read_bytes(path)
             if not self._prefilter.is_candidate(data):
                 return None
-            text = self._texts[path] = decode(data)
+            return self._file(path, decode(data)).text
         except (OSError, SourceError) as error:
             self._fail(path, error)
             return None
-        return text
 
     def facts(self, path: str) -> FileFacts | None:
         """The facts of any file of the tree; None, with the reason recorded, when it cannot be parsed."""
         try:
-            text = self._overlay.get(path, self._texts.get(path))
-            if text is None:
-                text = decode(read_bytes(path))
-            facts = self._known.get(path)
-            if facts is None or facts.lines.text != text or facts.profile != self.profile:
-                facts = self._known[path] = self._facts(path, text)
-            self._read.append(facts)
-            return facts
+            if path not in self._files:
+                self._file(path, self._overlay[path] if path in self._overlay else decode(read_bytes(path)))
+            return self._files[path].facts
         except (OSError, SourceError) as error:
             self._fail(path, error)
         return None
 
-    def _facts(self, path: str, text: str) -> FileFacts:
-        kept = self._kept.get(path) if path not in self._overlay else None
-        if kept is not None:
-            try:
-                return FileFacts(path, text, self.profile, kept)
-            except MsgspecError:  # of no use: as if it were not there
-                pass
-        return FileFacts(path, text, self.profile)
+    def _file(self, path: str, source: str) -> KnownFile:
+        file = self._known.get(path)
+        if file is None or not file.is_of(source, self.profile):
+            unchanged = self._unchanged.files if self._unchanged is not None and path not in self._overlay else {}
+            kept = unchanged.get(path)
+            file = self._known[path] = KnownFile(path, source, self.profile, kept)
+        self._files[path] = file
+        return file
 
-    def found(self) -> dict[str, bytes | memoryview]:
+    def found(self) -> dict[str, Kept]:
         """Path -> what was found out about it, for a later run."""
-        return {facts.path: kept for facts in self._read if (kept := facts.kept()) is not None}
+        return {path: file.kept() for path, file in self._files.items()}
 
     @property
     def problems(self) -> dict[str, Problem]:
         """Path -> why the file could not be read; of a file that could not be read as a whole, the first reason."""
-        partly = {facts.path: problem_of(facts.path, facts.errors[0]) for facts in self._read if facts.errors}
+        known = (facts for file in self._files.values() if (facts := file.known_facts) is not None)
+        partly = {facts.path: problem_of(facts.path, facts.errors[0]) for facts in known if facts.errors}
         return {**partly, **self._failed}
 
     def _fail(self, path: str, error: OSError | SourceError) -> None:

@@ -25,7 +25,7 @@ from moe_lint.facts.file import _body
 from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, Or, atom_set, conj, table
 from moe_lint.model import Span
 from moe_lint.profile import load_profile
-from moe_lint.source import SourceError
+from moe_lint.source import Lines, SourceError
 
 PROFILE = load_profile("sglang")
 A, B, C, D = (Atom(name) for name in ("self.a", "self.b", "self.c", "self.d"))
@@ -36,7 +36,7 @@ TP = Atom("self.tp_size > 1")
 
 def facts(text: str) -> FileFacts:
     source = dedent(text)
-    return FileFacts("f.py", source, PROFILE)
+    return FileFacts("f.py", Lines(source), PROFILE)
 
 
 def method(body: str, head: str = "", params: str = "self, x") -> FunctionFacts:
@@ -1113,7 +1113,7 @@ def test_only_the_block_that_a_question_leads_to_is_parsed() -> None:
 @pytest.mark.parametrize("name", ["m", "broken"])
 def test_an_error_in_a_block_is_told_when_the_block_is_needed(name: str) -> None:
     source = "def m():\n    return 1\n\n\ndef broken(:\n"
-    found = FileFacts("f.py", source, PROFILE)
+    found = FileFacts("f.py", Lines(source), PROFILE)
     assert (name in found.functions) is (name == "m")
     found.parse_all()
     assert [f"{error.line}: {error.message}" for error in found.errors] == ["5: syntax error: invalid syntax"]
@@ -1296,13 +1296,13 @@ class Block(Base):
 
 
 def test_what_was_found_out_about_a_text_can_be_kept() -> None:
-    fresh, first = FileFacts("f.py", KEPT, PROFILE), FileFacts("f.py", KEPT, PROFILE)
+    fresh, first = FileFacts("f.py", Lines(KEPT), PROFILE), FileFacts("f.py", Lines(KEPT), PROFILE)
     for name in list(first.functions):
         ask(first, name)
     first.confirmed.add(Span(1, 2, 3, 4))
     kept = first.kept()
     assert kept is not None
-    again = FileFacts("f.py", KEPT, PROFILE, kept)
+    again = FileFacts("f.py", Lines(KEPT), PROFILE, kept)
     assert (again.imports, again.aliases, again.modules) == (fresh.imports, fresh.aliases, fresh.modules)
     assert dict(again.classes) == dict(fresh.classes)
     assert list(again.functions) == list(first.functions)
@@ -1326,16 +1326,16 @@ def test_a_truth_value_that_was_not_kept_is_worked_out_from_the_text() -> None:
         calls = found.conduct("Block.forward").calls + found.conduct("Block.__init__").calls
         return [passed.formula for call in calls for passed in call.arguments]
 
-    first = FileFacts("f.py", KEPT, PROFILE)
+    first = FileFacts("f.py", Lines(KEPT), PROFILE)
     first.conduct("Block.forward")
     first.conduct("Block.__init__")
     kept = first.kept()
-    again = FileFacts("f.py", KEPT, PROFILE, kept)
+    again = FileFacts("f.py", Lines(KEPT), PROFILE, kept)
     assert again.kept() is kept
     assert truths(again) == truths(first)
     assert any(formula is not None for formula in truths(first))
     assert again.kept() is not kept
-    third = FileFacts("f.py", KEPT, PROFILE, again.kept())
+    third = FileFacts("f.py", Lines(KEPT), PROFILE, again.kept())
     _body.cache_clear()
     assert truths(third) == truths(again)
     assert _body.cache_info().misses == 0
@@ -1354,7 +1354,7 @@ def test_a_class_behind_quotes_in_a_string_is_found() -> None:
 
 def test_an_error_in_a_method_that_nobody_asks_for_is_told() -> None:
     text = "class Block:\n    def f(self):\n        return 1\n\n    def g(self):\n        return (\n"
-    read = FileFacts("x.py", text, PROFILE)
+    read = FileFacts("x.py", Lines(text), PROFILE)
     assert read.function("Block.f").name == "f"
     assert read.errors == []
     read.parse_all()

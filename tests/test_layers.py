@@ -19,6 +19,7 @@ ORDER = (
     "spelling",
     "expressions",
     "source",
+    "text",
     "facts",
     "index",
     "dataflow",

@@ -91,16 +91,16 @@ class FileFacts:
     ``errors`` says why, and the block stays unknown.
     """
 
-    def __init__(self, path: str, source: str, profile: Profile, kept: bytes | memoryview | None = None) -> None:
+    def __init__(self, path: str, lines: Lines, profile: Profile, kept: memoryview | None = None) -> None:
         """``kept`` is what an earlier run found out about this text, as `kept` gave it.
 
         Raises ``SourceError`` for a text whose top level cannot be parsed, and ``msgspec.MsgspecError``.
         """
         self.path = path
-        self.lines = Lines(source)
+        self.lines = lines
         self.profile = profile
         self.builder = FormulaBuilder(profile)
-        self._source = source
+        self._source = lines.text
         #: what could not be parsed or read so far
         self.errors: list[SourceError] = []
         self._class_envs: dict[str, ClassEnv] = {}
@@ -117,10 +117,10 @@ class FileFacts:
         #: local name -> the name that was imported
         self.aliases = self._state.aliases
         self.modules = self._state.modules
-        asks_backend = all(word in source for word in re.findall(r"\w+", profile.backend_getter))
+        asks_backend = all(word in lines.text for word in re.findall(r"\w+", profile.backend_getter))
         self._context = FileContext(self.lines, profile, self.builder, self.aliases, self.modules, asks_backend)
 
-    def kept(self) -> bytes | memoryview | None:
+    def kept(self) -> memoryview | None:
         """What has been found out, for a later run that finds the same text; None if something could not be read."""
         if self.errors:
             return None

@@ -90,12 +90,12 @@ class FileState(Struct, array_like=True):
         return known + len(self.functions) + len(self.conditions) + len(self.conducts) + len(self.confirmed)
 
 
-def encoded(state: FileState) -> bytes:
+def encoded(state: FileState) -> memoryview:
     """The state as bytes. Truth values that nobody has asked for are left to be worked out anew."""
-    return _encoder().encode(state)
+    return memoryview(_encoder().encode(state))
 
 
-def decoded(data: bytes | memoryview, path: str, tell: Callable[[str, int], Formula]) -> FileState:
+def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) -> FileState:
     """The state of the file at ``path`` from its bytes. ``tell`` works out a truth value: function, its number there.
 
     Raises ``msgspec.MsgspecError``.
