@@ -119,6 +119,8 @@ def _main_rows(folder: Path, runs: int) -> list[Row]:
         warm_peer = measure([*ruff, "--cache-dir", str(folder / "ruff"), str(tree)], runs + 1)
         rows.append(Row(f"ruff F401, {version}, no cache", files, cold_peer))
         rows.append(Row(f"ruff F401, {version}, warm", files, warm_peer))
+        floor = measure([sys.executable, str(Path(__file__).with_name("floor.py")), str(tree)], runs)
+        rows.append(Row(f"floor in Python, {version}: read, search, parse what may matter", files, floor, cold_peer))
         rows.append(Row(f"check {version}, cold", files, measure([*lint, "--no-cache", str(tree)], runs), cold_peer))
         measure([*lint, str(tree)], 1)
         rows.append(Row(f"check {version}, warm, nothing changed", files, measure([*lint, str(tree)], runs), warm_peer))
@@ -139,7 +141,14 @@ def _main_rows(folder: Path, runs: int) -> list[Row]:
         subprocess.run([str(BIN / "moe-lint"), "init", str(sweep)], check=True, capture_output=True)
 
     cost = measure([str(BIN / "moe-lint"), "--no-cache", "--fix", str(sweep)], runs, fresh)
-    rows.append(Row("--fix of the sweep over 0.5.10.post1", _count(sweep), cost))
+    rows.append(Row("--fix of the sweep over 0.5.10.post1, no cache", _count(sweep), cost))
+    kept = [str(BIN / "moe-lint"), "--cache-dir", str(folder / "sweep-cache")]
+
+    def checked() -> None:
+        fresh()
+        subprocess.run([*kept, str(sweep)], check=False, capture_output=True)
+
+    rows.append(Row("the same after a check", _count(sweep), measure([*kept, "--fix", str(sweep)], runs, checked)))
     return rows
 
 

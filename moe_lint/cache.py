@@ -15,15 +15,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
 from msgspec import MsgspecError, Struct, msgpack
+from msgspec.structs import replace
 
 from moe_lint.atomic import replace_file
 from moe_lint.model import Judgement, Kept, Unchanged, UsageError
-from moe_lint.prefilter import Prefilter, read_bytes
+from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
 
 _FORMAT = 3
 _SUFFIX = ".judgement"
@@ -33,7 +33,6 @@ _CLOCK = 2_000_000_000
 #: Seconds after which an entry that nobody used is removed.
 _EXPIRY = 30 * 24 * 3600
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache directory of moe-lint.\n"
-_DIGEST = 16
 
 Stamp = tuple[int, int, int, int]
 
@@ -48,13 +47,23 @@ class _Entry(Struct, frozen=True, array_like=True):
 
 
 class _Files(Struct, frozen=True, array_like=True):
-    """Path -> digest of its content, and what was found out about it."""
+    """Path -> what was found out about a file."""
 
     version: int
-    files: dict[str, tuple[bytes, Kept]]
+    files: dict[str, Kept]
 
 
 _Stored = TypeVar("_Stored", _Entry, _Files)
+
+
+class Loaded(Struct, frozen=True):
+    """What was found when a tree's files were looked at, before any of them was read."""
+
+    #: path -> stamp of every file that could be looked at
+    stamps: dict[str, Stamp]
+    #: path -> digest of a file that is as it was; None for one without any word of the engine
+    digests: dict[str, bytes | None]
+    judgement: Judgement | None = None
 
 
 class Cache(Struct, frozen=True):
@@ -63,51 +72,43 @@ class Cache(Struct, frozen=True):
     folder: Path
     required: bool = False
 
-    def load(
-        self, key: str, paths: Iterable[str], prefilter: Prefilter
-    ) -> tuple[Judgement | None, dict[str, bytes | None]]:
-        """The judgement on a tree with these files, if nothing that it depends on has changed.
-
-        And the files that have not changed: path -> digest of the content, None for one without any word of the engine.
-        """
+    def load(self, key: str, paths: Iterable[str], prefilter: Prefilter) -> Loaded:
+        """The judgement on a tree with these files, if nothing that it depends on has changed, and what has not."""
         entry = self._read(f"{key}{_SUFFIX}", _Entry)
-        if entry is None:
-            return None, {}
-        manifest = entry.manifest
+        manifest = entry.manifest if entry is not None else {}
+        written = entry.written if entry is not None else 0
+        found = Loaded({}, {})
+        renewed = False
         wanted = list(paths)
-        renewed: dict[str, tuple[Stamp, bytes | None]] = {}
-        changed = set[str]()
-        now = time.time_ns()
         for path in wanted:
-            if path not in manifest:
-                changed.add(path)
-                continue
-            old, digest = manifest[path]
             try:
-                stamp = _stamp(path)
-                if stamp == old and max(stamp[1:3]) < entry.written - _CLOCK:
+                stamp = found.stamps[path] = _stamp(path)
+                if path not in manifest:
+                    continue
+                old, digest = manifest[path]
+                if stamp == old and max(stamp[1:3]) < written - _CLOCK:
+                    found.digests[path] = digest
                     continue
                 data = read_bytes(path)
             except OSError:
-                changed.add(path)
                 continue
-            if prefilter.is_candidate(data) if digest is None else _digest(data) != digest:
-                changed.add(path)
-            elif stamp != old or max(stamp[1:3]) < now - _CLOCK:
-                renewed[path] = (stamp, digest)
-        digests = {path: manifest[path][1] for path in wanted if path not in changed}
-        if changed or len(manifest) != len(wanted):
-            return None, digests
+            if not prefilter.is_candidate(data) if digest is None else digest_of(data) == digest:
+                found.digests[path] = digest
+                renewed = renewed or stamp != old or max(stamp[1:3]) < time.time_ns() - _CLOCK
+        if entry is None or manifest.keys() != found.digests.keys() or len(manifest) != len(wanted):
+            return found
         if renewed:
-            self._write(key + _SUFFIX, now, _Entry(_FORMAT, now, {**manifest, **renewed}, entry.judgement))
-        return entry.judgement, digests
+            stamped = {path: (found.stamps[path], digest) for path, digest in found.digests.items()}
+            now = time.time_ns()
+            self._write(key + _SUFFIX, now, _Entry(_FORMAT, now, stamped, entry.judgement))
+        return replace(found, judgement=entry.judgement)
 
     def unchanged(self, key: str, digests: Mapping[str, bytes | None]) -> Unchanged:
         """What is known of files with these contents, as `load` gives them."""
         kept = self._read(f"{key}{_FILES}", _Files) if digests else None
         dull = frozenset(path for path, digest in digests.items() if digest is None)
         files = kept.files.items() if kept is not None else ()
-        return Unchanged(dull, {path: found for path, (digest, found) in files if digests.get(path) == digest})
+        return Unchanged(dull, {path: found for path, found in files if digests.get(path) == found.digest})
 
     def store(
         self,
@@ -119,20 +120,20 @@ class Cache(Struct, frozen=True):
     ) -> None:
         """Keep a judgement, and what was found out about files, under a key each.
 
-        ``stamps`` were taken before the files were read. Raises ``UsageError``, see `required`.
+        ``stamps`` are those that `load` found. Raises ``UsageError``, see `required`.
         """
         manifest: dict[str, tuple[Stamp, bytes | None]] = {}
-        files: dict[str, tuple[bytes, Kept]] = {}
+        files: dict[str, Kept] = {}
         try:
             for path in paths:
-                digest = _digest(read_bytes(path)) if path in judgement.relevant else None
+                digest = digest_of(read_bytes(path)) if path in judgement.relevant else None
                 manifest[path] = (stamps[path], digest)
                 if digest is None:
                     continue
                 if _stamp(path) != stamps[path]:
                     return  # changed while it was judged
-                if path in found:
-                    files[path] = (digest, found[path])
+                if path in found and found[path].digest == digest:
+                    files[path] = found[path]
         except (OSError, KeyError):
             return
         now = time.time_ns()
@@ -142,7 +143,11 @@ class Cache(Struct, frozen=True):
     def _read(self, name: str, kind: type[_Stored]) -> _Stored | None:
         try:
             data = memoryview((self.folder / name).read_bytes())
-            entry = msgpack.decode(data[_DIGEST:], type=kind) if _digest(data[_DIGEST:]) == data[:_DIGEST] else None
+            entry = (
+                msgpack.decode(data[DIGEST_SIZE:], type=kind)
+                if digest_of(data[DIGEST_SIZE:]) == data[:DIGEST_SIZE]
+                else None
+            )
         except (OSError, MsgspecError, RecursionError):  # damaged, of another version, or not there: all the same
             return None
         return entry if entry is not None and entry.version == _FORMAT else None
@@ -153,9 +158,9 @@ class Cache(Struct, frozen=True):
                 self.folder.mkdir(parents=True, exist_ok=True)  # another run may have made it by now
                 (self.folder / "CACHEDIR.TAG").write_text(_TAG, encoding="utf-8")
                 (self.folder / ".gitignore").write_text("*\n", encoding="utf-8")
-            data = bytearray(_DIGEST)
-            msgpack.Encoder().encode_into(entry, data, _DIGEST)
-            data[:_DIGEST] = _digest(memoryview(data)[_DIGEST:])
+            data = bytearray(DIGEST_SIZE)
+            msgpack.Encoder().encode_into(entry, data, DIGEST_SIZE)
+            data[:DIGEST_SIZE] = digest_of(memoryview(data)[DIGEST_SIZE:])
             replace_file(self.folder / name, data)
             self._expire(now)
         except UnicodeEncodeError:
@@ -181,20 +186,9 @@ class Cache(Struct, frozen=True):
         return sum(entry.suffix == _SUFFIX for entry in entries)
 
 
-def stamps(paths: Iterable[str]) -> dict[str, Stamp]:
-    """The stamps of files; those that cannot be looked at are left out."""
-    found: dict[str, Stamp] = {}
-    for path in paths:
-        try:
-            found[path] = _stamp(path)
-        except OSError:
-            continue
-    return found
-
-
 def key_of(*parts: object) -> str:
     """The name of an entry: the tool as it is installed, the Python that runs it, and whatever else decides."""
-    return _digest(repr((sys.version_info[:3], _tool(), parts)).encode()).hex()
+    return digest_of(repr((sys.version_info[:3], _tool(), parts)).encode()).hex()
 
 
 @lru_cache(maxsize=1)
@@ -205,7 +199,3 @@ def _tool() -> list[tuple[str, int, int]]:
 def _stamp(path: str) -> Stamp:
     info = os.stat(path)
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
-
-
-def _digest(data: bytes | memoryview) -> bytes:
-    return blake2b(data, digest_size=_DIGEST).digest()

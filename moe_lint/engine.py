@@ -118,21 +118,20 @@ def _judgement_of(root: str, paths: Sequence[str], options: Options, overlay: Ma
     cache = options.cache
     if cache is None:
         return _judged(root, paths, options, overlay, None)[0]
-    from moe_lint.cache import key_of, stamps
+    from moe_lint.cache import key_of
     from moe_lint.prefilter import Prefilter
 
     key = key_of(root, options.profile, options.select, options.extend_select, options.ignore, options.law)
-    judgement, digests = cache.load(key, paths, Prefilter(options.profile))
-    if judgement is not None and overlay is None:
-        return judgement
+    found = cache.load(key, paths, Prefilter(options.profile))
+    if found.judgement is not None and overlay is None:
+        return found.judgement
     key_of_files = key_of(root, options.profile)
-    unchanged = cache.unchanged(key_of_files, digests)
+    unchanged = cache.unchanged(key_of_files, found.digests)
     if overlay is not None:
         return _judged(root, paths, options, overlay, unchanged)[0]
-    before = stamps(paths)
     judgement, reader = _judged(root, paths, options, None, unchanged)
     if not any(problem.reason is SkipReason.UNREADABLE for problem in judgement.problems):
-        cache.store((key, key_of_files), paths, before, judgement, reader.found())
+        cache.store((key, key_of_files), paths, found.stamps, judgement, reader.found())
     return judgement
 
 

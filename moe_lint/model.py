@@ -233,6 +233,8 @@ class Judgement(Struct, frozen=True):
 class Kept(Struct, frozen=True, array_like=True):
     """What was found out about a file, as `Text.kept` and `FileFacts.kept` gave it."""
 
+    #: of its content
+    digest: bytes
     searches: memoryview
     facts: memoryview | None
 

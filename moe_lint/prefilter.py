@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import blake2b
 
 from moe_lint.profile import Profile, longest_part
 
+DIGEST_SIZE = 16
 #: How a file speaks of experts, whatever the profile calls them.
 _EXPERTS = ("expert", "moe", "MoE", "Moe", "MOE")
 
@@ -47,6 +49,11 @@ def read_bytes(path: str) -> bytes:
     """The content of a file. Raises ``OSError``."""
     with open(path, "rb", buffering=0) as file:
         return file.read()
+
+
+def digest_of(data: bytes | memoryview) -> bytes:
+    """What stands for the content of a file."""
+    return blake2b(data, digest_size=DIGEST_SIZE).digest()
 
 
 def _holds(data: bytes, words: Iterable[bytes]) -> bool:

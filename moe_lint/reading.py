@@ -9,7 +9,7 @@ from msgspec import MsgspecError
 
 from moe_lint.facts import FileFacts
 from moe_lint.model import Kept, Problem, Unchanged
-from moe_lint.prefilter import Prefilter, read_bytes
+from moe_lint.prefilter import Prefilter, digest_of, read_bytes
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, decode, problem_of
 from moe_lint.text import Text
@@ -18,8 +18,9 @@ from moe_lint.text import Text
 class KnownFile:
     """What is known of a file with one text: where words are, and, once it was asked for, what it says."""
 
-    def __init__(self, path: str, source: str, profile: Profile, kept: Kept | None = None) -> None:
+    def __init__(self, path: str, source: str, profile: Profile, digest: bytes, kept: Kept | None) -> None:
         self._path = path
+        self._digest = digest
         self._profile = profile
         self._kept = kept
         try:
@@ -50,8 +51,8 @@ class KnownFile:
         """All that, for a later run that finds the same text."""
         facts = self.known_facts
         if facts is None:
-            return Kept(self.text.kept(), self._kept.facts if self._kept is not None else None)
-        return Kept(self.text.kept(), facts.kept())
+            return Kept(self._digest, self.text.kept(), self._kept.facts if self._kept is not None else None)
+        return Kept(self._digest, self.text.kept(), facts.kept())
 
 
 #: Path -> what is known of it, for the next judgement of a tree of which few files have changed.
@@ -84,14 +85,12 @@ class Reader:
     def candidate(self, path: str) -> Text | None:
         """The text of a file that may matter, else None."""
         if path in self._overlay:
-            return self._file(path, self._overlay[path]).text
+            return self._file(path).text
         if self._unchanged is not None and path in self._unchanged.dull:
             return None
         try:
             data = read_bytes(path)
-            if not self._prefilter.is_candidate(data):
-                return None
-            return self._file(path, decode(data)).text
+            return self._file(path, data).text if self._prefilter.is_candidate(data) else None
         except (OSError, SourceError) as error:
             self._fail(path, error)
             return None
@@ -99,19 +98,27 @@ class Reader:
     def facts(self, path: str) -> FileFacts | None:
         """The facts of any file of the tree; None, with the reason recorded, when it cannot be parsed."""
         try:
-            if path not in self._files:
-                self._file(path, self._overlay[path] if path in self._overlay else decode(read_bytes(path)))
-            return self._files[path].facts
+            return self._file(path).facts
         except (OSError, SourceError) as error:
             self._fail(path, error)
         return None
 
-    def _file(self, path: str, source: str) -> KnownFile:
+    def _file(self, path: str, data: bytes | None = None) -> KnownFile:
+        """``data`` is the file's content, where it was read already. Raises ``OSError`` and ``SourceError``."""
+        if path in self._files:
+            return self._files[path]
+        digest, kept = b"", None
+        if path in self._overlay:
+            source = self._overlay[path]
+        else:
+            data = read_bytes(path) if data is None else data
+            source, digest = decode(data), digest_of(data)
+            kept = self._unchanged.files.get(path) if self._unchanged is not None else None
         file = self._known.get(path)
         if file is None or not file.is_of(source, self.profile):
-            unchanged = self._unchanged.files if self._unchanged is not None and path not in self._overlay else {}
-            kept = unchanged.get(path)
-            file = self._known[path] = KnownFile(path, source, self.profile, kept)
+            # what was kept may be of another content, if the file changes at this very time
+            kept = kept if kept is not None and kept.digest == digest else None
+            file = self._known[path] = KnownFile(path, source, self.profile, digest, kept)
         self._files[path] = file
         return file
 

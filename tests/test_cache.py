@@ -211,6 +211,37 @@ def test_damaged_facts_are_a_miss(
     assert names.count("utils.py") == 2  # with the cache, and without it
 
 
+def test_a_file_that_changes_after_it_was_looked_at_is_read_as_it_is(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept is of another content then; and the judgement is not kept."""
+    options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"))
+    for path in (tree / "engine").rglob("*"):
+        _age(path)
+    run(options)
+    changing, other = tree / "engine/models/unguarded.py", tree / "engine/models/pair.py"
+    other.write_text(f"{other.read_text()}# changed\n")
+    load = Cache.load
+
+    def late(*args: object) -> object:
+        found = load(*args)  # type: ignore[arg-type]
+        changing.write_text("\n\n\n" + changing.read_text())
+        return found
+
+    monkeypatch.setattr(Cache, "load", late)
+    report = run(options)
+    monkeypatch.setattr(Cache, "load", load)
+    assert report == run(Options(("engine",), PROFILE)) == run(options)
+
+
+def test_a_file_that_cannot_be_read_is_told_again(tree: Path) -> None:
+    options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"))
+    run(options)
+    (tree / "engine/models/gone.py").symlink_to("nowhere.py")
+    assert [p.reason for p in run(options).problems] == [p.reason for p in run(options).problems]
+    assert run(options) == run(Options(("engine",), PROFILE))
+
+
 def test_a_syntax_error_is_told_again_from_the_cache(judged: Judged, tree: Path) -> None:
     path = tree / "engine/models/unguarded.py"
     path.write_text(path.read_text() + "\ndef broken(:\n")
