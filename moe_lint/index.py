@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 
 from msgspec import Struct
@@ -520,8 +520,26 @@ class ProjectIndex:
             self._absorbs[ref] = self._find_absorber(ref)
         return self._absorbs[ref]
 
+    def _drops(self, sub: Ref, layer: Ref, parts: Collection[Ref]) -> bool:
+        """Whether a subclass of a layer holds none of these parts: its own constructor replaces the one with them."""
+        facts, base = self.facts(sub.path), self.facts(layer.path)
+        if not parts or facts is None or base is None or "__init__" not in facts.classes[sub.name].methods:
+            return False
+        name = re.escape(layer.name.rsplit(".", 1)[-1])
+        if re.search(rf"(?:\)|\b{name})\.__init__\(", facts.function_text(f"{sub.name}.__init__")):
+            return False  # `super().__init__(…)`, or the base by name
+        lines = [
+            line
+            for part in parts
+            for line in self.lines_of(layer.path, part.name.rsplit(".", 1)[-1], whole=True)
+            if base.class_at(line) == layer.name and "isinstance(" not in self.line(layer.path, line)
+        ]
+        builders = [name for line in lines for name in base.functions_at([line]) or [""]]
+        return bool(builders) and all(f"{name}.".startswith(f"{layer.name}.__init__.") for name in builders)
+
     def _find_absorber(self, ref: Ref) -> bool | None:
         frontier, seen, layers = [ref], {ref}, False
+        held: dict[Ref, set[Ref]] = {}  # layer -> what of the way from the block to it its body names
         while frontier:
             current = frontier.pop()
             if self.constructs_absorber(current):
@@ -531,9 +549,11 @@ class ProjectIndex:
                 if user not in seen and self.constructs_absorber(user):
                     return True  # before the other files that name the class are parsed
                 around.add(user)
+                held.setdefault(user, set()).add(current)
             self._users[current] = frozenset(around)
             layers = layers or bool(around)
-            around.update(self.subclasses(current))
+            parts = held.get(current, ())
+            around.update(sub for sub in self.subclasses(current) if not self._drops(sub, current, parts))
             frontier += sorted(around - seen)
             seen |= around
         return False if layers else None

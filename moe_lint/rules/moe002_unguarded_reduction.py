@@ -4,10 +4,19 @@ from collections.abc import Iterable
 
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route
-from moe_lint.rules._cases import case, experts, method
+from moe_lint.rules._cases import BARE, case, experts, method, model, tree
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
+
+#: A layer that derives from the model's own, and has a communicator.
+_DERIVED = """
+
+class DerivedLayer(DecoderLayer):
+    def __init__(self, config):
+        {setup}
+        self.layer_communicator = LayerCommunicator(config)
+"""
 
 
 class UnguardedReduction(Rule):
@@ -78,6 +87,10 @@ class UnguardedReduction(Rule):
                 """,
             ),
         ),
+        tree(
+            "another-block-in-the-layer-that-absorbs",
+            pretend=model(experts(BARE), absorber=False) + _DERIVED.format(setup="self.mlp = OtherBlock(config)"),
+        ),
     )
     INVALID = (
         case(
@@ -113,6 +126,11 @@ class UnguardedReduction(Rule):
                     return tensor_model_parallel_all_reduce(x)  # <- MOE002
                 """,
             ),
+        ),
+        tree(
+            "derived-layer-absorbs",
+            pretend=model(experts(BARE.replace("reduce(x)", "reduce(x)  # <- MOE002")), absorber=False)
+            + _DERIVED.format(setup="super().__init__(config)"),
         ),
     )
 
