@@ -266,7 +266,8 @@ def test_a_tree_without_a_helper_and_without_a_reason_is_not_judged(tmp_path: Pa
     assert problem.reason.value == "no-helper"
     assert problem.message == (
         "no `must_reduce_shared_expert_outputs` in this tree, and no guard names a skip reason: "
-        "1 reduction after the experts not judged"
+        "1 reduction after the experts not judged; "
+        "an engine or fork with other names needs a profile of its own (`--profile FILE`)"
     )
 
 
