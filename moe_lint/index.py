@@ -488,14 +488,33 @@ class ProjectIndex:
     def constructs_absorber(self, ref: Ref) -> bool:
         """Whether the class or one of its bases builds an absorber, on the spot or by a function of its file."""
         if ref not in self._constructs:
+            line = self.mro(ref)
             self._constructs[ref] = any(
-                facts is not None
-                and owner.name in facts.classes
-                and (self._names_absorber(text := facts.class_text(owner.name)) or self._calls_maker(owner.path, text))
-                for owner in self.mro(ref)
-                for facts in [self.facts(owner.path)]
+                self._builds_absorber(owner, line[:position]) for position, owner in enumerate(line)
             )
         return self._constructs[ref]
+
+    def _builds_absorber(self, owner: Ref, derived: Iterable[Ref]) -> bool:
+        """Whether a class itself builds one: not in a constructor that a class derived from it has replaced."""
+        facts = self.facts(owner.path)
+        if facts is None or owner.name not in facts.classes:
+            return False
+        text = facts.class_text(owner.name)
+        if not self._names_absorber(text) and not self._calls_maker(owner.path, text):
+            return False
+        if "__init__" in facts.classes[owner.name].methods and any(map(self._replaces_constructor, derived)):
+            text = text.replace(facts.function_text(f"{owner.name}.__init__"), "")
+            return self._names_absorber(text) or self._calls_maker(owner.path, text)
+        return True
+
+    def _replaces_constructor(self, ref: Ref) -> bool:
+        """Whether a class has a constructor that runs none of its bases'."""
+        facts = self.facts(ref.path)
+        if facts is None or ref.name not in facts.classes or "__init__" not in facts.classes[ref.name].methods:
+            return False
+        bases = "|".join(re.escape(base.rsplit(".", 1)[-1]) for base in facts.classes[ref.name].bases)
+        upwards = rf"(?:\bsuper\([^()]*\)|\b(?:{bases or '(?!)'}))\.__init__\b"
+        return re.search(upwards, facts.function_text(f"{ref.name}.__init__")) is None
 
     def _calls_maker(self, path: str, text: str) -> bool:
         """Whether a text of a file calls a function of that file which builds an absorber, or chooses its class."""
@@ -522,12 +541,9 @@ class ProjectIndex:
 
     def _drops(self, sub: Ref, layer: Ref, parts: Collection[Ref]) -> bool:
         """Whether a subclass of a layer holds none of these parts: its own constructor replaces the one with them."""
-        facts, base = self.facts(sub.path), self.facts(layer.path)
-        if not parts or facts is None or base is None or "__init__" not in facts.classes[sub.name].methods:
+        base = self.facts(layer.path)
+        if not parts or base is None or not self._replaces_constructor(sub):
             return False
-        name = re.escape(layer.name.rsplit(".", 1)[-1])
-        if re.search(rf"(?:\)|\b{name})\.__init__\(", facts.function_text(f"{sub.name}.__init__")):
-            return False  # `super().__init__(…)`, or the base by name
         lines = [
             line
             for part in parts

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route
-from moe_lint.rules._cases import BARE, case, experts, method, model, tree
+from moe_lint.rules._cases import BARE, ROUTED, block, case, experts, method, model, tree
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
@@ -16,6 +16,14 @@ class DerivedLayer(DecoderLayer):
     def __init__(self, config):
         {setup}
         self.layer_communicator = LayerCommunicator(config)
+"""
+#: A layer that derives from the model's own, and holds another block.
+_PLAIN = """
+
+class PlainLayer(DecoderLayer):
+    def __init__(self, config):
+        {setup}
+        self.mlp = OtherBlock(config)
 """
 
 
@@ -91,6 +99,13 @@ class UnguardedReduction(Rule):
             "another-block-in-the-layer-that-absorbs",
             pretend=model(experts(BARE), absorber=False) + _DERIVED.format(setup="self.mlp = OtherBlock(config)"),
         ),
+        tree(
+            "only-the-base-of-the-layer-absorbs",
+            pretend=model(experts(ROUTED))
+            + "\n\n"
+            + block(experts(BARE), name="OtherBlock")
+            + _PLAIN.format(setup="torch.nn.Module.__init__(self)"),
+        ),
     )
     INVALID = (
         case(
@@ -131,6 +146,13 @@ class UnguardedReduction(Rule):
             "derived-layer-absorbs",
             pretend=model(experts(BARE.replace("reduce(x)", "reduce(x)  # <- MOE002")), absorber=False)
             + _DERIVED.format(setup="super().__init__(config)"),
+        ),
+        tree(
+            "base-of-the-layer-absorbs",
+            pretend=model(experts(ROUTED))
+            + "\n\n"
+            + block(experts(BARE.replace("reduce(x)", "reduce(x)  # <- MOE002")), name="OtherBlock")
+            + _PLAIN.format(setup="DecoderLayer.__init__(self, config)"),
         ),
     )
 
