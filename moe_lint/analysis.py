@@ -105,9 +105,13 @@ def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Pro
     profile = policy.profile
     others = (load_profile(name) for name in bundled_profiles() if name != profile.name)
     fitting = [p.name for p in others if any(find_definition(policy.index, name) is not None for name in p.helpers)]
-    hint = f"; did you mean `--profile {fitting[0]}`?" if fitting else ""
+    own = (
+        "an engine or fork with other names needs a profile of its own (`--profile FILE`), "
+        "a plug-in the package of its engine in the same folder"
+    )
+    hint = f"did you mean `--profile {fitting[0]}`?" if fitting else own
     count = f"{len(open_sites)} reduction{'s' if len(open_sites) > 1 else ''} after the experts"
-    message = f"no `{profile.helper}` in this tree, and no guard names a skip reason: {count} not judged{hint}"
+    message = f"no `{profile.helper}` in this tree, and no guard names a skip reason: {count} not judged; {hint}"
     yield Problem(SkipReason.NO_HELPER, root, 1, message)
 
 

@@ -342,6 +342,8 @@ def boolean_body(
             isinstance(statement, ast.Expr)
             and (isinstance(statement.value, ast.Constant) or _is_logging(statement.value))
         )
+        if isinstance(statement, ast.Delete):  # of a parameter that is not used
+            harmless = all(isinstance(target, ast.Name) for target in statement.targets)
         if not harmless:
             raise NotBoolean(statement.lineno, f"`{_head(statement)}` is neither `if`, `return` nor an assignment")
     return FALSE

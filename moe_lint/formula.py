@@ -39,7 +39,8 @@ class Not(Struct, frozen=True, cache_hash=True, tag=True, array_like=True):
     operand: Formula
 
     def __str__(self) -> str:
-        return f"not {_wrap(self.operand)}"
+        text = _wrap(self.operand)
+        return f"{text[:-8]} is not None" if text.endswith(" is None") else f"not {text}"
 
 
 class And(Struct, frozen=True, cache_hash=True, tag=True, array_like=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 
 from msgspec import Struct
@@ -488,14 +488,33 @@ class ProjectIndex:
     def constructs_absorber(self, ref: Ref) -> bool:
         """Whether the class or one of its bases builds an absorber, on the spot or by a function of its file."""
         if ref not in self._constructs:
+            line = self.mro(ref)
             self._constructs[ref] = any(
-                facts is not None
-                and owner.name in facts.classes
-                and (self._names_absorber(text := facts.class_text(owner.name)) or self._calls_maker(owner.path, text))
-                for owner in self.mro(ref)
-                for facts in [self.facts(owner.path)]
+                self._builds_absorber(owner, line[:position]) for position, owner in enumerate(line)
             )
         return self._constructs[ref]
+
+    def _builds_absorber(self, owner: Ref, derived: Iterable[Ref]) -> bool:
+        """Whether a class itself builds one: not in a constructor that a class derived from it has replaced."""
+        facts = self.facts(owner.path)
+        if facts is None or owner.name not in facts.classes:
+            return False
+        text = facts.class_text(owner.name)
+        if not self._names_absorber(text) and not self._calls_maker(owner.path, text):
+            return False
+        if "__init__" in facts.classes[owner.name].methods and any(map(self._replaces_constructor, derived)):
+            text = text.replace(facts.function_text(f"{owner.name}.__init__"), "")
+            return self._names_absorber(text) or self._calls_maker(owner.path, text)
+        return True
+
+    def _replaces_constructor(self, ref: Ref) -> bool:
+        """Whether a class has a constructor that runs none of its bases'."""
+        facts = self.facts(ref.path)
+        if facts is None or ref.name not in facts.classes or "__init__" not in facts.classes[ref.name].methods:
+            return False
+        bases = "|".join(re.escape(base.rsplit(".", 1)[-1]) for base in facts.classes[ref.name].bases)
+        upwards = rf"(?:\bsuper\([^()]*\)|\b(?:{bases or '(?!)'}))\.__init__\b"
+        return re.search(upwards, facts.function_text(f"{ref.name}.__init__")) is None
 
     def _calls_maker(self, path: str, text: str) -> bool:
         """Whether a text of a file calls a function of that file which builds an absorber, or chooses its class."""
@@ -520,8 +539,23 @@ class ProjectIndex:
             self._absorbs[ref] = self._find_absorber(ref)
         return self._absorbs[ref]
 
+    def _drops(self, sub: Ref, layer: Ref, parts: Collection[Ref]) -> bool:
+        """Whether a subclass of a layer holds none of these parts: its own constructor replaces the one with them."""
+        base = self.facts(layer.path)
+        if not parts or base is None or not self._replaces_constructor(sub):
+            return False
+        lines = [
+            line
+            for part in parts
+            for line in self.lines_of(layer.path, part.name.rsplit(".", 1)[-1], whole=True)
+            if base.class_at(line) == layer.name and "isinstance(" not in self.line(layer.path, line)
+        ]
+        builders = [name for line in lines for name in base.functions_at([line]) or [""]]
+        return bool(builders) and all(f"{name}.".startswith(f"{layer.name}.__init__.") for name in builders)
+
     def _find_absorber(self, ref: Ref) -> bool | None:
         frontier, seen, layers = [ref], {ref}, False
+        held: dict[Ref, set[Ref]] = {}  # layer -> what of the way from the block to it its body names
         while frontier:
             current = frontier.pop()
             if self.constructs_absorber(current):
@@ -531,9 +565,11 @@ class ProjectIndex:
                 if user not in seen and self.constructs_absorber(user):
                     return True  # before the other files that name the class are parsed
                 around.add(user)
+                held.setdefault(user, set()).add(current)
             self._users[current] = frozenset(around)
             layers = layers or bool(around)
-            around.update(self.subclasses(current))
+            parts = held.get(current, ())
+            around.update(sub for sub in self.subclasses(current) if not self._drops(sub, current, parts))
             frontier += sorted(around - seen)
             seen |= around
         return False if layers else None

@@ -33,7 +33,7 @@ from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Route, SkipReason, Verdict
 from moe_lint.policy import Policy, Reason, find_definition
-from moe_lint.sites import Site, is_ownership, is_skip_atom, owner_of
+from moe_lint.sites import Site, asked_before, is_ownership, is_skip_atom, owner_of
 
 _BY_CONTRACT = "the layer boundary around this block takes sums over by contract, not by a condition"
 
@@ -247,20 +247,29 @@ def _alone(site: Site, reduces: Formula, policy: Policy) -> Verdict:
 def _counted(site: Site, reduces: Formula, policy: Policy) -> Verdict:
     """The verdict from the number of sums in each configuration."""
     combines = [Reason(str(found.condition), found.condition) for found in absorbers_of(policy).combines]
-    twice: list[tuple[Configuration, Reason]] = []
-    for reason in (*_live(site, policy), *combines):
-        shown = _shown(conj((reduces, reason.formula)), site, policy)
-        if shown is not None:
-            twice.append((shown, reason))
+    others = [*_live(site, policy), *combines]
+    twice = _twice(site, reduces, others, policy)
+    above = asked_before(site, policy) if twice else TRUE
+    if above != TRUE:
+        called = replace(site, guard=conj((site.guard, above)))
+        twice = _twice(site, _reduces(called, policy), others, policy)
     if twice:
-        shown, reason = min(twice, key=lambda item: _plainness(item[0]))
-        return Verdict("doubled", str(shown), f"the block sums, and so does whoever acts on `{reason.text}`")
+        example, reason = min(twice, key=lambda item: _plainness(item[0]))
+        return Verdict("doubled", str(example), f"the block sums, and so does whoever acts on `{reason.text}`")
     absorbed = disj(reason.formula for reason in (*policy.reasons(site.axis), *combines))
     never = conj((negate(reduces), negate(absorbed), no_backend((reduces, absorbed), policy)))
     shown = _shown(never, site, policy)
     if shown is not None:
         return Verdict("lost", str(shown), "neither the block nor anybody after it sums")
     return Verdict("once", None, "block and absorber take turns in every configuration")
+
+
+def _twice(
+    site: Site, reduces: Formula, others: Iterable[Reason], policy: Policy
+) -> list[tuple[Configuration, Reason]]:
+    """The configurations in which somebody else sums beside a site, with that one's reason."""
+    found = ((_shown(conj((reduces, reason.formula)), site, policy), reason) for reason in others)
+    return [(shown, reason) for shown, reason in found if shown is not None]
 
 
 def _shown(holds: Formula, site: Site, policy: Policy) -> Configuration | None:

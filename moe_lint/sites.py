@@ -200,6 +200,13 @@ def judge_site(found: FoundSite, policy: Policy) -> Site:
     )
 
 
+def asked_before(site: Site | FoundSite, policy: Policy) -> Formula:
+    """What the callers of the method around a site have made sure of, as its guard would say it."""
+    raw = site.raw
+    above = reaching(policy.index, Ref(site.path, raw.function.removesuffix(".<lambda>")), raw.class_name)
+    return above if above == TRUE else policy.in_helper_terms(without_topology(above, policy.profile), owner_of(site))
+
+
 def _as_called(
     found: FoundSite,
     policy: Policy,
@@ -213,10 +220,9 @@ def _as_called(
     Only a double reduction is taken back: a state in which the method is not called may have a sibling that reduces.
     """
     raw, (alone, missing) = found.raw, verdict
-    above = reaching(policy.index, Ref(found.path, raw.function.removesuffix(".<lambda>")), raw.class_name)
+    above = asked_before(found, policy)
     if above == TRUE:
         return alone, missing
-    above = policy.in_helper_terms(without_topology(above, policy.profile), owner_of(found))
     guard = without_ownership(conj((found.guard, above)), policy.profile)
     try:
         called = policy.judge(guard, raw.axis, [flag for flag, _ in flags], named)

@@ -418,6 +418,8 @@ def test_a_branch_that_falls_off_the_end_is_false() -> None:
         "pass",
         "assert x",
         "global x",
+        "del x",
+        "del x, y",
         "logger.debug('x')",
         "logging.info('x')",
         "warnings.warn('x')",
@@ -437,7 +439,7 @@ def test_harmless_statements_are_passed_over(line: str) -> None:
         ("raise E", 1, "`raise E` is neither `if`, `return` nor an assignment"),
         ("x += 1\nreturn x", 1, "`x += 1` is neither `if`, `return` nor an assignment"),
         ("f(x)\nreturn a", 1, "`f(x)` is neither `if`, `return` nor an assignment"),
-        ("del x", 1, "`del x` is neither `if`, `return` nor an assignment"),
+        ("del x[0]", 1, "`del x[0]` is neither `if`, `return` nor an assignment"),
         ("x = y = a\nreturn x", 1, "`x = y = a` is not a plain local"),
         ("x, y = a\nreturn x", 1, " = a` is not a plain local"),  # `(x, y)` before Python 3.11
         ("self.x = a\nreturn a", 1, "`self.x = a` is not a plain local"),

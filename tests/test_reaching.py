@@ -8,6 +8,7 @@ from textwrap import dedent, indent
 import pytest
 
 from moe_lint.engine import Options, run
+from moe_lint.model import Report
 from moe_lint.profile import load_profile
 from tests.trees import HELPER_NAME, write_tree
 
@@ -26,14 +27,19 @@ def _reduce(self, x):
 
 def rules(root: Path, forward: str, *methods: str, more: str = "") -> list[str]:
     """The rules on guards that report on the block of a pretend engine; its `forward` has run the experts already."""
+    report = judged(root, forward, *methods, more=more)
+    return sorted(finding.rule for finding in report.findings if finding.rule.startswith("MOE0"))
+
+
+def judged(root: Path, forward: str, *methods: str, more: str = "") -> Report:
     tree = write_tree(root, guard=f"{forward}\n")
     path = tree / "models" / "x.py"
     head, _, decoder = path.read_text().partition("class XDecoderLayer:")
     block = head.rstrip() + "\n" + "".join(indent(dedent(method).lstrip("\n"), "    ") for method in methods)
     path.write_text(f"{block}\n{dedent(more)}\n\nclass XDecoderLayer:{decoder}")
-    report = run(Options((str(tree),), SGLANG))
+    report = run(Options((str(tree),), SGLANG, law=True))
     assert report.problems == ()
-    return sorted(finding.rule for finding in report.findings if finding.rule.startswith("MOE0"))
+    return report
 
 
 def test_a_method_that_is_called_without_asking_is_reported(tmp_path: Path) -> None:
@@ -42,6 +48,12 @@ def test_a_method_that_is_called_without_asking_is_reported(tmp_path: Path) -> N
 
 def test_asking_before_the_call_is_as_good_as_asking_inside(tmp_path: Path) -> None:
     assert rules(tmp_path, f"if not {ASK}:\n    x = self._reduce(x)", REDUCE) == []
+
+
+@pytest.mark.parametrize(("question", "verdict"), [(ASK, "once"), ("x.ndim > 2", "doubled")])
+def test_the_law_knows_what_was_asked_before_the_call(tmp_path: Path, question: str, verdict: str) -> None:
+    report = judged(tmp_path, f"if not {question}:\n    x = self._reduce(x)", REDUCE)
+    assert [row.law.verdict for row in report.rows if row.law is not None] == [verdict]
 
 
 def test_leaving_before_the_call_is_as_good(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ EP_ONLY = ROUTED.replace("x = tensor_model_parallel_all_reduce", "x = moe_expert
     [
         (
             model(send=SEND, blocks=(block(experts(EP_ONLY)),)),
-            "`DecoderLayer` defers a sum that is not one over all ranks",
+            "the sum that `DecoderLayer` defers is not seen to be one over all ranks",
         ),
         (
             model(send=SEND).replace("x, residual = layer(", "state = layer(").replace('": x,', '": state[0],'),

@@ -266,7 +266,9 @@ def test_a_tree_without_a_helper_and_without_a_reason_is_not_judged(tmp_path: Pa
     assert problem.reason.value == "no-helper"
     assert problem.message == (
         "no `must_reduce_shared_expert_outputs` in this tree, and no guard names a skip reason: "
-        "1 reduction after the experts not judged"
+        "1 reduction after the experts not judged; "
+        "an engine or fork with other names needs a profile of its own (`--profile FILE`), "
+        "a plug-in the package of its engine in the same folder"
     )
 
 
@@ -281,6 +283,15 @@ def test_the_wrong_profile_is_told_which_one_fits(tmp_path: Path) -> None:
 def test_a_file_without_reductions_is_fine_in_a_tree_without_a_helper(tmp_path: Path) -> None:
     root = tree(tmp_path, {"__init__.py": "", "m.py": block(UNGUARDED), "other.py": "x = 1\n"})
     assert run(Options((str(root / "other.py"),), VLLM)).exit_code == 0
+
+
+def test_a_plug_in_is_judged_by_the_engine_in_the_same_folder(tmp_path: Path) -> None:
+    plug_in = {"plug_in/m.py": block(UNGUARDED).replace("from ..layers", "from host.layers")}
+    alone = run(Options((str(tree(tmp_path / "alone", plug_in)),), VLLM))
+    assert (alone.findings, alone.exit_code) == ((), 2)
+    both = {**plug_in, "host/__init__.py": "", "host/layers/fused_moe/layer.py": METHOD}
+    beside = run(Options((str(tree(tmp_path / "beside", both)),), VLLM))
+    assert [(finding.rule, Path(finding.path).parent.name) for finding in beside.findings] == [("MOE002", "plug_in")]
 
 
 # --- a layer that is built whole on every rank

@@ -30,7 +30,7 @@ def plan_settle(
         return f"what `{layer.owner.name}` returns is not handed on under one name"
     collective = _of_all_ranks(callers, layer, flag)
     if collective is None:
-        return f"`{layer.owner.name}` defers a sum that is not one over all ranks"
+        return f"the sum that `{layer.owner.name}` defers is not seen to be one over all ranks"
     module = _module_of(collective, frame.path, context)
     if module is None:
         return f"from where to import `{collective}` is not seen"

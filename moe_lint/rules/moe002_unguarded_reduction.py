@@ -4,10 +4,27 @@ from collections.abc import Iterable
 
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route
-from moe_lint.rules._cases import case, experts, method
+from moe_lint.rules._cases import BARE, ROUTED, block, case, experts, method, model, tree
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
+
+#: A layer that derives from the model's own, and has a communicator.
+_DERIVED = """
+
+class DerivedLayer(DecoderLayer):
+    def __init__(self, config):
+        {setup}
+        self.layer_communicator = LayerCommunicator(config)
+"""
+#: A layer that derives from the model's own, and holds another block.
+_PLAIN = """
+
+class PlainLayer(DecoderLayer):
+    def __init__(self, config):
+        {setup}
+        self.mlp = OtherBlock(config)
+"""
 
 
 class UnguardedReduction(Rule):
@@ -78,6 +95,17 @@ class UnguardedReduction(Rule):
                 """,
             ),
         ),
+        tree(
+            "another-block-in-the-layer-that-absorbs",
+            pretend=model(experts(BARE), absorber=False) + _DERIVED.format(setup="self.mlp = OtherBlock(config)"),
+        ),
+        tree(
+            "only-the-base-of-the-layer-absorbs",
+            pretend=model(experts(ROUTED))
+            + "\n\n"
+            + block(experts(BARE), name="OtherBlock")
+            + _PLAIN.format(setup="torch.nn.Module.__init__(self)"),
+        ),
     )
     INVALID = (
         case(
@@ -113,6 +141,18 @@ class UnguardedReduction(Rule):
                     return tensor_model_parallel_all_reduce(x)  # <- MOE002
                 """,
             ),
+        ),
+        tree(
+            "derived-layer-absorbs",
+            pretend=model(experts(BARE.replace("reduce(x)", "reduce(x)  # <- MOE002")), absorber=False)
+            + _DERIVED.format(setup="super().__init__(config)"),
+        ),
+        tree(
+            "base-of-the-layer-absorbs",
+            pretend=model(experts(ROUTED))
+            + "\n\n"
+            + block(experts(BARE.replace("reduce(x)", "reduce(x)  # <- MOE002")), name="OtherBlock")
+            + _PLAIN.format(setup="DecoderLayer.__init__(self, config)"),
         ),
     )
 

@@ -25,6 +25,12 @@ class Model:
             x = tensor_model_parallel_all_reduce(x)
         return self.norm(x, residual)
 """
+#: The same, for the stages that send only: the last one has nobody to send to.
+_SENDING_MODEL = _MODEL.replace(
+    "if x._sglang_needs_allreduce_fusion:",
+    "if not self.pp_group.is_last_rank and x._sglang_needs_allreduce_fusion:",
+)
+_STAGES = "        self.layers =", "        self.pp_group = get_pp_group()\n        self.layers ="
 
 
 class LastLayerDefers(Rule):
@@ -70,6 +76,13 @@ class LastLayerDefers(Rule):
             communicator="LayerCommunicator(config, allow_reduce_scatter=True)",
             layer=ASK + _CALL + SETTLE,
         ),
+        layer_case(
+            "settled-on-the-last-stage",
+            block(experts(ROUTED)),
+            _SENDING_MODEL.replace("not self", "self").replace(*_STAGES),
+            communicator="LayerCommunicator(config, allow_reduce_scatter=True)",
+            layer=ASK + _CALL + SETTLE,
+        ),
     )
     INVALID = (
         layer_case(
@@ -83,6 +96,19 @@ class LastLayerDefers(Rule):
             block(experts(ROUTED)),
             communicator="LayerCommunicator(config, is_last_layer=False)  # <- MOE302",
             layer=ASK + _CALL + SETTLE,
+        ),
+        *(
+            layer_case(
+                name,
+                block(experts(ROUTED)),
+                model,
+                communicator="LayerCommunicator(config, allow_reduce_scatter=True)  # <- MOE302",
+                layer=ASK + _CALL + SETTLE,
+            )
+            for name, model in (
+                ("settled-before-sending-only", _SENDING_MODEL),
+                ("settled-before-sending-only-by-a-group-at-hand", _SENDING_MODEL.replace(*_STAGES)),
+            )
         ),
     )
 
