@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -158,6 +158,40 @@ class _State(Struct):
 _LEAVES = (ast.Name, ast.Constant)
 
 
+class _Terms:
+    """Truth values of expressions whose locals are put in, wherever in a function they stand.
+
+    What a `Truth` needs later, without all that the reader of the function has at hand.
+    """
+
+    def __init__(self, file: FileContext, class_env: Callable[[str], ast.expr | None]) -> None:
+        self._file = file
+        self._class_env = class_env
+        #: predicate -> the flag that it asks for
+        self.questions = {flag.predicate: flag.name for flag in file.profile.flags if flag.predicate}
+
+    def told(self, node: ast.expr) -> Formula:
+        file = self._file
+        resolver = Resolver(self._class_env, file.aliases, file.modules, file.profile)
+        return file.builder.build(resolver.resolve(self.answered(node)))
+
+    def of_argument(self, written: ast.expr, node: ast.expr) -> Formula:
+        formula = self.told(node)
+        return Atom(unparse(written)) if nests_too_deeply(formula) else formula
+
+    def answered(self, node: ast.expr) -> ast.expr:
+        """The expression with each question for a flag replaced by the flag."""
+        if isinstance(node, _LEAVES):
+            return node
+        return rewritten(node, self._answer)
+
+    def _answer(self, part: ast.expr) -> ast.expr | None:
+        if not isinstance(part, ast.Call):
+            return None
+        flag = self.questions.get(_last_word(part.func))
+        return part if flag is None else ast.Name(flag, ast.Load())
+
+
 class ConductReader:
     """Walks one function in execution order. Nested functions and classes are left to themselves."""
 
@@ -167,7 +201,7 @@ class ConductReader:
         #: the truth values of arguments, in the order in which they are read
         self.truths: list[Truth] = []
         self.profile: Profile = file.profile
-        self.class_env = class_env
+        self.terms = _Terms(file, class_env)
         self.state = _State()
         self.guard: list[Formula] = []
         self._reached: dict[tuple[Formula, ...], Formula] = {}
@@ -181,7 +215,6 @@ class ConductReader:
         self.kept: dict[str, str] = {}
         self.decided: dict[str, Formula | None] = {}
         self.built: dict[str, list[Call]] = {}
-        self.questions = {flag.predicate: flag.name for flag in self.profile.flags if flag.predicate}
 
     def read(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Conduct:
         arguments = node.args
@@ -417,11 +450,11 @@ class ConductReader:
         if not isinstance(target, ast.Name):
             return
         name = target.id
-        resolved = self._answered(inline(value, self.state.env))
+        resolved = self.terms.answered(inline(value, self.state.env))
         self._forget(target)
         condition = is_condition(resolved)
         asks = condition and not _is_opaque(resolved)
-        flags = atom_set(self.formula(resolved)) & set(self.questions.values()) if asks else ()
+        flags = atom_set(self.formula(resolved)) & set(self.terms.questions.values()) if asks else ()
         spelled = self.profile.flag_names.get(name)
         told = bool(flags) or isinstance(resolved, ast.Constant)  # else a flag's name stands for the flag
         itself = isinstance(resolved, ast.Name) and resolved.id == name
@@ -477,18 +510,6 @@ class ConductReader:
                 for flag in [flag for flag, name in self.state.known.items() if name == node.id]:
                     del self.state.known[flag]
 
-    def _answered(self, node: ast.expr) -> ast.expr:
-        """The expression with each question for a flag replaced by the flag."""
-        if isinstance(node, _LEAVES):
-            return node
-        return rewritten(node, self._answer)
-
-    def _answer(self, part: ast.expr) -> ast.expr | None:
-        if not isinstance(part, ast.Call):
-            return None
-        flag = self.questions.get(_last_word(part.func))
-        return part if flag is None else ast.Name(flag, ast.Load())
-
     # --- expressions
 
     def reached(self) -> Formula:
@@ -500,25 +521,15 @@ class ConductReader:
 
     def formula(self, node: ast.expr) -> Formula:
         """The truth value of an expression here."""
-        formula = self._told(inline(node, self.state.env))
+        formula = self.terms.told(inline(node, self.state.env))
         if nests_too_deeply(formula):
             raise RecursionError  # here the function is known
         return formula
 
-    def _told(self, node: ast.expr) -> Formula:
-        """The truth value of an expression whose locals are put in."""
-        resolver = Resolver(self.class_env, self.file.aliases, self.file.modules, self.profile)
-        return self.file.builder.build(resolver.resolve(self._answered(node)))
-
     def _truth(self, node: ast.expr) -> Truth:
         """The same of an argument: one that nests too deeply is a condition that is not taken apart."""
-
-        def tell() -> Formula:
-            formula = self._told(value)
-            return Atom(unparse(node)) if nests_too_deeply(formula) else formula
-
-        value = inline(node, self.state.env)
-        self.truths.append(Truth((*self.place, len(self.truths)), tell))
+        asked = partial(self.terms.of_argument, node, inline(node, self.state.env))
+        self.truths.append(Truth((*self.place, len(self.truths)), asked))
         return self.truths[-1]
 
     def expression(self, node: ast.expr) -> None:
