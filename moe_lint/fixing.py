@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from moe_lint.atomic import replace_file
 from moe_lint.engine import Options, display_path, judged_paths, run
 from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span, UsageError
-from moe_lint.source import SourceError, decode, parse
+from moe_lint.source import can_be_parsed, decode
 
 _Key = tuple[str, str, str, str | None]
 
@@ -297,7 +297,8 @@ def _edited(before: str, plans: Iterable[FixPlan]) -> str:
         for step in steps
         if step.kind != "comment"
     }
-    for module, name in imported:
+    # what became unused goes with the first
+    for module, name in [pair for pair in imported if pair[1]] or list(imported)[:1]:
         after = apply_edits(after, import_edits(before, after, module, name))
     return after
 
@@ -332,10 +333,8 @@ def _unproved(
     declined: Counter[_Key],
 ) -> str | None:
     """Why a rewritten file may not be written, None when it may."""
-    try:
-        parse(fixed.after)
-    except SourceError as error:
-        return f"the rewritten file does not parse: {error.message}"
+    if not can_be_parsed(fixed.after):
+        return "the rewritten file does not parse"
     old, new = _keys(before, fixed.path), _keys(after, fixed.path)
     appeared = new - old
     if appeared:
