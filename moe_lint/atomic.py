@@ -7,8 +7,10 @@ import stat
 from pathlib import Path
 
 
-def replace_file(path: str | Path, data: bytes | bytearray) -> None:
-    """Write ``data`` as the file's whole content. Keeps the mode of a file that exists, and a symlink to it.
+def replace_file(path: str | Path, *data: bytes) -> None:
+    """Write ``data``, one after the other, as the file's whole content.
+
+    Keeps the mode of a file that exists, and a symlink to it.
 
     Raises ``OSError`` when it cannot; the file is then as it was. What is no regular file (a pipe, `/dev/null`) cannot
     be replaced and is written to.
@@ -21,7 +23,7 @@ def replace_file(path: str | Path, data: bytes | bytearray) -> None:
         mode = stat.S_IFREG | (0o666 & ~umask)
     if not stat.S_ISREG(mode) or str(path).startswith("/dev/"):  # `/dev/stdout` may be a file, and has to stay that one
         with open(path, "wb") as stream:
-            stream.write(data)
+            stream.writelines(data)
         return
     import tempfile  # loads five modules: only where something is written
 
@@ -29,7 +31,7 @@ def replace_file(path: str | Path, data: bytes | bytearray) -> None:
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            stream.writelines(data)
         os.chmod(temporary, stat.S_IMODE(mode))
         os.replace(temporary, target)
     except BaseException:

@@ -158,10 +158,8 @@ class Cache(Struct, frozen=True):
                 self.folder.mkdir(parents=True, exist_ok=True)  # another run may have made it by now
                 (self.folder / "CACHEDIR.TAG").write_text(_TAG, encoding="utf-8")
                 (self.folder / ".gitignore").write_text("*\n", encoding="utf-8")
-            data = bytearray(DIGEST_SIZE)
-            msgpack.Encoder().encode_into(entry, data, DIGEST_SIZE)
-            data[:DIGEST_SIZE] = digest_of(memoryview(data)[DIGEST_SIZE:])
-            replace_file(self.folder / name, data)
+            data = msgpack.encode(entry)
+            replace_file(self.folder / name, digest_of(data), data)
             self._expire(now)
         except UnicodeEncodeError:
             return  # a name that is no text: such a tree is judged each time
