@@ -126,14 +126,15 @@ class Cache(Struct, frozen=True):
         files: dict[str, Kept] = {}
         try:
             for path in paths:
-                digest = digest_of(read_bytes(path)) if path in judgement.relevant else None
-                manifest[path] = (stamps[path], digest)
-                if digest is None:
+                if path not in judgement.relevant:
+                    manifest[path] = (stamps[path], None)
                     continue
+                if path in found:
+                    files[path] = found[path]
+                digest = found[path].digest if path in found else digest_of(read_bytes(path))
+                manifest[path] = (stamps[path], digest)
                 if _stamp(path) != stamps[path]:
                     return  # changed while it was judged
-                if path in found and found[path].digest == digest:
-                    files[path] = found[path]
         except (OSError, KeyError):
             return
         now = time.time_ns()

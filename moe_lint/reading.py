@@ -20,7 +20,8 @@ class KnownFile:
 
     def __init__(self, path: str, source: str, profile: Profile, digest: bytes, kept: Kept | None) -> None:
         self._path = path
-        self._digest = digest
+        #: of its content, if it was read from the disk
+        self.digest = digest
         self._profile = profile
         self._kept = kept
         try:
@@ -51,8 +52,8 @@ class KnownFile:
         """All that, for a later run that finds the same text."""
         facts = self.known_facts
         if facts is None:
-            return Kept(self._digest, self.text.kept(), self._kept.facts if self._kept is not None else None)
-        return Kept(self._digest, self.text.kept(), facts.kept())
+            return Kept(self.digest, self.text.kept(), self._kept.facts if self._kept is not None else None)
+        return Kept(self.digest, self.text.kept(), facts.kept())
 
 
 #: Path -> what is known of it, for the next judgement of a tree of which few files have changed.
@@ -119,6 +120,7 @@ class Reader:
             # what was kept may be of another content, if the file changes at this very time
             kept = kept if kept is not None and kept.digest == digest else None
             file = self._known[path] = KnownFile(path, source, self.profile, digest, kept)
+        file.digest = digest or file.digest
         self._files[path] = file
         return file
 

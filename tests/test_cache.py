@@ -234,6 +234,21 @@ def test_a_file_that_changes_after_it_was_looked_at_is_read_as_it_is(
     assert report == run(Options(("engine",), PROFILE)) == run(options)
 
 
+def test_a_text_that_was_first_seen_in_an_editor_is_kept_when_it_is_saved(tree: Path) -> None:
+    options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"), known={})
+    path = tree / "engine/models/unguarded.py"
+    text = f"{path.read_text()}# saved\n"
+    run(options, {str(path.resolve()): text})
+    path.write_text(text)
+    for file in (tree / "engine").rglob("*"):
+        _age(file)
+    report = run(options)
+    (entry,) = (tree / "cache").glob("*.judgement")
+    before = entry.stat().st_mtime_ns
+    assert run(options) == report
+    assert entry.stat().st_mtime_ns == before  # nothing was judged again
+
+
 def test_a_file_that_cannot_be_read_is_told_again(tree: Path) -> None:
     options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"))
     run(options)
