@@ -92,7 +92,8 @@ class Cache(Struct, frozen=True):
                 data = read_bytes(path)
             except OSError:
                 continue
-            if not prefilter.is_candidate(data) if digest is None else digest_of(data) == digest:
+            changed = prefilter.is_candidate(data) if digest is None else digest_of(data) != digest
+            if not changed:
                 found.digests[path] = digest
                 renewed = renewed or stamp != old or max(stamp[1:3]) < time.time_ns() - _CLOCK
         if entry is None or manifest.keys() != found.digests.keys() or len(manifest) != len(wanted):

@@ -9,7 +9,7 @@ import tokenize
 import warnings
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, chain, count
 from operator import add
@@ -101,9 +101,6 @@ class Lines(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._starts) - 1
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.text.split("\n"))
 
     @overload
     def __getitem__(self, index: int) -> str: ...

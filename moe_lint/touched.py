@@ -128,7 +128,7 @@ class Touch:
         if path not in self._outlines:
             facts = self._index.facts(path)
             try:
-                body = parse("\n".join(facts.lines)).body if facts is not None else None
+                body = parse(facts.lines.text).body if facts is not None else None
             except SourceError:
                 body = None
             self._outlines[path] = None if body is None else [_Definition(node) for node in _definitions(body)]

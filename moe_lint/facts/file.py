@@ -218,7 +218,7 @@ class FileFacts:
         body = _body(self, method) or ()
         if len(body) == 1 and isinstance(node := body[0], ast.FunctionDef | ast.AsyncFunctionDef):
             qualname = f"{definition.class_name}.{method.name}"
-            if qualname in self._state.definitions and self._state.definitions[qualname] is definition:
+            if self._state.definitions.get(qualname) is definition:
                 self._state.signatures[qualname] = _signature(node)  # asked for sooner or later, of most
             if self._holds_header(node.lineno, node.end_lineno):
                 self._headers(node.body, method, definition.class_name, qualname, f"{qualname}.")
