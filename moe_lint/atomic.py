@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 
-def replace_file(path: str | Path, *data: bytes) -> None:
+def replace_file(path: str | Path, *data: bytes | memoryview) -> None:
     """Write ``data``, one after the other, as the file's whole content.
 
     Keeps the mode of a file that exists, and a symlink to it.

@@ -25,9 +25,11 @@ from moe_lint.atomic import replace_file
 from moe_lint.model import Judgement, Kept, Unchanged, UsageError
 from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
 
-_FORMAT = 3
+_FORMAT = 4
 _SUFFIX = ".judgement"
 _FILES = ".files"
+#: Bytes that tell how long an entry is, before it.
+_LENGTH = 8
 #: Nanoseconds: two writes to a file closer than this may leave the same times behind.
 _CLOCK = 2_000_000_000
 #: Seconds after which an entry that nobody used is removed.
@@ -47,10 +49,13 @@ class _Entry(Struct, frozen=True, array_like=True):
 
 
 class _Files(Struct, frozen=True, array_like=True):
-    """Path -> what was found out about a file."""
+    """Path -> the digest of a file's content, and how long is what was found out about it: searches, facts.
+
+    That itself lies behind, file by file, so that it is neither copied nor put together: it is the larger part by far.
+    """
 
     version: int
-    files: dict[str, Kept]
+    files: dict[str, tuple[bytes, int, int | None]]
 
 
 _Stored = TypeVar("_Stored", _Entry, _Files)
@@ -74,7 +79,8 @@ class Cache(Struct, frozen=True):
 
     def load(self, key: str, paths: Iterable[str], prefilter: Prefilter) -> Loaded:
         """The judgement on a tree with these files, if nothing that it depends on has changed, and what has not."""
-        entry = self._read(f"{key}{_SUFFIX}", _Entry)
+        read = self._read(f"{key}{_SUFFIX}", _Entry)
+        entry = read[0] if read is not None else None
         manifest = entry.manifest if entry is not None else {}
         written = entry.written if entry is not None else 0
         found = Loaded({}, {})
@@ -106,10 +112,17 @@ class Cache(Struct, frozen=True):
 
     def unchanged(self, key: str, digests: Mapping[str, bytes | None]) -> Unchanged:
         """What is known of files with these contents, as `load` gives them."""
-        kept = self._read(f"{key}{_FILES}", _Files) if digests else None
         dull = frozenset(path for path, digest in digests.items() if digest is None)
-        files = kept.files.items() if kept is not None else ()
-        return Unchanged(dull, {path: found for path, found in files if digests.get(path) == found.digest})
+        read = self._read(f"{key}{_FILES}", _Files) if digests else None
+        files: dict[str, Kept] = {}
+        if read is not None:
+            kept, rest = read
+            for path, (digest, searches, facts) in kept.files.items():
+                end = searches + (facts or 0)
+                if digests.get(path) == digest:
+                    files[path] = Kept(digest, rest[:searches], rest[searches:end] if facts is not None else None)
+                rest = rest[end:]
+        return Unchanged(dull, files)
 
     def store(
         self,
@@ -140,28 +153,35 @@ class Cache(Struct, frozen=True):
             return
         now = time.time_ns()
         self._write(keys[0] + _SUFFIX, now, _Entry(_FORMAT, now, manifest, judgement))
-        self._write(keys[1] + _FILES, now, _Files(_FORMAT, files))
+        sizes = {
+            path: (kept.digest, len(kept.searches), len(kept.facts) if kept.facts is not None else None)
+            for path, kept in files.items()
+        }
+        parts = (part for kept in files.values() for part in (kept.searches, kept.facts) if part is not None)
+        self._write(keys[1] + _FILES, now, _Files(_FORMAT, sizes), *parts)
 
-    def _read(self, name: str, kind: type[_Stored]) -> _Stored | None:
+    def _read(self, name: str, kind: type[_Stored]) -> tuple[_Stored, memoryview] | None:
+        """An entry, and what lies behind it."""
         try:
             data = memoryview((self.folder / name).read_bytes())
-            entry = (
-                msgpack.decode(data[DIGEST_SIZE:], type=kind)
-                if digest_of(data[DIGEST_SIZE:]) == data[:DIGEST_SIZE]
-                else None
-            )
+            data, digest = data[DIGEST_SIZE:], data[:DIGEST_SIZE]
+            if digest_of(data) != digest:
+                return None
+            end = _LENGTH + int.from_bytes(data[:_LENGTH], "big")
+            entry = msgpack.decode(data[_LENGTH:end], type=kind)
         except (OSError, MsgspecError, RecursionError):  # damaged, of another version, or not there: all the same
             return None
-        return entry if entry is not None and entry.version == _FORMAT else None
+        return (entry, data[end:]) if entry.version == _FORMAT else None
 
-    def _write(self, name: str, now: int, entry: _Entry | _Files) -> None:
+    def _write(self, name: str, now: int, entry: _Entry | _Files, *behind: memoryview) -> None:
         try:
             if not self.folder.is_dir():
                 self.folder.mkdir(parents=True, exist_ok=True)  # another run may have made it by now
                 (self.folder / "CACHEDIR.TAG").write_text(_TAG, encoding="utf-8")
                 (self.folder / ".gitignore").write_text("*\n", encoding="utf-8")
             data = msgpack.encode(entry)
-            replace_file(self.folder / name, digest_of(data), data)
+            parts: list[bytes | memoryview] = [len(data).to_bytes(_LENGTH, "big"), data, *behind]
+            replace_file(self.folder / name, digest_of(*parts), *parts)
             self._expire(now)
         except UnicodeEncodeError:
             return  # a name that is no text: such a tree is judged each time

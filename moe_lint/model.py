@@ -230,7 +230,7 @@ class Judgement(Struct, frozen=True):
     relevant: frozenset[str]
 
 
-class Kept(Struct, frozen=True, array_like=True):
+class Kept(Struct, frozen=True):
     """What was found out about a file, as `Text.kept` and `FileFacts.kept` gave it."""
 
     #: of its content

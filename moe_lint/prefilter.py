@@ -51,9 +51,12 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def digest_of(data: bytes | memoryview) -> bytes:
-    """What stands for the content of a file."""
-    return blake2b(data, digest_size=DIGEST_SIZE).digest()
+def digest_of(*data: bytes | memoryview) -> bytes:
+    """What stands for the content of a file: this, one after the other."""
+    digest = blake2b(digest_size=DIGEST_SIZE)
+    for part in data:
+        digest.update(part)
+    return digest.digest()
 
 
 def _holds(data: bytes, words: Iterable[bytes]) -> bool:

@@ -22,6 +22,7 @@ from moe_lint.facts import (
     is_reduction_name,
 )
 from moe_lint.facts.file import _body
+from moe_lint.facts.state import FileState, decoded, encoded
 from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, Or, atom_set, conj, table
 from moe_lint.model import Span
 from moe_lint.profile import load_profile
@@ -1311,6 +1312,57 @@ def test_what_was_found_out_about_a_text_can_be_kept() -> None:
     assert _body.cache_info().misses == 0  # nothing is parsed
     assert answers == {name: ask(fresh, name) for name in fresh.functions}
     assert again.confirmed == {Span(1, 2, 3, 4)}
+
+
+TWICE = (
+    KEPT
+    + """
+import os.path
+import torch.distributed as dist
+from . import parallel
+
+
+class Block(Base):
+    @overload
+    def forward(self, x): ...
+
+    def forward(self, x, y=None):
+        import inner.part
+        def within(z):
+            return z
+        return within(x)
+
+
+def Block():
+    pass
+"""
+)
+
+
+@pytest.mark.parametrize("asked", [[], ["Block.forward"], ["Outer", "Block"], None])
+def test_a_state_comes_back_as_it_was_however_much_was_asked(asked: list[str] | None) -> None:
+    """Names that occur twice, modules that are imported as a whole, blocks that nobody has asked for."""
+    first = FileFacts("f.py", Lines(TWICE), PROFILE)
+    for name in list(first.functions) if asked is None else asked:
+        if name in first.functions:
+            first.function(name)
+        else:
+            first.functions_in(name)
+    state = first._state
+    again = decoded(encoded(state), "f.py", lambda name, number: TRUE)
+    assert again == state
+    assert list(again.unread) == list(state.unread)
+
+    def places(state: FileState) -> list[list[str]]:
+        """The definitions that are one and the same."""
+        standing: dict[int, list[str]] = {}
+        lists = [("apart", state.apart), *state.methods.items(), ("all", list(state.definitions.values()))]
+        for name, definitions in lists:
+            for position, definition in enumerate(definitions):
+                standing.setdefault(id(definition), []).append(f"{name} {position}")
+        return list(standing.values())
+
+    assert places(again) == places(state)
 
 
 def ask(found: FileFacts, name: str) -> object:

@@ -26,7 +26,6 @@ from moe_lint.facts.syntax import (
     import_statements,
     inner_blocks,
     is_property,
-    is_property_name,
 )
 from moe_lint.formula import TRUE, Formula, nests_too_deeply
 from moe_lint.model import SkipReason, Span
@@ -290,9 +289,7 @@ class FileFacts:
         """Record a class. Its node may lack methods: the ``part`` that it was parsed from tells which."""
         qualname = f"{prefix}{node.name}"
         apart = part.without if isinstance(part, Part) and not prefix else ()
-        own = [
-            Definition(m.name, m.line, m.last, qualname, None, m, is_property_name(m.decorators), False) for m in apart
-        ]
+        own = [Definition(m.name, m.line, m.last, qualname, None, m, m.is_property, False) for m in apart]
         self._state.definitions.update((f"{qualname}.{d.name}", d) for d in own)
         self._state.apart += own
         functions = (s for s in node.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef))

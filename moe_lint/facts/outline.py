@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from msgspec import Struct
 from msgspec.structs import replace
 
+from moe_lint.facts.syntax import is_property_name
 from moe_lint.source import Lines
 
 _QUOTED_OR_COMMENT = re.compile(r"""["'#]""")
@@ -47,7 +48,7 @@ class Method(Struct, frozen=True, tag=True, array_like=True):
     first: int
     line: int
     last: int
-    decorators: frozenset[str]
+    is_property: bool
     #: how far its `def` stands from the margin
     indent: int
 
@@ -93,8 +94,8 @@ def methods(lines: Lines, block: Block) -> list[Method]:
         definition = _METHOD.match(text, start) if indent == width else None
         if definition is not None:
             first = decorators[0][0] if decorators else number
-            names = frozenset(name for _, name in decorators)
-            open_method = Method(definition.group(1), first, number, number, names, width)
+            is_property = is_property_name(name for _, name in decorators)
+            open_method = Method(definition.group(1), first, number, number, is_property, width)
         decorators = []
     if open_method is not None:
         found.append(_closed(open_method, block.last, lines))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from msgspec import Struct, convert, field
 from msgspec.msgpack import Decoder, Encoder
+from msgspec.structs import replace
 
 from moe_lint.facts.conduct import Conduct, Truth
 from moe_lint.facts.data import ClassFacts, FunctionFacts
@@ -90,9 +91,39 @@ class FileState(Struct, array_like=True):
         return known + len(self.functions) + len(self.conditions) + len(self.conducts) + len(self.confirmed)
 
 
+class _Kept(Struct, array_like=True):
+    """A state as it is kept: what stands in several places of it is kept once."""
+
+    #: without what follows
+    state: FileState
+    #: each definition; elsewhere it is meant by its number here
+    listed: list[Definition]
+    definitions: dict[str, int]
+    methods: dict[str, list[int]]
+    apart: list[int]
+    unread: list[str]
+    #: the modules that are no key of the imports, and the keys that are no module
+    dotted: frozenset[str]
+    inner: frozenset[str]
+
+
 def encoded(state: FileState) -> memoryview:
     """The state as bytes. Truth values that nobody has asked for are left to be worked out anew."""
-    return memoryview(_encoder().encode(state))
+    places = (state.definitions.values(), *state.methods.values(), state.apart)
+    listed = list({id(definition): definition for place in places for definition in place}.values())
+    number = {id(definition): position for position, definition in enumerate(listed)}
+    imported = state.imports.keys()
+    kept = _Kept(
+        replace(state, definitions={}, methods={}, apart=[], unread={}, modules=frozenset()),
+        listed,
+        {name: number[id(definition)] for name, definition in state.definitions.items()},
+        {name: [number[id(definition)] for definition in own] for name, own in state.methods.items()},
+        [number[id(definition)] for definition in state.apart],
+        list(state.unread),
+        state.modules - imported,
+        frozenset(imported - state.modules),
+    )
+    return memoryview(_encoder().encode(kept))
 
 
 def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) -> FileState:
@@ -103,12 +134,22 @@ def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) ->
 
     def hook(_: type, value: Any) -> Truth:
         function, number, formula = value
-        truth = Truth((path, function, number), lambda: tell(function, number))
+        truth = Truth((path, function, number), partial(tell, function, number))
         if formula is not None:
             truth.formula = convert(formula, Formula)
         return truth
 
-    return Decoder(FileState, dec_hook=hook).decode(data)
+    kept = Decoder(_Kept, dec_hook=hook).decode(data)
+    state, listed = kept.state, kept.listed
+    state.definitions = {name: listed[number] for name, number in kept.definitions.items()}
+    state.methods = {name: [listed[number] for number in own] for name, own in kept.methods.items()}
+    state.apart = [listed[number] for number in kept.apart]
+    state.unread = {name: [] for name in kept.unread}
+    for block in state.blocks:
+        if block.name in state.unread:
+            state.unread[block.name].append(block)
+    state.modules = frozenset(state.imports.keys() - kept.inner | kept.dotted)
+    return state
 
 
 def _plain(value: object) -> object:
