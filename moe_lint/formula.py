@@ -192,19 +192,20 @@ def table(formula: Formula, names: Sequence[str]) -> int:
     if len(names) > MAX_ATOMS:
         raise TooManyAtoms(f"{len(names)} atoms, at most {MAX_ATOMS} are compared")
     columns = {name: _column(i, len(names)) for i, name in enumerate(names)}
-    full = (1 << (1 << len(names))) - 1
+    return _table(formula, columns, (1 << (1 << len(names))) - 1)
 
-    def walk(node: Formula) -> int:
-        if isinstance(node, Atom):
-            return columns[node.name]
-        if isinstance(node, Not):
-            return full ^ walk(node.operand)
-        value = full if isinstance(node, And) else 0
-        for operand in node.operands:
-            value = value & walk(operand) if isinstance(node, And) else value | walk(operand)
-        return value
 
-    return walk(formula)
+def _table(formula: Formula, columns: Mapping[str, int], full: int) -> int:
+    """``full`` is the table of what always holds."""
+    if isinstance(formula, Atom):
+        return columns[formula.name]
+    if isinstance(formula, Not):
+        return full ^ _table(formula.operand, columns, full)
+    value = full if isinstance(formula, And) else 0
+    for operand in formula.operands:
+        part = _table(operand, columns, full)
+        value = value & part if isinstance(formula, And) else value | part
+    return value
 
 
 def satisfiable(formula: Formula) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import PurePath
 
@@ -264,22 +264,22 @@ class Policy:
 
     def expanded(self, formula: Formula, known: Callable[[str], bool] | None = None) -> Formula:
         """Every predicate call replaced by its body, as deep as the tree goes or down to the ``known`` ones."""
-        budget = _EXPANSION_LIMIT
+        return self._expanded(formula, known, frozenset(), iter(range(_EXPANSION_LIMIT)))
 
-        def expand(node: Formula, seen: frozenset[str]) -> Formula:
-            def value(atom: str) -> Formula | None:
-                nonlocal budget
-                if atom in seen or budget <= 0 or (known is not None and known(atom)):
-                    return None
-                body = self._expansion(atom)
-                if body is None:
-                    return None
-                budget -= 1
-                return expand(body, seen | {atom})
+    def _expanded(
+        self, formula: Formula, known: Callable[[str], bool] | None, seen: frozenset[str], left: Iterator[int]
+    ) -> Formula:
+        """``seen``: the predicates that stand around the formula. ``left`` gives out how many may be replaced."""
 
-            return substitute(node, value)
+        def value(atom: str) -> Formula | None:
+            if atom in seen or (known is not None and known(atom)):
+                return None
+            body = self._expansion(atom)
+            if body is None or next(left, None) is None:
+                return None
+            return self._expanded(body, known, seen | {atom}, left)
 
-        return expand(formula, frozenset())
+        return substitute(formula, value)
 
     # --- how to see it
 

@@ -658,7 +658,7 @@ def _signature(node: _Function) -> Signature:
     return Signature(node.lineno, params, dict(defaults_of(node.args)), frozenset(a.arg for a in node.args.kwonlyargs))
 
 
-@lru_cache(maxsize=100)
+@lru_cache(maxsize=50)
 def _body(file: FileFacts, part: Method | Part | None) -> list[ast.stmt] | None:
     """The statements of a part of a file; None where it cannot be parsed.
 
