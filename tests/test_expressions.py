@@ -247,7 +247,13 @@ def test_a_call_is_an_atom_named_by_its_normalised_text() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["should_allreduce_fusion", "fuse_mlp_allreduce", "batch.should_allreduce_fusion", "self.fuse_mlp_allreduce"],
+    [
+        "should_allreduce_fusion",
+        "fuse_mlp_allreduce",
+        "can_fuse_mlp_allreduce",
+        "batch.should_allreduce_fusion",
+        "self.fuse_mlp_allreduce",
+    ],
 )
 def test_every_spelling_of_a_flag_is_the_flag(text: str) -> None:
     assert build(text) == FUSION

@@ -6,7 +6,7 @@ from textwrap import indent
 
 from moe_lint.dataflow import OutputOf, Where
 from moe_lint.facts.conduct import Addition
-from moe_lint.formula import FALSE, TRUE, Formula, atom_set, conj, disj
+from moe_lint.formula import FALSE, TRUE, Atom, Formula, TooManyAtoms, atom_set, conj, disj, negate, satisfiable
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Finding, Related, Route
@@ -65,6 +65,10 @@ def reduce_moe_output(x):
 _JOINED = """
 def joined(self, x, shared):
     return x + shared / self.tp_size
+"""
+_WIDENED = """
+def widened(self, x, shared):
+    return self.wide(x) + shared
 """
 
 
@@ -162,6 +166,25 @@ class ReducedByExpertsToo(Rule):
             "x = x if self.whole else self.summed(x, shared)",
             method("\nx = x + shared\nx = tensor_model_parallel_all_reduce(x)", "summed", "x, shared"),
         ),
+        _with_shared(
+            "replicated-and-joined-on-a-condition-of-its-own",
+            "reduce_results=False, **(dict(tp_size=1) if get_moe_a2a_backend().is_mori() else {})",
+            "if self.narrow:\n    x = x + shared\n" + ROUTED,
+        ),
+        _with_shared(
+            "replicated-and-handed-to-a-method-that-divides",
+            "reduce_results=False, **(dict(tp_size=1) if get_moe_a2a_backend().is_mori() else {})",
+            "if self.narrow:\n    x = self.joined(x, shared)\nelse:\n    x = x + shared\n" + ROUTED,
+            _JOINED,
+        ),
+        _with_shared(
+            "replicated-and-looked-at-behind",
+            "reduce_results=False, **(dict(tp_size=1) if get_moe_a2a_backend().is_mori() else {})",
+            "if self.narrow:\n    x = self.widened(x, shared)\nelse:\n    x = x + shared\n"
+            + ROUTED.strip()
+            + "\nx = self.corrected(x, shared)",
+            _WIDENED,
+        ),
         _wrapped("replicated-where-the-wrapper-skips", "should_use_flashinfer_cutlass_moe_fp4_allgather()"),
         _with_shared("divided-in-another-method", "", "x = self.joined(x, shared)\n" + ROUTED, _JOINED),
     )
@@ -184,6 +207,12 @@ class ReducedByExpertsToo(Rule):
             "replicated-where-something-is-reduced",
             "reduce_results=False, **(dict(tp_size=1) if get_moe_a2a_backend().is_mori() else {})",
             _JOINS_MARKED,
+        ),
+        _with_shared(
+            "replicated-and-joined-in-either-arm",
+            "reduce_results=False, **(dict(tp_size=1) if get_moe_a2a_backend().is_mori() else {})",
+            "if self.narrow:\n    x = self.widened(x, shared)\nelse:\n    x = x + shared\n" + _MARKED,
+            _WIDENED,
         ),
         _wrapped("replicated-where-the-wrapper-reduces", "get_moe_a2a_backend().is_mori()", "  # <- MOE306"),
         _with_shared("divided-by-something-else", "", "x = x + shared / self.scale\n" + _MARKED),
@@ -284,17 +313,56 @@ def _joined(part: Part, site: Site, whole: Formula, context: Context) -> Formula
         methods = facts.functions_in(part.owner.name) if facts is not None else ()
         all_ = [addition for name in methods for addition in _additions(Ref(part.path, name), context)]
         return TRUE if whole == TRUE and not any(counts_once(addition, profile) for addition in all_) else FALSE
-    joined = disj(a.condition for a in here if not counts_once(a, profile))
+    ways = [a.condition for a in here if not counts_once(a, profile)]
+    joined = disj((*ways, *_handed_to_a_sum(site, context)))
     own = {
         name
         for name in atom_set(joined) - atom_set(whole)
         if not name.endswith(" is None") and profile.launch.meaning(name) is None and not is_skip_atom(name, profile)
     }
-    return joined if whole == TRUE or not own else FALSE
+    alike = not own or (_always(joined) and not _named_behind(site, context))
+    return joined if whole == TRUE or alike else FALSE
+
+
+def _always(joined: Formula) -> bool:
+    """Whether one way or another a term joins wherever there is one."""
+    absent = [name for name in atom_set(joined) if name.endswith(" is None")]
+    try:
+        return not satisfiable(conj((negate(joined), *(negate(Atom(name)) for name in absent))))
+    except TooManyAtoms:
+        return False
+
+
+def _named_behind(site: Site, context: Context) -> bool:
+    """Whether the function names the shared experts' term again behind a site."""
+    facts = context.index.facts(site.path)
+    if facts is None:
+        return False
+    _, last = facts.extent(site.raw.function)
+    return _names_shared(facts.lines.block(site.raw.span.end_line + 1, last), context)
+
+
+def _handed_to_a_sum(site: Site, context: Context) -> Iterator[Formula]:
+    """When the shared experts' term is handed, before the site, to a method of the class that adds it."""
+    profile, index = context.index.profile, context.index
+    conduct = context.callers.conduct(Ref(site.path, site.raw.function))
+    for call in conduct.calls if conduct is not None else ():
+        name = call.callee.removeprefix("self.")
+        given = any(_names_shared(argument.text, context) for argument in call.arguments)
+        if call.callee != f"self.{name}" or not given or not call.span < site.raw.span:
+            continue
+        method = index.method(Ref(site.path, site.raw.class_name or ""), name)
+        inside = _additions(method, context) if method is not None else []
+        if inside and not any(counts_once(addition, profile) for addition in inside):
+            yield call.condition
 
 
 def _additions(function: Ref, context: Context) -> list[Addition]:
     """The terms that a function adds which are the shared experts', by their names."""
-    conduct, shared = context.callers.conduct(function), context.index.profile.shared
+    conduct = context.callers.conduct(function)
     additions = conduct.additions if conduct is not None else ()
-    return [a for a in additions if any(matches(word, shared) for word in _WORD.findall(f"{a.term} {a.target}"))]
+    return [a for a in additions if _names_shared(f"{a.term} {a.target}", context)]
+
+
+def _names_shared(text: str, context: Context) -> bool:
+    return any(matches(word, context.index.profile.shared) for word in _WORD.findall(text))

@@ -145,14 +145,18 @@ def test_replicated_shared_expert_that_joins_a_deferred_sum() -> None:
 
 
 def test_shared_experts_that_are_replicated_for_an_a2a_backend_and_reduced_all_the_same() -> None:
-    found = in_file("0.5.18", "models/nemotron_h.py", "MOE306")
-    assert found.keys() == {("MOE306", 352)}
-    assert "`--tp 2 --ep 2 --moe-a2a-backend deepep`" in found["MOE306", 352]
+    # from 0.5.20 on it joins in either arm of a condition, in one of them by another method
+    for version, line in (("0.5.18", 352), ("0.5.20", 382), ("0.5.21", 368)):
+        found = in_file(version, "models/nemotron_h.py", "MOE306")
+        assert found.keys() == {("MOE306", line)}
+        assert "`--tp 2 --ep 2 --moe-a2a-backend deepep`" in found["MOE306", line]
+    assert in_file("0.5.22", "models/nemotron_h.py", "MOE306") == {}
 
 
 @pytest.mark.parametrize("version", ["0.5.21", "0.5.22", "0.5.23"])
 def test_where_the_boundary_of_the_layer_owns_the_sums_no_rule_on_callers_speaks(version: str) -> None:
-    assert [f for f in findings(version) if "MOE200" < f.rule < "MOE400"] == []
+    speaking = {f.rule for f in findings(version) if "MOE200" < f.rule < "MOE400"}
+    assert speaking <= {"MOE306"}  # which is about what the block itself builds
 
 
 def test_backends_listed_by_hand_before_a_wrapper() -> None:
