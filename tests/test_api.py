@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -79,22 +78,6 @@ def test_a_broken_file_is_a_problem_in_the_report(tree: Path) -> None:
     report = moe_lint.check("engine")
     assert [(problem.path, problem.line) for problem in report.problems] == [("engine/models/y.py", 1)]
     assert report.exit_code == 2
-
-
-def test_a_run_leaves_nothing_that_only_the_garbage_collector_frees() -> None:
-    """It is off while a program runs: functions that refer to themselves would stay, with all that they hold."""
-    fixtures = Path(__file__).parents[1] / "fixtures"
-    moe_lint.check(fixtures, isolated=True)  # what is imported and compiled once
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        report = moe_lint.check(fixtures, isolated=True)
-        assert gc.collect() == 0
-    finally:
-        if enabled:
-            gc.enable()
-    assert report.findings
 
 
 def test_importing_the_package_is_light_and_knows_its_names() -> None:

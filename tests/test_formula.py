@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from itertools import product
 
@@ -104,6 +105,19 @@ def test_a_table_of_one_atom_has_its_upper_half_set() -> None:
     assert table(A, ("a",)) == 0b10
     assert table(A, ("b", "a")) == 0b1100
     assert table(B, ("b", "a")) == 0b1010
+
+
+def test_a_table_leaves_nothing_that_only_the_garbage_collector_would_free() -> None:
+    """It is off while a program runs, and thousands of tables are made."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        table(And((Atom("a"), Not(Or((Atom("b"), Atom("c")))))), ["a", "b", "c"])
+        assert gc.collect() == 0
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def test_a_table_refuses_an_atom_that_is_not_listed() -> None:

@@ -20,7 +20,10 @@ from moe_lint.reporters import MATRIX_FORMATS, render_matrix
 @click.command("matrix", epilog=EPILOG)
 @click.argument("paths", nargs=-1, type=click.Path(readable=False), required=True, metavar="PATH…")
 @click.option(
-    "--all", "every", is_flag=True, help="Also reductions that do not follow the experts (JSON and HTML have them all)."
+    "--all",
+    "every",
+    is_flag=True,
+    help="Also other reductions in files that speak of experts (JSON and HTML have them).",
 )
 @output_options(MATRIX_FORMATS)
 @tree_options
