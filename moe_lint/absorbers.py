@@ -74,7 +74,7 @@ class Absorbers:
             return True  # an engine without such flags: the helper knows by itself
         questions = [f"def {flag.predicate}(" for flag in policy.profile.flags if flag.predicate]
         told = policy.helper is not None and (policy.helper.proposed or bool(policy.helper.flags))
-        return told or any(question in text for text in self.index.texts.values() for question in questions)
+        return told or any(map(self.index.holding, questions))
 
     @cached_property
     def homes(self) -> dict[str, str]:
@@ -181,8 +181,8 @@ def absorbers_of(policy: Policy) -> Absorbers:
 def combine_sums(index: ProjectIndex) -> Iterator[CombineSum]:
     """The sums in the tree's dispatchers whose condition only asks global questions, so that others can ask it, too."""
     profile = index.profile
-    for path, text in index.texts.items():
-        if not any(f"def {name}(" in text for name in profile.combines) or not _may_scatter(text, index):
+    for path in sorted({path for name in profile.combines for path in index.holding(f"def {name}(")}):
+        if not _may_scatter(index.texts[path], index):
             continue
         facts = index.facts(path)
         for name in facts.functions if facts is not None else ():
@@ -209,8 +209,8 @@ def _twins(policy: Policy) -> Iterator[Twin]:
     """Every promise in the tree that names the step which keeps it."""
     index = policy.index
     for flag in policy.profile.flags:
-        for path, text in index.texts.items():
-            facts = index.facts(path) if flag.predicate and f"def {flag.predicate}(" in text else None
+        for path in index.holding(f"def {flag.predicate}(") if flag.predicate else ():
+            facts = index.facts(path)
             for name in facts.functions if facts is not None else ():
                 owner, _, method = name.rpartition(".")
                 if facts is None or method != flag.predicate or not owner:

@@ -210,7 +210,7 @@ class ProjectIndex:
         """(path, line) of every occurrence of an identifier, in the files at hand."""
         if word not in self._mentions:
             self._mentions[word] = [
-                (path, line) for path in self._holding(word) for line in self.lines_of(path, word, whole=True)
+                (path, line) for path in self.holding(word) for line in self.lines_of(path, word, whole=True)
             ]
         return self._mentions[word]
 
@@ -334,9 +334,9 @@ class ProjectIndex:
 
     def _calls_by_name(self, ref: Ref) -> Iterator[tuple[str, CallFact]]:
         short = ref.name.rsplit(".", 1)[-1]
-        for path in self._holding(short):
+        for path in self.holding(short):
             lines = self._lines_that_may_call(path, ref)
-            renamed = f"{short} as " in self.texts[path] and ("." not in ref.name or path == ref.path)
+            renamed = self._read[path].holds(f"{short} as ") and ("." not in ref.name or path == ref.path)
             facts = self.facts(path) if lines or renamed else None
             if facts is None:
                 continue
@@ -351,8 +351,8 @@ class ProjectIndex:
                     if call.callee.rsplit(".", 1)[-1] == short and self._reaches(path, call, ref):
                         yield path, call
 
-    def _holding(self, word: str) -> list[str]:
-        """The files at hand that hold a word, by path."""
+    def holding(self, word: str) -> list[str]:
+        """The files at hand that hold a text, by path."""
         if word not in self._files:
             self._files[word] = sorted(path for path, text in self._read.items() if text.holds(word))
         return self._files[word]
@@ -409,7 +409,7 @@ class ProjectIndex:
         """Whether the files of a class and its bases name another or one derived from that: whoever builds it does."""
         names = self._family(owner)
         paths = {ref.path for ref in self.mro(holder)}
-        return any(path not in self.texts or any(name in self.texts[path] for name in names) for path in paths)
+        return any(path not in self.texts or any(self._read[path].holds(name) for name in names) for path in paths)
 
     def _family(self, owner: Ref) -> frozenset[str]:
         """The names of a class and of all that derive from it; "" (in any text) where one is imported under another."""
@@ -421,7 +421,7 @@ class ProjectIndex:
                 frontier += derived
             names = {ref.name.rpartition(".")[2] for ref in found}
             importing = ((path, name) for name in names for path in self._files_naming("import", name))
-            renamed = any(f"{name} as " in self.texts[path] for path, name in importing)
+            renamed = any(self._read[path].holds(f"{name} as ") for path, name in importing)
             self._families[owner] = frozenset({""} if renamed else names)
         return self._families[owner]
 

@@ -405,8 +405,8 @@ class Policy:
         if not enum:
             return frozenset()
         pattern = re.compile(rf"^class {re.escape(enum)}\b", re.MULTILINE)
-        for path, text in self.index.texts.items():
-            if f"class {enum}" not in text or not pattern.search(text):
+        for path in self.index.holding(f"class {enum}"):
+            if not pattern.search(self.index.texts[path]):
                 continue
             facts = self.index.facts(path)
             if facts is None or enum not in facts.classes:
@@ -494,7 +494,7 @@ def _rewrite(text: str, values: Mapping[str, Formula]) -> str:
 def find_function(index: ProjectIndex, name: str) -> Ref | None:
     """The module-level function of that name; among several, the one outside tests with the shortest path."""
     pattern = re.compile(rf"^def {re.escape(name)}\(", re.MULTILINE)
-    found = [path for path, text in index.texts.items() if f"def {name}(" in text and pattern.search(text)]
+    found = [path for path in index.holding(f"def {name}(") if pattern.search(index.texts[path])]
     found.sort(key=lambda path: (_is_test(path), len(path), path))
     for path in found:
         facts = index.facts(path)
@@ -523,8 +523,8 @@ def find_definition(index: ProjectIndex, name: str) -> Ref | None:
     pattern = re.compile(rf"^[ \t]+def {re.escape(name)}\(", re.MULTILINE)
     methods = [
         Ref(path, method)
-        for path, text in index.texts.items()
-        if f"def {name}(" in text and pattern.search(text) is not None and (facts := index.facts(path)) is not None
+        for path in index.holding(f"def {name}(")
+        if pattern.search(index.texts[path]) is not None and (facts := index.facts(path)) is not None
         for method in facts.nested(name)
         if method in facts.functions and method.removesuffix(f".{name}") in facts.classes
     ]

@@ -129,7 +129,7 @@ def _serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:
         return False
     call = re.compile(rf"(?<![\w.]){re.escape(raw.function)}\(")
     return any(
-        f"def {name}(" in index.texts.get(path, "")
+        path in index.holding(f"def {name}(")
         and name in facts.functions
         and call.search(facts.function_text(name)) is not None
         for name in index.profile.wrappers

@@ -53,8 +53,8 @@ def at_definition(
 
 def defined(name: str, context: Context) -> Iterator[Ref]:
     """Every function or method of that name in the files at hand."""
-    for path, text in context.index.texts.items():
-        facts = context.index.facts(path) if f"def {name}(" in text else None
+    for path in context.index.holding(f"def {name}("):
+        facts = context.index.facts(path)
         for qualname in facts.functions if facts is not None else ():
             if qualname.rsplit(".", 1)[-1] == name:
                 yield Ref(path, qualname)

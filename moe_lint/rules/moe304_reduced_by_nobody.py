@@ -203,7 +203,7 @@ def _partial(context: Context) -> Iterator[Part]:
     """The layers of blocks of experts that are told not to reduce."""
     index, profile = context.index, context.index.profile
     words = [f"{name}=False" for name in profile.reducing]
-    for path in sorted(path for path, text in index.texts.items() if any(word in text for word in words)):
+    for path in sorted({path for word in words for path in index.holding(word)}):
         facts = index.facts(path)
         lines = [line for word in words for line in index.lines_of(path, word)]
         owners = dict.fromkeys(facts.class_at(line) for line in lines) if facts is not None else {}
