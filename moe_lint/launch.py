@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import translate
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 
 from msgspec import Struct
 
@@ -324,7 +324,10 @@ def _holds(assignment: dict[str, Value], derived: Iterable[tuple[str, Test]], co
     try:
         for name, value in derived:
             assignment[name] = value(assignment)
-        return all(test(assignment) for test in constraints)
+        for test in constraints:  # noqa: SIM110 - asked of every combination: a generator costs more than the tests
+            if not test(assignment):
+                return False
+        return True
     except ZeroDivisionError:  # a group without ranks: no such configuration
         return False
 
@@ -367,10 +370,8 @@ def _compiled(node: ast.expr, text: str) -> Test:
         inner = _compiled(node.operand, text)
         return lambda a: not inner(a)
     if isinstance(node, ast.BoolOp):
-        parts = [_compiled(value, text) for value in node.values]
-        if isinstance(node.op, ast.And):
-            return lambda a: all(part(a) for part in parts)
-        return lambda a: any(part(a) for part in parts)
+        parts = (_compiled(value, text) for value in node.values)
+        return reduce(_both if isinstance(node.op, ast.And) else _either, parts)
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARISONS:
         compare = _COMPARISONS[type(node.ops[0])]
         return _binary(compare, _compiled(node.left, text), _compiled(node.comparators[0], text))
@@ -381,6 +382,14 @@ def _compiled(node: ast.expr, text: str) -> Test:
 
 def _binary(operation: Callable[[Value, Value], Value], left: Test, right: Test) -> Test:
     return lambda a: operation(left(a), right(a))
+
+
+def _both(left: Test, right: Test) -> Test:
+    return lambda a: bool(left(a) and right(a))
+
+
+def _either(left: Test, right: Test) -> Test:
+    return lambda a: bool(left(a) or right(a))
 
 
 def _constant(value: Value) -> Test:
