@@ -61,6 +61,11 @@ def test_the_matrix_goes_to_files_too(tree: Path) -> None:
         (["-o", "sarif", "-o", "json", "engine"], "sarif and json both go to standard output; give one of them a file"),
         (["--format", "json", "-o", "text", "engine"], "json and text both go to standard output"),
         (["--diff", "--format", "json", "engine"], "--diff and json both go to standard output"),
+        (["--statistics", "--format", "json", "engine"], "--statistics and json both go to standard output; give json"),
+        (["-o", "json:engine/models/pair.py", "engine"], "pair.py: a report would overwrite what is read"),
+        (["-o", "json:x", "--baseline", "x", "engine"], "--output: x: a report would overwrite what is read"),
+        (["-o", "json:own.toml", "--profile", "./own.toml", "engine"], "own.toml: a report would overwrite what is"),
+        (["matrix", "-o", "json:own.toml", "--config", "own.toml", "engine"], "own.toml: a report would overwrite"),
         (["--quiet", "--verbose", "engine"], "--quiet and --verbose exclude each other"),
         (["--no-such-option", "engine"], "No such option"),
         (["matrix"], "Missing argument"),
@@ -68,6 +73,7 @@ def test_the_matrix_goes_to_files_too(tree: Path) -> None:
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_two(tree: Path, args: list[str], told: str) -> None:
+    (tree / "own.toml").write_text("")
     before = sorted(tree.rglob("*"))
     result = moe_lint("--fix", *args) if args[0] not in ("matrix", "--diff") else moe_lint(*args)
     assert (result.exit_code, result.stdout) == (2, "")

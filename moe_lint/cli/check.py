@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from moe_lint.api import options_of
 from moe_lint.cli.adoption import check_reason, need_terminal, silence, write_baseline
 from moe_lint.cli.caching import cache_options, open_cache
-from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, wants_patches, write_files
+from moe_lint.cli.outputs import Output, chosen, echo_report, keep_inputs, output_options, wants_patches, write_files
 from moe_lint.cli.settings import check_options, fix_level, settings_for
 from moe_lint.cli.shared import EPILOG, console, fail, tell_failures, to_stderr
 from moe_lint.discover import left_out
@@ -97,6 +97,9 @@ def command(
     for option, on in {"--diff": do_diff, "--interactive": interactive}.items():
         if on and stdout.format != "text":
             fail(f"{option} and {stdout.format} both go to standard output; give {stdout.format} a file")
+    if statistics and stdout.format not in ("text", "concise"):
+        fail(f"--statistics and {stdout.format} both go to standard output; give {stdout.format} a file")
+    keep_inputs(files, settings)
     if interactive:
         need_terminal(do_diff)
     if not paths:

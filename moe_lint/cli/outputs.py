@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from msgspec import Struct
 
 from moe_lint.cli.shared import fail
+
+if TYPE_CHECKING:
+    from moe_lint.config import Settings
 
 
 class Output(Struct, frozen=True):
@@ -71,6 +75,21 @@ def chosen(outputs: tuple[Output, ...], to_stdout: Output | None) -> tuple[Outpu
             fail(f"--output: {seen[target]} and {one.format} both go to {one.file}")
         seen[target] = one.format
     return (on_stdout[0] if on_stdout else Output("text")), files
+
+
+def keep_inputs(files: Iterable[Output], settings: Settings) -> None:
+    """Refuse a report in the place of what the run reads: source, the configuration, the baseline, a profile."""
+    from moe_lint.api import path_of
+
+    baseline, profile = settings.one("baseline"), settings.one("profile")
+    named = [baseline] if baseline.value else []
+    named += [profile] if profile.value.endswith(".toml") else []  # else it is mostly a bundled one
+    read = [settings.file, *map(path_of, named)]
+    for one in files:
+        assert one.file is not None
+        same = any(file is not None and os.path.realpath(file) == os.path.realpath(one.file) for file in read)
+        if same or one.file.endswith(".py"):
+            fail(f"--output: {one.file}: a report would overwrite what is read")
 
 
 def write_files(files: Iterable[Output], render: Callable[[str], str]) -> None:
