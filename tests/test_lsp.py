@@ -292,6 +292,15 @@ def test_hovering_over_a_reduction_shows_witness_and_truth_table(tree: Path) -> 
     session(tree, talk)
 
 
+def test_the_option_that_editors_add_to_a_servers_command_is_taken(tree: Path) -> None:
+    path = tree / "engine/models/x.py"
+
+    async def talk(client: Client) -> None:
+        assert await client.after(lambda: client.open(path), path) == [["MOE001"]]
+
+    session(tree, talk, "--stdio")
+
+
 def test_a_broken_file_is_told_where_it_breaks_and_a_new_one_that_it_must_be_saved(tree: Path) -> None:
     path, new = tree / "engine/models/x.py", tree / "engine/models/new.py"
 
