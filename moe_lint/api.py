@@ -58,7 +58,7 @@ def check(
         "ignore": _tuple(ignore),
         "per-path-ignores": None
         if per_path_ignores is None
-        else tuple((pattern, tuple(codes)) for pattern, codes in per_path_ignores.items()),
+        else tuple((pattern, _tuple(codes) or ()) for pattern, codes in per_path_ignores.items()),
         "exclude": _tuple(exclude),
         "extend-exclude": _tuple(extend_exclude),
         "respect-gitignore": respect_gitignore,
