@@ -143,6 +143,13 @@ def test_fixing_leaves_known_findings_alone(tree: Path) -> None:
     assert "should_skip_post_experts_all_reduce(" in (tree / "engine/models/y.py").read_text()
 
 
+@pytest.mark.parametrize("output", ["text", "concise"])
+def test_a_stale_entry_is_told_in_one_line_whatever_it_holds(tree: Path, output: str) -> None:
+    (tree / FILE).write_text(ENTRY.replace("PATH", "engine/gone\\n\\u001b[31m.py"))
+    told = moe_lint("--baseline", FILE, "--format", output, "engine").stdout
+    assert "note: stale baseline entry: MOE001 in engine/gone\\n\\x1b[31m.py (`f`) is gone" in told
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

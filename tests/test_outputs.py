@@ -145,6 +145,11 @@ def test_concise_is_a_line_for_each_finding_and_a_summary(tree: Path) -> None:
     assert lines[-1].startswith("6 findings (6 fixable): ")
 
 
+def test_a_report_without_lines_is_an_empty_file(tree: Path) -> None:
+    assert moe_lint("-o", "concise:none.txt", "engine/models/right.py").exit_code == 0
+    assert Path("none.txt").read_bytes() == b""
+
+
 def test_quiet_shows_findings_and_nothing_else(tree: Path) -> None:
     assert moe_lint("-q", "engine/models/right.py").output == ""
     assert len(moe_lint("-q", "--format", "concise", "engine").output.splitlines()) == len(EXPECTED)

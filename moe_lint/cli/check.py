@@ -18,7 +18,7 @@ from moe_lint.cli.settings import check_options, fix_level, settings_for
 from moe_lint.cli.shared import EPILOG, console, fail, tell_failures, to_stderr
 from moe_lint.discover import left_out
 from moe_lint.engine import Options, run
-from moe_lint.model import Report, one_line
+from moe_lint.model import Report
 from moe_lint.reporters import FORMATS, render
 from moe_lint.reporters.summary import not_compared, notes, statistics, summary
 
@@ -153,7 +153,7 @@ def _show(report: Report, output: str, statistics_only: bool, quiet: bool, aside
     for_people = statistics_only or output == "concise"
     if aside is not None or (for_people and not quiet):
         for note in notes(report, aside or ()):
-            click.echo(f"note: {one_line(note)}", err=not for_people)
+            click.echo(f"note: {note}", err=not for_people)
     if for_people and not quiet:
         click.echo(summary(report))
 

@@ -100,7 +100,7 @@ def write_files(files: Iterable[Output], render: Callable[[str], str]) -> None:
     for one, text in texts.items():
         assert one.file is not None
         try:
-            replace_file(one.file, f"{text}\n".encode("utf-8", "surrogateescape"))
+            replace_file(one.file, _encoded(text))
         except OSError as error:
             fail(f"--output: {one.file}: cannot be written: {error.strerror or error}")
 
@@ -111,8 +111,11 @@ def wants_patches(outputs: Iterable[Output]) -> bool:
 
 def echo_report(text: str) -> None:
     """A whole report on standard output; nothing, not even a newline, for an empty one."""
-    if text:
-        click.echo(text.encode("utf-8", "surrogateescape") + b"\n", nl=False)
+    click.echo(_encoded(text), nl=False)
+
+
+def _encoded(text: str) -> bytes:
+    return f"{text}\n".encode("utf-8", "surrogateescape") if text else b""
 
 
 def _parsed(value: str, names: tuple[str, ...]) -> Output:

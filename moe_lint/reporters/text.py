@@ -139,7 +139,7 @@ def show_matrix(report: Report, console: Console, every: bool) -> None:
     for line in _why(rows):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for note in report.notes:
-        console.print(_line("note", "bold cyan", note), soft_wrap=True)
+        console.print(_line("note", "bold cyan", one_line(note)), soft_wrap=True)
 
 
 _LAW = {"once": "green", "undecided": "yellow"}
