@@ -10,6 +10,7 @@ from pathlib import Path
 
 import junitparser
 import pytest
+from rich.cells import cell_len
 
 from moe_lint.reporters import FORMATS
 from tests.runs import EXPECTED, document, moe_lint
@@ -216,6 +217,30 @@ def test_findings_at_one_place_share_a_frame(tree: Path) -> None:
     assert text.count("= wrong: with `use_reduce_scatter=True`") == 1
     assert text.count("= help: ") == 3
     assert "21 |         if (\n22 |             self.tp_size > 1\n" in text
+
+
+@pytest.mark.parametrize(
+    ("before", "shown"),
+    [
+        ("y = '\x1b[31m\x9b'; ", "y = '\\x1b[31m\\x9b'; "),
+        ("y = '\U0001f600\u4e2d'; ", "y = '\U0001f600\u4e2d'; "),
+        ("", ""),
+    ],
+    ids=["escapes", "wide letters", "tabs"],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_frame_shows_code_without_controlling_the_terminal_and_marks_the_place(
+    tree: Path, before: str, shown: str, newline: str
+) -> None:
+    path = tree / "engine/models/unguarded.py"
+    text = path.read_text().replace("    ", "\t").replace("\t\t\tfinal", f"\t\t\t{before}final")
+    path.write_bytes(text.replace("\n", newline).encode())
+    assert moe_lint("-o", "text:out.txt", "engine").exit_code == 1
+    lines = Path("out.txt").read_bytes().decode().split("\n")
+    number = next(n for n, line in enumerate(lines) if f"{shown}final_hidden_states = tensor_model" in line)
+    marks, code = lines[number + 1], lines[number]
+    assert "\r" not in code
+    assert cell_len(marks.partition("^")[0]) == cell_len(code.partition("tensor_model")[0])
 
 
 def test_statistics_count_each_rule_the_most_frequent_first(tree: Path) -> None:
