@@ -174,7 +174,10 @@ def serve(editor: Editor) -> Server:
         judged = ls.current(uri)
         if judged is None:
             raise JsonRpcInvalidParams("the text has changed since: save it and ask again")
-        repair = list(ls.editor.repairs(judged, first, last))[number]
+        repairs = list(ls.editor.repairs(judged, first, last))
+        if number >= len(repairs) or repairs[number].title != action.title:  # another file was saved since
+            raise JsonRpcInvalidParams("what was found here has changed since: ask again")
+        repair = repairs[number]
         try:
             action.edit = ls.edit(uri, ls.editor.edits(judged, repair))
         except UsageError as error:

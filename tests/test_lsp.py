@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -342,6 +343,21 @@ def test_an_offer_for_a_text_that_has_changed_is_refused(tree: Path) -> None:
         with pytest.raises(JsonRpcException, match="the text has changed since"):
             await client.code_action_resolve_async(fix)
         assert await client.actions(path, 25) == []
+
+    session(tree, talk)
+
+
+def test_an_offer_for_what_is_no_longer_found_is_refused(tree: Path) -> None:
+    path, utils = tree / "engine/models/x.py", tree / "engine/layers/moe/utils.py"
+
+    async def talk(client: Client) -> None:
+        await client.after(lambda: client.open(path), path)
+        fix, _ = await client.actions(path, 25)
+        reasons = re.compile(r"    if should_use_dp_reduce_scatterv.*?    return False\n", re.DOTALL)
+        utils.write_text(reasons.sub("", utils.read_text()))
+        await client.after(lambda: client.save(path), path)
+        with pytest.raises(JsonRpcException, match="what was found here has changed since: ask again"):
+            await client.code_action_resolve_async(fix)
 
     session(tree, talk)
 
