@@ -58,7 +58,7 @@ def check(
         "ignore": _tuple(ignore),
         "per-path-ignores": None
         if per_path_ignores is None
-        else tuple((pattern, tuple(codes)) for pattern, codes in per_path_ignores.items()),
+        else tuple((pattern, _tuple(codes) or ()) for pattern, codes in per_path_ignores.items()),
         "exclude": _tuple(exclude),
         "extend-exclude": _tuple(extend_exclude),
         "respect-gitignore": respect_gitignore,
@@ -79,7 +79,7 @@ def options_of(
     profile, known = settings.one("profile"), settings.one("baseline")
     return Options(
         paths,
-        load_profile(path_of(profile) if profile.value.endswith(".toml") or "/" in profile.value else profile.value),
+        load_profile(_profile(profile)),
         select=_codes("select", settings.all("select")),
         ignore=_codes("ignore", settings.all("ignore")),
         extend_select=_codes("extend-select", settings.all("extend-select")),
@@ -91,6 +91,14 @@ def options_of(
 
 
 # What a plain run has no use for is loaded where it is used: a run that the cache answers takes milliseconds.
+
+
+def _profile(setting: Setting) -> str:
+    """The name of a bundled profile as it is; a path so that it cannot be taken for one."""
+    if not (setting.value.endswith(".toml") or "/" in setting.value):
+        return str(setting.value)
+    path = path_of(setting)
+    return path if path.endswith(".toml") or "/" in path else os.path.join(os.curdir, path)
 
 
 def _baseline(file: str) -> Baseline:

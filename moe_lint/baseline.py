@@ -89,5 +89,14 @@ def read_baseline(file: str) -> Baseline:
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in keys):
             raise UsageError(f"{file}: not a baseline of moe-lint: entry {number} lacks one of {', '.join(keys)}")
+        if not _is_path(entry["path"]):
+            raise UsageError(f"{file}: not a baseline of moe-lint: entry {number} names a path that cannot be")
     folder = os.path.dirname(os.path.realpath(file))
     return Baseline(folder, tuple(KnownFinding(*(entry[key] for key in keys)) for entry in entries))
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False

@@ -14,6 +14,8 @@ from moe_lint.model import UsageError
 
 _HUNK = re.compile(r"@@ -\S+ \+(\d+)(?:,(\d+))? @@")
 _DEFINITION = re.compile(r"\s*(?:async\s+)?(?:def|class)\s+(\w+)")
+#: What git says of a folder without a work tree. Another reason (an owner whom it does not trust) is told as it is.
+_NO_REPOSITORY, _NO_WORK_TREE = "not a git repository", "must be run in a work tree"
 _IS_SHALLOW = ("rev-parse", "--is-shallow-repository")
 #: A line number past the end of any file.
 _END = 1 << 30
@@ -99,8 +101,10 @@ def _work_tree(path: str) -> str:
         raise UsageError(f"{path}: no such file or directory")
     try:
         return os.path.realpath(_git(folder, "rev-parse", "--show-toplevel").rstrip("\n"))
-    except _GitError:
-        raise UsageError(f"--since: {path} is in no git work tree") from None
+    except _GitError as error:
+        told = str(error).removeprefix("fatal: ")
+        known = _NO_REPOSITORY in told or _NO_WORK_TREE in told
+        raise UsageError(f"--since: {path} is in no git work tree{'' if known else f': {told}'}") from None
 
 
 def _base(top: str, revision: str) -> str:
@@ -120,9 +124,12 @@ class _GitError(Exception):
 
 
 def _git(folder: str, *arguments: str) -> str:
-    command = ["git", "-C", folder, "-c", "core.quotePath=false", *arguments]
+    command = ["git", "-C", folder, "-c", "core.quotePath=true", *arguments]
+    environment = {**os.environ, "LC_ALL": "C"}
+    if "GIT_WORK_TREE" not in environment:  # a hook of a linked work tree: git would take every folder for its top
+        environment.pop("GIT_DIR", None)
     try:
-        done = subprocess.run(command, capture_output=True, check=False)
+        done = subprocess.run(command, capture_output=True, check=False, env=environment)
     except OSError as error:
         raise UsageError(f"--since: git cannot be run: {error.strerror or error}") from None
     if done.returncode:

@@ -53,7 +53,7 @@ ADDITIVE = frozenset({"extend-select", "extend-exclude", "per-path-ignores"})
 #: In the order in which one folder is searched.
 _FILES = ("moe-lint.toml", "pyproject.toml", "setup.cfg")
 #: What a shared file holds if it has a section for moe-lint; the others are not parsed.
-_MENTIONS = re.compile(rb"(?im)tool\s*\.\s*[\"']?moe[-_]?lint|^\[(?:tool:)?moe[-_]?lint|^\[tool\]")
+_MENTIONS = re.compile(rb"(?im)tool\s*\.\s*[\"']?moe[-_]?lint|^\[\s*(?:tool:)?moe[-_]?lint|^\s*\[?\s*tool\s*[]=]")
 _WANTED: Mapping[Kind, str] = {
     "text": "a string",
     "path": "a string",
@@ -197,6 +197,8 @@ def parse_config(file: str, text: str) -> dict[str, Value] | None:
         document: Any = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{file}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{file}: nested too deeply to be read") from None
     if os.path.basename(file) == "pyproject.toml" or ("tool" in document and os.path.basename(file) != _FILES[0]):
         tools = document.get("tool", {})
         if not isinstance(tools, dict):
@@ -234,10 +236,13 @@ def _from_text(file: str, key: str, text: str) -> object:
     if kind == "list":
         return _items(text)
     if kind == "table":
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if any(":" not in line for line in lines):
-            raise UsageError(f"{file}: {key} must have one `pattern: RULE, RULE` on each line")
-        return {line.rpartition(":")[0].strip(): _items(line.rpartition(":")[2]) for line in lines}
+        table: dict[str, list[str]] = {}
+        for line in filter(str.strip, text.splitlines()):
+            pattern, _, codes = line.rpartition(":")
+            if not pattern.strip() or not _items(codes):
+                raise UsageError(f"{file}: {key} must have one `pattern: RULE, RULE` on each line")
+            table.setdefault(pattern.strip(), []).extend(_items(codes))
+        return table
     return text.strip()
 
 
@@ -256,22 +261,26 @@ def _typed(file: str, key: str, value: object) -> Value:
     kind = KEYS[key]
     if kind == "flag" and isinstance(value, bool):
         return value
-    if kind in ("text", "path") and isinstance(value, str) and value.strip():
+    if kind in ("text", "path") and _is_text(value):
         return value
     if kind == "list" and _is_list(value):
         return tuple(value)
-    if kind == "table" and isinstance(value, dict) and all(_is_list(codes) for codes in value.values()):
+    if kind == "table" and isinstance(value, dict) and _is_list([*value]) and all(map(_is_list, value.values())):
         return tuple((pattern, tuple(codes)) for pattern, codes in value.items())
     raise UsageError(f"{file}: {key} must be {_WANTED[kind]}, not {_told(value)}")
 
 
 def _is_list(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(item, str) and item.strip() for item in value)
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value  # no path holds a null character
 
 
 def _told(value: object) -> str:
-    if isinstance(value, list) and (wrong := next((v for v in value if not (isinstance(v, str) and v.strip())), None)):
-        return f"a list with {wrong!r} in it"
+    if isinstance(value, list) and (wrong := [item for item in value if not _is_text(item)]):
+        return f"a list with {wrong[0]!r} in it"
     return "an empty string" if value == "" else repr(value)
 
 
@@ -283,4 +292,4 @@ def _refuse_misspelt(file: str, name: str, found: Iterable[str]) -> None:
 
 
 def _plain(section: str) -> str:
-    return re.sub(r"^tool[.:]|[-_]", "", section.lower())
+    return re.sub(r"^tool[.:]|[-_]", "", section.strip().lower())

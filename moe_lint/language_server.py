@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from lsprotocol import types as lsp
@@ -29,16 +30,18 @@ class Server(LanguageServer):
     def __init__(self, editor: Editor) -> None:
         super().__init__(_SOURCE, version("moe-lint"), text_document_sync_kind=lsp.TextDocumentSyncKind.Full)
         self.editor = editor
+        #: the files that are open, by the address as the client writes it: pygls keeps them by another
+        self.open: dict[str, None] = {}
         #: uri -> (version of the text, what was found in it)
         self.judged: dict[str, tuple[int | None, Judged]] = {}
         self._told: set[str] = set()
 
     def judge_all(self) -> None:
         """Judge the open files and publish what is found."""
-        documents = self.workspace.text_documents
-        for uri in documents:
+        for uri in self.open:
             self.editor.hold(path_of(uri), self.source(uri))
-        for uri, document in documents.items():
+        for uri in self.open:
+            document = self.workspace.get_text_document(uri)
             try:
                 judged = self.editor.judge(path_of(uri))
             except UsageError as error:
@@ -97,7 +100,7 @@ class Server(LanguageServer):
         """A span in the units that the client counts columns in."""
         document = self.workspace.get_text_document(uri)
         start, end = lsp.Position(span.line - 1, span.column - 1), lsp.Position(span.end_line - 1, span.end_column - 1)
-        return document.position_codec.range_to_client_units(document.lines, lsp.Range(start, end))
+        return document.position_codec.range_to_client_units(_lines(document.source), lsp.Range(start, end))
 
     def current(self, uri: str) -> Judged | None:
         """What was found in a file, if the text is still the one that was judged."""
@@ -113,7 +116,12 @@ class Server(LanguageServer):
 
 def path_of(uri: str) -> str:
     """The absolute path of a file's address."""
-    return str(Path(url2pathname(unquote(urlsplit(uri).path))).resolve())
+    return str(Path(url2pathname(urlsplit(uri).path)).resolve())
+
+
+def _lines(source: str) -> list[str]:
+    """The lines as the protocol counts them: a form feed ends none, though it does for ``str.splitlines``."""
+    return list(io.StringIO(source, newline=""))
 
 
 def _line(line: int) -> lsp.Range:
@@ -126,7 +134,10 @@ def serve(editor: Editor) -> Server:
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
     def _(ls: Server, parameters: lsp.DidOpenTextDocumentParams) -> None:
-        ls.judge_all()
+        uri = parameters.text_document.uri
+        if urlsplit(uri).scheme == "file":  # not another revision of a file (`git:`), nor one without a name
+            ls.open[uri] = None
+            ls.judge_all()
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_SAVE)
     def _(ls: Server, parameters: lsp.DidSaveTextDocumentParams) -> None:
@@ -135,6 +146,9 @@ def serve(editor: Editor) -> Server:
     @server.feature(lsp.TEXT_DOCUMENT_DID_CLOSE)
     def _(ls: Server, parameters: lsp.DidCloseTextDocumentParams) -> None:
         uri = parameters.text_document.uri
+        if uri not in ls.open:
+            return
+        del ls.open[uri]
         ls.editor.forget(path_of(uri))
         ls.judged.pop(uri, None)
         ls.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(uri, []))
@@ -160,7 +174,10 @@ def serve(editor: Editor) -> Server:
         judged = ls.current(uri)
         if judged is None:
             raise JsonRpcInvalidParams("the text has changed since: save it and ask again")
-        repair = list(ls.editor.repairs(judged, first, last))[number]
+        repairs = list(ls.editor.repairs(judged, first, last))
+        if number >= len(repairs) or repairs[number].title != action.title:  # another file was saved since
+            raise JsonRpcInvalidParams("what was found here has changed since: ask again")
+        repair = repairs[number]
         try:
             action.edit = ls.edit(uri, ls.editor.edits(judged, repair))
         except UsageError as error:
@@ -174,7 +191,7 @@ def serve(editor: Editor) -> Server:
         if judged is None:
             return None
         document = ls.workspace.get_text_document(uri)
-        place = document.position_codec.position_from_client_units(document.lines, parameters.position)
+        place = document.position_codec.position_from_client_units(_lines(document.source), parameters.position)
         text = ls.editor.hover(judged, path_of(uri), place.line + 1, place.character + 1)
         return lsp.Hover(lsp.MarkupContent(lsp.MarkupKind.Markdown, text)) if text is not None else None
 

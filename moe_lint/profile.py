@@ -208,8 +208,9 @@ def _read(reference: str, place: str) -> dict[str, Any]:
     elif reference.endswith(".toml") or "/" in reference:
         try:
             raw = Path(reference).read_bytes()
-        except OSError as error:
-            raise ProfileError(f"{place}{reference}: cannot read the profile: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # no path holds a null character
+            told = error.strerror if isinstance(error, OSError) else error
+            raise ProfileError(f"{place}{reference}: cannot read the profile: {told}") from None
     else:
         known = ", ".join(bundled_profiles())
         hint = f"bundled are {known}; a file is given by its path (*.toml)"
@@ -218,6 +219,8 @@ def _read(reference: str, place: str) -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{reference}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ProfileError(f"{reference}: nested too deeply to be read") from None
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

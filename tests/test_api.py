@@ -48,6 +48,7 @@ def test_arguments_are_those_of_the_command_line(tree: Path) -> None:
     assert moe_lint.check("engine", select=["MOE1"]).findings == ()
     assert moe_lint.check("engine", extend_exclude=["models"]).findings == ()
     assert moe_lint.check("engine", per_path_ignores={"models": ["ALL"]}).findings == ()
+    assert moe_lint.check("engine", per_path_ignores={"models": "MOE001"}).findings == ()
     (tree / "own.toml").write_text('extends = "sglang"\n')
     assert len(moe_lint.check("engine", profile=tree / "own.toml").findings) == 1
 

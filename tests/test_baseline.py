@@ -12,6 +12,10 @@ from moe_lint.cli import main
 from tests.trees import COMPLETE, FORGETFUL, ROUTED, model, write_tree
 
 FILE = "known.json"
+ENTRY = (
+    '{"version": 1, "scheme": "moeLint/v1", '
+    '"findings": [{"fingerprint": "x", "rule": "MOE001", "path": "PATH", "function": "f"}]}'
+)
 
 
 @pytest.fixture
@@ -139,6 +143,13 @@ def test_fixing_leaves_known_findings_alone(tree: Path) -> None:
     assert "should_skip_post_experts_all_reduce(" in (tree / "engine/models/y.py").read_text()
 
 
+@pytest.mark.parametrize("output", ["text", "concise"])
+def test_a_stale_entry_is_told_in_one_line_whatever_it_holds(tree: Path, output: str) -> None:
+    (tree / FILE).write_text(ENTRY.replace("PATH", "engine/gone\\n\\u001b[31m.py"))
+    told = moe_lint("--baseline", FILE, "--format", output, "engine").stdout
+    assert "note: stale baseline entry: MOE001 in engine/gone\\n\\x1b[31m.py (`f`) is gone" in told
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -154,6 +165,14 @@ def test_fixing_leaves_known_findings_alone(tree: Path) -> None:
         ('{"version": 1, "scheme": "moeLint/v0", "findings": []}', "a baseline of version 1 ('moeLint/v0')"),
         ('{"version": 1, "scheme": "moeLint/v1", "findings": {}}', "`findings` is no list"),
         ('{"version": 1, "scheme": "moeLint/v1", "findings": [{"rule": 1}]}', "entry 1 lacks one of fingerprint, rule"),
+        (
+            ENTRY.replace("PATH", "a\\u0000b.py"),
+            "known.json: not a baseline of moe-lint: entry 1 names a path that cannot be",
+        ),
+        (
+            ENTRY.replace("PATH", "\\ud800.py"),
+            "known.json: not a baseline of moe-lint: entry 1 names a path that cannot be",
+        ),
     ],
 )
 def test_a_baseline_that_cannot_be_used_is_one_line_and_exit_two(

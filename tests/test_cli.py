@@ -139,6 +139,7 @@ def test_rules_are_listed_and_explained() -> None:
         (["nowhere"], "nowhere: no such file or directory"),
         (["--select", "NOPE", "engine"], "unknown rule 'NOPE'"),
         (["--profile", "nope", "engine"], "unknown profile 'nope'"),
+        (["--profile", "./sglang", "engine"], "./sglang: cannot read the profile: No such file or directory"),
         (["--profile", "bad.toml", "engine"], "bad.toml: unknown key 'helpr'; did you mean 'helper'?"),
         (["empty"], "empty: no Python file below this folder"),
         (["--safe-only", "--unsafe-fixes", "engine"], "exclude each other"),

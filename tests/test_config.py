@@ -126,6 +126,19 @@ def test_rules_ignored_by_path_are_not_reported_there(tree: Path, pattern: str) 
     assert rules("engine/models/x.py") == []
 
 
+def test_a_pattern_that_stands_twice_in_setup_cfg_has_all_its_rules(tree: Path) -> None:
+    (tree / "setup.cfg").write_text("[moe-lint]\nper-path-ignores =\n  models: MOE001\n  models: MOE101\n")
+    assert '"models" = ["MOE001", "MOE101"]' in moe_lint("config", "engine").stdout
+
+
+@pytest.mark.parametrize(
+    "text", ['tool = {moe-lint = {ignore = ["MOE001"]}}', ' [ tool ]\nmoe-lint.ignore = ["MOE001"]']
+)
+def test_a_section_is_found_however_toml_lets_it_be_written(tree: Path, text: str) -> None:
+    (tree / "pyproject.toml").write_text(text)
+    assert 'ignore = ["MOE001"]' in moe_lint("config", "engine").stdout
+
+
 def test_rules_are_ignored_below_matching_paths_only(tree: Path) -> None:
     (tree / "setup.cfg").write_text(
         "[moe-lint]\nper-path-ignores =\n    layers: ALL\n    models/y.py: MOE001, MOE002\n"
@@ -233,7 +246,11 @@ def test_without_a_file_the_defaults_are_shown(tree: Path) -> None:
         ("moe-lint.toml", "[tool.moe-lint]", "moe-lint.toml: unknown key 'tool'"),
         ("moe-lint.toml", "ignore = [", "moe-lint.toml: not valid TOML:"),
         ("moe-lint.toml", b"\xff\xfe", "moe-lint.toml: not valid UTF-8"),
-        ("moe-lint.toml", "safe-only = true\nunsafe-fixes = true", "--safe-only and --unsafe-fixes exclude each other"),
+        ("moe-lint.toml", 'ignore = [""]', "ignore must be a list of strings, not a list with '' in it"),
+        ("moe-lint.toml", "safe-only = true\nunsafe-fixes = true", "moe-lint.toml: safe-only and unsafe-fixes exclude"),
+        ("moe-lint.toml", 'profile = "a\\u0000.toml"', "moe-lint.toml: profile must be a string, not 'a\\x00.toml'"),
+        ("moe-lint.toml", '[per-path-ignores]\n"" = ["ALL"]', "per-path-ignores must be a table of patterns"),
+        ("moe-lint.toml", f"select = {'[' * 6000}{']' * 6000}", "moe-lint.toml: nested too deeply to be read"),
         ("pyproject.toml", "[tool.moe-lint\n", "pyproject.toml: not valid TOML:"),
         ("pyproject.toml", "[tool]\nmoe-lint = 1", "pyproject.toml: tool.moe-lint must be a table"),
         ("pyproject.toml", "[tool.moe_lint]", "unknown section [tool.moe_lint]; did you mean [tool.moe-lint]?"),
@@ -244,6 +261,8 @@ def test_without_a_file_the_defaults_are_shown(tree: Path) -> None:
         ),
         ("setup.cfg", "[tool:moe-lint]", "setup.cfg: unknown section [tool:moe-lint]; did you mean [moe-lint]?"),
         ("setup.cfg", "[moe_lint]", "setup.cfg: unknown section [moe_lint]; did you mean [moe-lint]?"),
+        ("setup.cfg", "[ moe-lint ]", "setup.cfg: unknown section [ moe-lint ]; did you mean [moe-lint]?"),
+        ("setup.cfg", "[moe-lint]\nper-path-ignores = :", "must have one `pattern: RULE, RULE` on each line"),
         ("setup.cfg", "[moe-lint]\nselct = MOE001", "setup.cfg: unknown key 'selct'; did you mean 'select'?"),
         ("setup.cfg", "[moe-lint]\nunsafe-fixes = maybe", "unsafe-fixes must be true or false, not 'maybe'"),
         ("setup.cfg", "[moe-lint]\nper-path-ignores = MOE001", "must have one `pattern: RULE, RULE` on each line"),
@@ -257,6 +276,7 @@ def test_a_bad_file_is_one_line_and_exit_two(tree: Path, name: str, text: str | 
     assert result.exit_code == 2
     assert told in result.stderr
     assert (result.stdout, len(result.stderr.splitlines())) == ("", 1)
+    assert moe_lint("config", "engine").stderr == result.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -217,6 +218,54 @@ def test_columns_are_counted_as_the_client_counts_them(tree: Path) -> None:
     session(tree, talk)
 
 
+def test_a_form_feed_ends_no_line(tree: Path) -> None:
+    path = tree / "engine/models/x.py"
+    text = model("y = '𝔘'; x = tensor_model_parallel_all_reduce(x)\n")
+    path.write_text(text.replace("import annotations\n", "import annotations\n\x0c\n# a\u2028b\n"))
+
+    async def talk(client: Client) -> None:
+        await client.after(lambda: client.open(path), path)
+        (found,) = client.published[path.as_uri()]
+        start = path.read_text().split("\n")[25].index("tensor") + 1
+        end = start + len("tensor_model_parallel_all_reduce(x)")
+        assert found.range == lsp.Range(lsp.Position(25, start), lsp.Position(25, end))
+        assert await client.hover(path, 26, start + 2) is not None
+
+    session(tree, talk)
+
+
+def test_a_path_with_odd_characters_is_told_as_the_client_writes_it(tmp_path: Path) -> None:
+    tree = tmp_path / "a b#ü%41"
+    tree.mkdir()
+    write_tree(tree, FORGETFUL)
+    path = tree / "engine/models/x.py"
+
+    async def talk(client: Client) -> None:
+        assert await client.after(lambda: client.open(path), path) == [["MOE001"]]
+        assert await client.hover(path, 25, 30) is not None
+        action, _ = await client.actions(path, 25)
+        resolved = await client.code_action_resolve_async(action)
+        assert HELPER_NAME in applied(path.read_text(), resolved.edit, path)
+
+    session(tree, talk)
+
+
+def test_another_revision_of_a_file_is_not_taken_for_it(tree: Path) -> None:
+    path = tree / "engine/models/x.py"
+
+    async def talk(client: Client) -> None:
+        await client.after(lambda: client.open(path), path)
+        for address in (path.as_uri().replace("file://", "git:"), "untitled:Untitled-1"):
+            document = lsp.TextDocumentItem(address, "python", 1, model(ROUTED))
+            client.text_document_did_open(lsp.DidOpenTextDocumentParams(document))
+        assert await client.after(lambda: client.save(path), path) == [["MOE001"]]
+        closed = lsp.TextDocumentIdentifier("untitled:Untitled-1")
+        client.text_document_did_close(lsp.DidCloseTextDocumentParams(closed))
+        assert await client.after(lambda: client.save(path), path) == [["MOE001"]]
+
+    assert session(tree, talk).messages == []
+
+
 def test_hovering_over_a_reduction_shows_witness_and_truth_table(tree: Path) -> None:
     path = tree / "engine/models/x.py"
 
@@ -242,6 +291,15 @@ def test_hovering_over_a_reduction_shows_witness_and_truth_table(tree: Path) -> 
         assert await client.hover(path, 1, 1) is None
 
     session(tree, talk)
+
+
+def test_the_option_that_editors_add_to_a_servers_command_is_taken(tree: Path) -> None:
+    path = tree / "engine/models/x.py"
+
+    async def talk(client: Client) -> None:
+        assert await client.after(lambda: client.open(path), path) == [["MOE001"]]
+
+    session(tree, talk, "--stdio")
 
 
 def test_a_broken_file_is_told_where_it_breaks_and_a_new_one_that_it_must_be_saved(tree: Path) -> None:
@@ -285,6 +343,21 @@ def test_an_offer_for_a_text_that_has_changed_is_refused(tree: Path) -> None:
         with pytest.raises(JsonRpcException, match="the text has changed since"):
             await client.code_action_resolve_async(fix)
         assert await client.actions(path, 25) == []
+
+    session(tree, talk)
+
+
+def test_an_offer_for_what_is_no_longer_found_is_refused(tree: Path) -> None:
+    path, utils = tree / "engine/models/x.py", tree / "engine/layers/moe/utils.py"
+
+    async def talk(client: Client) -> None:
+        await client.after(lambda: client.open(path), path)
+        fix, _ = await client.actions(path, 25)
+        reasons = re.compile(r"    if should_use_dp_reduce_scatterv.*?    return False\n", re.DOTALL)
+        utils.write_text(reasons.sub("", utils.read_text()))
+        await client.after(lambda: client.save(path), path)
+        with pytest.raises(JsonRpcException, match="what was found here has changed since: ask again"):
+            await client.code_action_resolve_async(fix)
 
     session(tree, talk)
 

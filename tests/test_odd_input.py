@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,6 +188,27 @@ def test_a_name_that_is_not_text_is_printed_escaped(tmp_path: Path) -> None:
     tree = tree_with(tmp_path, TEXT, b"bad\xff.py")
     assert "bad\\udcff.py" in moe_lint("check", str(tree)).output
     assert moe_lint("check", "--fix", str(tree)).exit_code == 0
+
+
+def test_a_fix_of_a_file_with_a_newline_in_its_name_is_told_in_one_line(tmp_path: Path) -> None:
+    tree = tree_with(tmp_path, TEXT)
+    os.rename(tree / "models" / "y.py", tree / "models" / "y\nz.py")
+    result = moe_lint("--fix", str(tree))
+    assert "models/y\\nz.py:" in result.stdout
+    assert all(
+        line.startswith(("fixed ", "    before: ", "1 place ", "No findings")) for line in result.stdout.splitlines()
+    )
+
+
+def test_a_working_directory_that_is_gone_is_told(tmp_path: Path) -> None:
+    tree, gone = tree_with(tmp_path, TEXT), tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; os.rmdir(os.getcwd()); from moe_lint.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tree)], cwd=gone, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "moe-lint: error: the working directory: No such file or directory\n"
 
 
 def test_a_link_to_a_file_of_the_tree_is_not_a_second_file(tmp_path: Path) -> None:

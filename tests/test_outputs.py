@@ -10,6 +10,7 @@ from pathlib import Path
 
 import junitparser
 import pytest
+from rich.cells import cell_len
 
 from moe_lint.reporters import FORMATS
 from tests.runs import EXPECTED, document, moe_lint
@@ -61,6 +62,11 @@ def test_the_matrix_goes_to_files_too(tree: Path) -> None:
         (["-o", "sarif", "-o", "json", "engine"], "sarif and json both go to standard output; give one of them a file"),
         (["--format", "json", "-o", "text", "engine"], "json and text both go to standard output"),
         (["--diff", "--format", "json", "engine"], "--diff and json both go to standard output"),
+        (["--statistics", "--format", "json", "engine"], "--statistics and json both go to standard output; give json"),
+        (["-o", "json:engine/models/pair.py", "engine"], "pair.py: a report would overwrite what is read"),
+        (["-o", "json:x", "--baseline", "x", "engine"], "--output: x: a report would overwrite what is read"),
+        (["-o", "json:own.toml", "--profile", "./own.toml", "engine"], "own.toml: a report would overwrite what is"),
+        (["matrix", "-o", "json:own.toml", "--config", "own.toml", "engine"], "own.toml: a report would overwrite"),
         (["--quiet", "--verbose", "engine"], "--quiet and --verbose exclude each other"),
         (["--no-such-option", "engine"], "No such option"),
         (["matrix"], "Missing argument"),
@@ -68,6 +74,7 @@ def test_the_matrix_goes_to_files_too(tree: Path) -> None:
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_two(tree: Path, args: list[str], told: str) -> None:
+    (tree / "own.toml").write_text("")
     before = sorted(tree.rglob("*"))
     result = moe_lint("--fix", *args) if args[0] not in ("matrix", "--diff") else moe_lint(*args)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -139,6 +146,11 @@ def test_concise_is_a_line_for_each_finding_and_a_summary(tree: Path) -> None:
     assert lines[-1].startswith("6 findings (6 fixable): ")
 
 
+def test_a_report_without_lines_is_an_empty_file(tree: Path) -> None:
+    assert moe_lint("-o", "concise:none.txt", "engine/models/right.py").exit_code == 0
+    assert Path("none.txt").read_bytes() == b""
+
+
 def test_quiet_shows_findings_and_nothing_else(tree: Path) -> None:
     assert moe_lint("-q", "engine/models/right.py").output == ""
     assert len(moe_lint("-q", "--format", "concise", "engine").output.splitlines()) == len(EXPECTED)
@@ -205,6 +217,30 @@ def test_findings_at_one_place_share_a_frame(tree: Path) -> None:
     assert text.count("= wrong: with `use_reduce_scatter=True`") == 1
     assert text.count("= help: ") == 3
     assert "21 |         if (\n22 |             self.tp_size > 1\n" in text
+
+
+@pytest.mark.parametrize(
+    ("before", "shown"),
+    [
+        ("y = '\x1b[31m\x9b'; ", "y = '\\x1b[31m\\x9b'; "),
+        ("y = '\U0001f600\u4e2d'; ", "y = '\U0001f600\u4e2d'; "),
+        ("", ""),
+    ],
+    ids=["escapes", "wide letters", "tabs"],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_frame_shows_code_without_controlling_the_terminal_and_marks_the_place(
+    tree: Path, before: str, shown: str, newline: str
+) -> None:
+    path = tree / "engine/models/unguarded.py"
+    text = path.read_text().replace("    ", "\t").replace("\t\t\tfinal", f"\t\t\t{before}final")
+    path.write_bytes(text.replace("\n", newline).encode())
+    assert moe_lint("-o", "text:out.txt", "engine").exit_code == 1
+    lines = Path("out.txt").read_bytes().decode().split("\n")
+    number = next(n for n, line in enumerate(lines) if f"{shown}final_hidden_states = tensor_model" in line)
+    marks, code = lines[number + 1], lines[number]
+    assert "\r" not in code
+    assert cell_len(marks.partition("^")[0]) == cell_len(code.partition("tensor_model")[0])
 
 
 def test_statistics_count_each_rule_the_most_frequent_first(tree: Path) -> None:

@@ -267,6 +267,12 @@ def test_a_missing_file_is_named_with_the_reason(tmp_path: Path) -> None:
     assert error_of(path) == f"{path}: cannot read the profile: No such file or directory"
 
 
+def test_a_path_that_holds_a_null_character_and_toml_that_nests_too_deeply_are_refused(tmp_path: Path) -> None:
+    assert error_of("a\0.toml").startswith("a\0.toml: cannot read the profile: embedded null ")
+    _, message = wrong(tmp_path, f"name = {'[' * 6000}{']' * 6000}")
+    assert message == "nested too deeply to be read"
+
+
 def test_a_folder_is_no_profile(tmp_path: Path) -> None:
     assert error_of(str(tmp_path)) == f"{tmp_path}: cannot read the profile: Is a directory"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -45,6 +47,26 @@ def test_one_rule_by_code_by_name_and_in_any_case() -> None:
     (text,) = shown
     assert text.startswith("# MOE001 hand-written-guard\n\n*error, confidence high, on by default*\n")
     assert "```python\nif self.tp_size > 1 and not use_reduce_scatter:\n" in text
+
+
+def test_in_a_terminal_a_page_is_rendered() -> None:
+    outer, inner = pty.openpty()
+    command = [sys.executable, "-m", "moe_lint", "rule", "MOE001"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment) as process:
+        os.close(inner)
+        shown = b""
+        try:
+            while part := os.read(outer, 4096):
+                shown += part
+        except OSError:  # the other side is closed
+            pass
+    os.close(outer)
+    text = re.sub(r"\x1b\[[\d;]*m", "", shown.decode())
+    assert process.returncode == 0
+    assert "MOE001 hand-written-guard" in text
+    assert ("# MOE001" in text, "```" in text) == (False, False)
+    assert "\x1b[" in shown.decode()
 
 
 def test_a_rule_that_is_off_says_how_to_turn_it_on() -> None:

@@ -179,13 +179,35 @@ def test_a_changed_configuration_touches_all(tree: Path) -> None:
 
 
 def test_odd_file_names_are_found(tree: Path) -> None:
-    names = ["ein ü.py", 'quo"te.py', "tab\there.py"]
+    names = ["ein ü.py", 'quo"te.py', "tab\there.py", 'ä"é\n.py']
     for name in names:
         (tree / "engine/models" / name).write_text(model(ROUTED))
     commit(tree)
     for name in names:
         (tree / "engine/models" / name).write_text(model(FORGETFUL))
     assert sorted(reported()) == sorted(Path(name).stem for name in names)
+
+
+def test_in_a_hook_of_a_linked_work_tree_a_folder_is_not_taken_for_its_top(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linked = tmp_path_factory.mktemp("linked") / "tree"
+    git(tree, "worktree", "add", "-q", "--detach", str(linked))
+    monkeypatch.chdir(linked)
+    monkeypatch.setenv("GIT_DIR", git(linked, "rev-parse", "--absolute-git-dir").strip())
+    assert reported() == []
+    edit(linked, "engine/models/x.py", "if self.tp_size > 1 and", "if self.tp_size >= 2 and")
+    assert reported() == ["x"]
+
+
+def test_a_submodule_has_revisions_of_its_own(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outer = tmp_path_factory.mktemp("outer")
+    git(outer, "init", "-q")
+    git(outer, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(tree), "inner")
+    git(outer, "commit", "-q", "-m", "a submodule")
+    edit(outer, "inner/engine/models/x.py", "if self.tp_size > 1 and", "if self.tp_size >= 2 and")
+    told = run("--format", "concise", "--since", "HEAD", str(outer / "inner")).stdout
+    assert ("models/x.py:25" in told, "models/y.py" in told) == (True, False)
 
 
 def test_the_baseline_and_the_change_both_hold(tree: Path) -> None:
@@ -241,12 +263,23 @@ def test_outside_a_work_tree_or_without_git_it_is_one_line_and_exit_two(
     monkeypatch.chdir(tmp_path)
     result = run("--since", "HEAD", "engine")
     assert (result.exit_code, "--since: engine is in no git work tree" in result.stderr) == (2, True)
+    monkeypatch.setenv("LANGUAGE", "de")
+    assert run("--since", "HEAD", "engine").stderr.endswith("engine is in no git work tree\n")
     assert "nowhere: no such file or directory" in run("--since", "HEAD", "nowhere/nowhere").stderr.replace(
         "/nowhere:", ":"
     )
     monkeypatch.setenv("PATH", str(tmp_path))
     result = run("--since", "HEAD", "engine")
     assert (result.exit_code, "--since: git cannot be run" in result.stderr) == (2, True)
+
+
+def test_a_repository_that_git_does_not_trust_is_told_as_git_tells_it(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    result = run("--since", "HEAD", "engine")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "engine is in no git work tree: detected dubious ownership" in result.stderr
 
 
 def test_hunks_are_read_by_their_counts() -> None:

@@ -9,7 +9,7 @@ import gc
 import io
 import os
 import sys
-from errno import EPIPE
+from errno import ENOENT, EPIPE
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -112,7 +112,9 @@ def _one_line(error: click.UsageError) -> str:
 
 
 def _of_the_system(error: OSError) -> str:
-    return f"{error.filename or 'standard output'}: {error.strerror or error}"
+    # of what has no name, only the working directory can be missing
+    nameless = "the working directory" if error.errno == ENOENT else "standard output"
+    return f"{error.filename or nameless}: {error.strerror or error}"
 
 
 @click.group(cls=_Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,12 +13,12 @@ from msgspec.structs import replace
 from moe_lint.api import options_of
 from moe_lint.cli.adoption import check_reason, need_terminal, silence, write_baseline
 from moe_lint.cli.caching import cache_options, open_cache
-from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, wants_patches, write_files
+from moe_lint.cli.outputs import Output, chosen, echo_report, keep_inputs, output_options, wants_patches, write_files
 from moe_lint.cli.settings import check_options, fix_level, settings_for
 from moe_lint.cli.shared import EPILOG, console, fail, tell_failures, to_stderr
 from moe_lint.discover import left_out
 from moe_lint.engine import Options, run
-from moe_lint.model import Report, one_line
+from moe_lint.model import Report
 from moe_lint.reporters import FORMATS, render
 from moe_lint.reporters.summary import not_compared, notes, statistics, summary
 
@@ -97,6 +97,9 @@ def command(
     for option, on in {"--diff": do_diff, "--interactive": interactive}.items():
         if on and stdout.format != "text":
             fail(f"{option} and {stdout.format} both go to standard output; give {stdout.format} a file")
+    if statistics and stdout.format not in ("text", "concise"):
+        fail(f"--statistics and {stdout.format} both go to standard output; give {stdout.format} a file")
+    keep_inputs(files, settings)
     if interactive:
         need_terminal(do_diff)
     if not paths:
@@ -150,7 +153,7 @@ def _show(report: Report, output: str, statistics_only: bool, quiet: bool, aside
     for_people = statistics_only or output == "concise"
     if aside is not None or (for_people and not quiet):
         for note in notes(report, aside or ()):
-            click.echo(f"note: {one_line(note)}", err=not for_people)
+            click.echo(f"note: {note}", err=not for_people)
     if for_people and not quiet:
         click.echo(summary(report))
 

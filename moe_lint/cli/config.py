@@ -7,7 +7,7 @@ import os
 
 import click
 
-from moe_lint.cli.settings import check_options, settings_for
+from moe_lint.cli.settings import check_options, fix_level, settings_for
 from moe_lint.cli.shared import fail
 from moe_lint.config import Setting, Settings
 
@@ -29,6 +29,7 @@ def command(context: click.Context, paths: tuple[str, ...], output: str) -> None
             fail(f"{path}: no such file or directory")
     paths = paths or (".",)
     settings = settings_for(context, paths)
+    fix_level(settings)
     options_of(paths, settings, baseline=False)  # a value that a run would refuse is refused here too
     click.echo(_json(settings) if output == "json" else _text(settings))
 

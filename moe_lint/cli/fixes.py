@@ -26,7 +26,7 @@ from moe_lint.fixing import (
     rewrite,
     write_all,
 )
-from moe_lint.model import FixPlan, Report, Safety
+from moe_lint.model import FixPlan, Report, Safety, one_line
 
 #: Makes the fixes of a report that are wanted, at a level.
 Maker = Callable[[Options, Report, str, Callable[[FixPlan], bool]], FixResult]
@@ -98,7 +98,7 @@ def fixed(
         result = make(options, report, level, _any)
     write_all(result.fixed)
     for line in behaviour(result.fixed, report):
-        told(line)
+        told(one_line(line))
     _tell_what_is_left(result, report, level)
     return result.report
 
@@ -164,7 +164,8 @@ def _ask(report: Report, level: str) -> frozenset[FixPlan]:
 def _show(report: Report, preview: FileFix) -> None:
     for finding in report.findings:
         if finding.fix in preview.plans:
-            click.secho(f"\n{finding.path}:{finding.span.line}: {finding.rule} {finding.message}", bold=True)
+            place = f"{one_line(finding.path)}:{finding.span.line}"
+            click.secho(f"\n{place}: {finding.rule} {finding.message}", bold=True)
             if finding.witness:
                 click.echo(f"  wrong: {finding.witness}")
     for plan in preview.plans:

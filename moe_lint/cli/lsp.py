@@ -13,6 +13,7 @@ from moe_lint.cli.shared import fail
 
 @click.command("lsp")
 @click.option("--config", metavar="FILE", help="Read this configuration file, and no other.")
+@click.option("--stdio", is_flag=True, hidden=True, expose_value=False)  # what many editors add to any server's command
 @click.option("--isolated", is_flag=True, help="Read no configuration file.")
 @cache_options
 def command(config: str | None, isolated: bool, cache_dir: Path | None, no_cache: bool) -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from moe_lint.api import options_of
 from moe_lint.cli.caching import cache_options, open_cache
-from moe_lint.cli.outputs import Output, chosen, echo_report, output_options, write_files
+from moe_lint.cli.outputs import Output, chosen, echo_report, keep_inputs, output_options, write_files
 from moe_lint.cli.settings import settings_for, tree_options
 from moe_lint.cli.shared import EPILOG, console, tell_failures
 from moe_lint.engine import run
@@ -40,7 +40,9 @@ def command(
 ) -> None:
     """Show the sites as rows and the skip reasons of the tree as columns."""
     stdout, files = chosen(outputs, to_stdout)
-    options = options_of(paths, settings_for(context, paths), baseline=False)
+    settings = settings_for(context, paths)
+    keep_inputs(files, settings)
+    options = options_of(paths, settings, baseline=False)
     report = run(replace(options, law=True, cache=open_cache(cache_dir, no_cache)))
     write_files(files, lambda output: render_matrix(report, output))
     if stdout.format == "text":

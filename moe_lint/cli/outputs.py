@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from msgspec import Struct
 
 from moe_lint.cli.shared import fail
+
+if TYPE_CHECKING:
+    from moe_lint.config import Settings
 
 
 class Output(Struct, frozen=True):
@@ -73,6 +77,21 @@ def chosen(outputs: tuple[Output, ...], to_stdout: Output | None) -> tuple[Outpu
     return (on_stdout[0] if on_stdout else Output("text")), files
 
 
+def keep_inputs(files: Iterable[Output], settings: Settings) -> None:
+    """Refuse a report in the place of what the run reads: source, the configuration, the baseline, a profile."""
+    from moe_lint.api import path_of
+
+    baseline, profile = settings.one("baseline"), settings.one("profile")
+    named = [baseline] if baseline.value else []
+    named += [profile] if profile.value.endswith(".toml") else []  # else it is mostly a bundled one
+    read = [settings.file, *map(path_of, named)]
+    for one in files:
+        assert one.file is not None
+        same = any(file is not None and os.path.realpath(file) == os.path.realpath(one.file) for file in read)
+        if same or one.file.endswith(".py"):
+            fail(f"--output: {one.file}: a report would overwrite what is read")
+
+
 def write_files(files: Iterable[Output], render: Callable[[str], str]) -> None:
     """Render every file, then write them: a report that cannot be made leaves all files as they were."""
     from moe_lint.atomic import replace_file
@@ -81,7 +100,7 @@ def write_files(files: Iterable[Output], render: Callable[[str], str]) -> None:
     for one, text in texts.items():
         assert one.file is not None
         try:
-            replace_file(one.file, f"{text}\n".encode("utf-8", "surrogateescape"))
+            replace_file(one.file, _encoded(text))
         except OSError as error:
             fail(f"--output: {one.file}: cannot be written: {error.strerror or error}")
 
@@ -92,8 +111,11 @@ def wants_patches(outputs: Iterable[Output]) -> bool:
 
 def echo_report(text: str) -> None:
     """A whole report on standard output; nothing, not even a newline, for an empty one."""
-    if text:
-        click.echo(text.encode("utf-8", "surrogateescape") + b"\n", nl=False)
+    click.echo(_encoded(text), nl=False)
+
+
+def _encoded(text: str) -> bytes:
+    return f"{text}\n".encode("utf-8", "surrogateescape") if text else b""
 
 
 def _parsed(value: str, names: tuple[str, ...]) -> Output:

@@ -178,6 +178,7 @@ def fix_level(settings: Settings) -> str:
     if safe_only.value and unsafe.value:
         given = [setting.origin.startswith("--") for setting in (safe_only, unsafe)]
         if given[0] == given[1]:
-            raise UsageError("--safe-only and --unsafe-fixes exclude each other")
+            place = "" if given[0] else f"{safe_only.origin}: "
+            raise UsageError(f"{place}safe-only and unsafe-fixes exclude each other")
         return "safe" if given[0] else "unsafe"
     return "safe" if safe_only.value else "unsafe" if unsafe.value else "default"

@@ -45,8 +45,8 @@ def statistics(report: Report) -> str:
 
 def notes(report: Report, aside: Sequence[str] = ()) -> tuple[str, ...]:
     """What an output for people tells besides findings and failures: what stays open, what else there is, remarks."""
-    told = (f"{one_line(p.path)}:{p.line}: {p.message}" for p in report.problems if not p.failed)
-    return (*told, *aside, *report.notes)
+    told = (f"{p.path}:{p.line}: {p.message}" for p in report.problems if not p.failed)
+    return tuple(map(one_line, (*told, *aside, *report.notes)))
 
 
 def not_compared(report: Report) -> Iterator[tuple[str, int, str]]:

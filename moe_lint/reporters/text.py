@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
 from itertools import groupby
-from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -80,12 +80,14 @@ def _frame(findings: Sequence[Finding], texts: dict[str, list[str]]) -> Text:
         if previous and number != previous + 1:
             text.append(f"{'.' * width}\n", "blue")
         text.append(f"{number:>{width}} | ", "blue")
-        text.append(f"{lines[number - 1]}\n")
+        line = lines[number - 1]
+        text.append(f"{_visible(line)}\n")
         if number == span.line:
-            end = span.end_column if span.end_line == span.line else len(lines[number - 1]) + 1
-            marks = " " * (span.column - 1) + "^" * max(1, end - span.column)
+            start, end = span.column - 1, span.end_column - 1 if span.end_line == span.line else len(line)
+            before = "".join("\t" if c == "\t" else " " * cell_len(c) for c in _visible(line[:start]))
+            marks = "^" * max(1, cell_len(_visible(line[start:end])))
             text.append(f"{pad} | ", "blue")
-            text.append(f"{marks}\n", style)
+            text.append(f"{before}{marks}\n", style)
         previous = number
     text.append(f"{pad} |\n", "blue")
     for label, message in dict.fromkeys(_told(findings)):
@@ -105,10 +107,18 @@ def _told(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
     yield from (("no fix", one.unfixable) for one in findings if one.unfixable is not None)
 
 
+def _visible(line: str) -> str:
+    """A line of source for a terminal: what controls one is escaped, except tabs."""
+    return "\t".join(map(one_line, line.split("\t")))
+
+
 def _read(path: str) -> list[str]:
+    import tokenize  # only a run with findings shows code
+
     try:
-        return Path(path).read_text(encoding="utf-8-sig", errors="replace").split("\n")
-    except OSError:
+        with tokenize.open(path) as stream:
+            return stream.read().split("\n")
+    except (OSError, SyntaxError, UnicodeDecodeError):
         return []
 
 
@@ -139,7 +149,7 @@ def show_matrix(report: Report, console: Console, every: bool) -> None:
     for line in _why(rows):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for note in report.notes:
-        console.print(_line("note", "bold cyan", note), soft_wrap=True)
+        console.print(_line("note", "bold cyan", one_line(note)), soft_wrap=True)
 
 
 _LAW = {"once": "green", "undecided": "yellow"}
