@@ -69,7 +69,7 @@ def analyse(
     found: list[FoundSite] = []
     too_deep: list[Problem] = []
     for path in sorted(texts):
-        for raw in _raw_sites(index, path, prefilter.call_words) if prefilter.may_hold_sites(index.texts[path]) else ():
+        for raw in _raw_sites(index, path, prefilter):
             try:
                 found.append(find_site(path, raw, index, dataflow))
             except RecursionError:
@@ -115,10 +115,9 @@ def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Pro
     yield Problem(SkipReason.NO_HELPER, root, 1, message)
 
 
-def _raw_sites(index: ProjectIndex, path: str, words: Iterable[str]) -> list[RawSite]:
+def _raw_sites(index: ProjectIndex, path: str, prefilter: Prefilter) -> list[RawSite]:
     """The reductions of one file, in order."""
-    mentions = {line for word in words for line in index.lines_of(path, word)}
-    lines = [line for line in mentions if _names_reduction(index.line(path, line), index.profile)]
+    lines = index.lines_that(path, "name a reduction", lambda: _naming_reductions(index, path, prefilter))
     facts = index.facts(path) if lines else None
     if facts is None:
         return []
@@ -126,6 +125,14 @@ def _raw_sites(index: ProjectIndex, path: str, words: Iterable[str]) -> list[Raw
         (site.span, site.collective): site for name in facts.functions_at(lines) for site in facts.function(name).sites
     }
     return sorted(found.values(), key=lambda site: site.span)
+
+
+def _naming_reductions(index: ProjectIndex, path: str, prefilter: Prefilter) -> Iterator[int]:
+    """The lines that may hold a reduction after the experts."""
+    if prefilter.may_hold_sites(index.texts[path]):
+        for number in sorted({n for word in prefilter.call_words for n in index.lines_of(path, word)}):
+            if _names_reduction(index.line(path, number), index.profile):
+                yield number
 
 
 def _names_reduction(line: str, profile: Profile) -> bool:

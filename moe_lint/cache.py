@@ -25,7 +25,7 @@ from moe_lint.atomic import replace_file
 from moe_lint.model import Judgement, Kept, Unchanged, UsageError
 from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
 
-_FORMAT = 4
+_FORMAT = 5
 _SUFFIX = ".judgement"
 _FILES = ".files"
 #: Bytes that tell how long an entry is, before it.

@@ -218,6 +218,10 @@ class ProjectIndex:
         """The lines of a file at hand that hold a word, as a whole identifier if asked for."""
         return self._read[path].lines_of(word, whole)
 
+    def lines_that(self, path: str, question: str, answer: Callable[[], Iterable[int]]) -> list[int]:
+        """The lines of a file at hand that answer a question about its text: see `Text.lines_that`."""
+        return self._read[path].lines_that(question, answer)
+
     def line(self, path: str, number: int) -> str:
         """One line of a file at hand."""
         return self._read[path].lines[number - 1]
@@ -370,16 +374,18 @@ class ProjectIndex:
             return lines
         if "." not in ref.name:
             imported = path in self._files_naming("import", short)
-            return lines if imported else [line for line in lines if f".{short}(" in self.line(path, line)]
-        receivers = re.compile(rf"([\w.)\]]+)\.{short}\(")
-        return [
-            line
-            for line in lines
+            return lines if imported else self.lines_of(path, f".{short}(")
+        return self.lines_that(path, f"call {short}", lambda: self._lines_with_receivers(path, short, lines))
+
+    def _lines_with_receivers(self, path: str, method: str, lines: Iterable[int]) -> Iterator[int]:
+        """The lines among these that call a method on `self`, `super()`, a part of them, or on experts."""
+        receivers = re.compile(rf"([\w.)\]]+)\.{method}\(")
+        for line in lines:
+            found = receivers.findall(self.line(path, line))
             if any(
-                receiver.startswith(("self", "super")) or self.profile.is_expert_attribute(receiver.rsplit(".", 1)[-1])
-                for receiver in receivers.findall(self.line(path, line))
-            )
-        ]
+                o.startswith(("self", "super")) or self.profile.is_expert_attribute(o.rsplit(".", 1)[-1]) for o in found
+            ):
+                yield line
 
     def _may_reach(self, path: str, facts: FileFacts, line: int, ref: Ref) -> bool:
         """Whether a line may call this method, by what its class and the attributes of its class are.
@@ -482,8 +488,12 @@ class ProjectIndex:
 
     def absorber_lines(self, path: str) -> list[int]:
         """The lines of a file at hand on which an absorber is built, as far as its text tells."""
-        lines = {line for stem in self._absorber_stems for line in self.lines_of(path, stem)}
-        return [line for line in sorted(lines) if self._absorber_pattern.search(self.line(path, line))]
+        return self.lines_that(path, "build an absorber", lambda: self._building_absorbers(path))
+
+    def _building_absorbers(self, path: str) -> Iterator[int]:
+        for line in sorted({line for stem in self._absorber_stems for line in self.lines_of(path, stem)}):
+            if self._absorber_pattern.search(self.line(path, line)):
+                yield line
 
     def constructs_absorber(self, ref: Ref) -> bool:
         """Whether the class or one of its bases builds an absorber, on the spot or by a function of its file."""

@@ -7,7 +7,7 @@ remembered, and kept for the next judgement.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from msgspec import Struct, field
@@ -33,6 +33,8 @@ class _Answers(Struct, array_like=True):
     whole: dict[str, list[int]] = field(default_factory=dict)
     #: the words in statements of a kind
     named: dict[Statement, list[str]] = field(default_factory=dict)
+    #: question -> the lines that answer it
+    asked: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Text:
@@ -76,6 +78,13 @@ class Text:
             if not whole or not (before.isalnum() or before == "_" or after.isalnum() or after == "_"):
                 yield position
             position = text.find(word, end)
+
+    def lines_that(self, question: str, answer: Callable[[], Iterable[int]]) -> list[int]:
+        """The lines that answer a question about this text and the profile, which says all that the answer rests on."""
+        known = self._answers.asked
+        if question not in known:
+            known[question] = list(answer())
+        return list(known[question])
 
     def words_in(self, statement: Statement) -> list[str]:
         """The words in statements of a kind, at least, each once: told without parsing them."""

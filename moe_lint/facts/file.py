@@ -520,6 +520,12 @@ class FileFacts:
 
     def call_condition(self, qualname: str, span: Span) -> Formula:
         """What must hold inside a function for the call at ``span`` to be reached."""
+        reached = self._state.reached
+        if (qualname, span) not in reached:
+            reached[qualname, span] = self._call_condition(qualname, span)
+        return reached[qualname, span]
+
+    def _call_condition(self, qualname: str, span: Span) -> Formula:
         definition = self._functions[qualname]
         reader = FunctionReader(self._context, qualname, definition.class_name, self._env_of(definition.class_name), {})
         reader.watch = span
@@ -535,11 +541,17 @@ class FileFacts:
 
     def leaving(self, qualname: str, layers: Collection[Span], leaks: Collection[Span]) -> Leaving | None:
         """Where a function may settle what some layers returned, before some calls hand it on."""
-        return leaving(self._node(self._functions[qualname]), layers, leaks, self.lines)
+        places, key = self._state.places, (qualname, tuple(sorted(layers)), tuple(sorted(leaks)))
+        if key not in places:
+            places[key] = leaving(self._node(self._functions[qualname]), layers, leaks, self.lines)
+        return places[key]
 
     def first_returned(self, qualname: str) -> frozenset[str | None]:
         """The names of what a function returns, or of the first part of it."""
-        return first_returned(self._node(self._functions[qualname]))
+        returned = self._state.returned
+        if qualname not in returned:
+            returned[qualname] = first_returned(self._node(self._functions[qualname]))
+        return returned[qualname]
 
     def hands_on(self, class_name: str, attribute: str) -> bool:
         """Whether a class hands on what ``self.attribute`` holds, so that somebody else may run it."""

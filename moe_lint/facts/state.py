@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from moe_lint.facts.conduct import Conduct, Truth
 from moe_lint.facts.data import ClassFacts, FunctionFacts
+from moe_lint.facts.leaving import Leaving
 from moe_lint.facts.outline import Block, Method
 from moe_lint.formula import Formula
 from moe_lint.model import Span
@@ -79,6 +80,12 @@ class FileState(Struct, array_like=True):
     functions: dict[str, FunctionFacts] = field(default_factory=dict)
     conditions: dict[str, Formula | Unclear] = field(default_factory=dict)
     conducts: dict[str, Conduct] = field(default_factory=dict)
+    #: (function, call in it) -> what must hold for the call to be reached
+    reached: dict[tuple[str, Span], Formula] = field(default_factory=dict)
+    #: (function, calls of layers, calls that hand on what they return) -> where that may be settled before
+    places: dict[tuple[str, tuple[Span, ...], tuple[Span, ...]], Leaving | None] = field(default_factory=dict)
+    #: function -> the names of what it returns first
+    returned: dict[str, frozenset[str | None]] = field(default_factory=dict)
     #: reductions whose guard libcst reads as it is read here
     confirmed: set[Span] = field(default_factory=set)
     #: everything was looked at for errors
@@ -87,8 +94,9 @@ class FileState(Struct, array_like=True):
     @property
     def answers(self) -> int:
         """How many there are: they only become more."""
-        known = len(self.definitions) + len(self.classes) + len(self.signatures) - len(self.unread) + self.whole
-        return known + len(self.functions) + len(self.conditions) + len(self.conducts) + len(self.confirmed)
+        headers = len(self.definitions) + len(self.classes) + len(self.signatures) - len(self.unread) + self.whole
+        bodies = len(self.functions) + len(self.conditions) + len(self.conducts) + len(self.confirmed)
+        return headers + bodies + len(self.reached) + len(self.places) + len(self.returned)
 
 
 class _Kept(Struct, array_like=True):
