@@ -1370,7 +1370,10 @@ def ask(found: FileFacts, name: str) -> object:
         condition: Formula | str = found.condition(name)
     except NotBoolean as error:
         condition = f"{error.line}: {error}"
-    return found.header(name), found.keyword_only(name), found.function(name), found.conduct(name), condition
+    header = (*found.header(name), found.keyword_only(name), found.first_returned(name))
+    spans = [call.span for call in found.conduct(name).calls]
+    reached = [found.call_condition(name, span) for span in spans]
+    return header, found.function(name), found.conduct(name), condition, reached, found.leaving(name, spans[:1], spans)
 
 
 def test_a_truth_value_that_was_not_kept_is_worked_out_from_the_text() -> None:

@@ -46,10 +46,13 @@ def test_answers_can_be_kept() -> None:
     first = Text(CODE)
     answers = (first.holds("Block"), first.holds("nothing"), first.lines_of("Block", whole=True), first.lines_of("a"))
     words = first.words_in("import")
+    assert first.lines_that("hold a colon", lambda: iter([5, 8])) == [5, 8]
     again = Text("another text", first.kept())
     assert (again.holds("Block"), again.holds("nothing")) == (True, False)
     assert (again.lines_of("Block", whole=True), again.lines_of("a")) == answers[2:]
     assert again.words_in("import") == words
+    assert again.lines_that("hold a colon", lambda: [1]) == [5, 8]
+    assert again.lines_that("hold a dot", lambda: [1]) == [1]
     assert again.lines_of("text") == [1]
 
 
