@@ -509,6 +509,8 @@ class ProjectIndex:
         facts = self.facts(owner.path)
         if facts is None or owner.name not in facts.classes:
             return False
+        if not self._may_build_absorber(owner, facts):
+            return False
         text = facts.class_text(owner.name)
         if not self._names_absorber(text) and not self._calls_maker(owner.path, text):
             return False
@@ -516,6 +518,13 @@ class ProjectIndex:
             text = text.replace(facts.function_text(f"{owner.name}.__init__"), "")
             return self._names_absorber(text) or self._calls_maker(owner.path, text)
         return True
+
+    def _may_build_absorber(self, owner: Ref, facts: FileFacts) -> bool:
+        """A look at what is known of the text, before the text of the class is cut out of it."""
+        if owner.path not in self.texts or self._makers_in(owner.path):
+            return True
+        first, last = facts.class_extent(owner.name)
+        return any(first <= n <= last for stem in self._absorber_stems for n in self.lines_of(owner.path, stem))
 
     def _replaces_constructor(self, ref: Ref) -> bool:
         """Whether a class has a constructor that runs none of its bases'."""
@@ -528,19 +537,21 @@ class ProjectIndex:
 
     def _calls_maker(self, path: str, text: str) -> bool:
         """Whether a text of a file calls a function of that file which builds an absorber, or chooses its class."""
+        return any(maker.search(text) is not None for maker in self._makers_in(path))
+
+    def _makers_in(self, path: str) -> tuple[re.Pattern[str], ...]:
+        """Calls of the functions of a file that build an absorber."""
         if path not in self._makers:
             facts, lines = self.facts(path), self.absorber_lines(path) if path in self.texts else []
             outside = [line for line in lines if facts is not None and facts.class_at(line) is None]
             names = facts.functions_at(outside) if facts is not None and outside else []
             self._makers[path] = tuple(re.compile(rf"(?<![\w.])(?<!def ){re.escape(name)}\(") for name in names)
-        return any(maker.search(text) is not None for maker in self._makers[path])
+        return self._makers[path]
 
     def makers_called(self, path: str) -> list[int]:
         """The lines of a file on which a function of that file is called that builds an absorber."""
         text = self.texts[path]
-        if not self._calls_maker(path, text):
-            return []
-        found = [match for maker in self._makers[path] for match in maker.finditer(text)]
+        found = [match for maker in self._makers_in(path) for match in maker.finditer(text)]
         return sorted(text.count("\n", 0, match.start()) + 1 for match in found)
 
     def has_absorber(self, ref: Ref) -> bool | None:

@@ -46,6 +46,7 @@ class Callers(Constructions):
         self._worth: dict[Frame, Mapping[str, Formula]] = {}
         self._conditions: dict[Ref, tuple[tuple[Call, Formula], ...]] = {}
         self._found: dict[tuple[Ref, Ref | None, str, Call], tuple[Callee, ...]] = {}
+        self._parameters: dict[Ref, frozenset[str]] = {}
         self._possible: dict[Formula, bool | None] = {}
         #: whether a reduction is reached from there
         self._sum_below: dict[Frame, bool] = {}
@@ -256,11 +257,15 @@ class Callers(Constructions):
         return self._worth[frame]
 
     def _params(self, frame: Frame) -> frozenset[str]:
-        facts = self.index.facts(frame.path)
-        if facts is None or frame.function.name not in facts.functions:
-            return frozenset()
-        spellings = self.index.profile.flag_names
-        return frozenset(spellings.get(p, p) for p in facts.header(frame.function.name)[1])
+        """The parameters of a function, flags by their names."""
+        function = frame.function
+        if function not in self._parameters:
+            facts = self.index.facts(function.path)
+            known = facts is not None and function.name in facts.functions
+            params = facts.header(function.name)[1] if facts is not None and known else ()
+            spellings = self.index.profile.flag_names
+            self._parameters[function] = frozenset(spellings.get(p, p) for p in params)
+        return self._parameters[function]
 
     def _narrowed(self, condition: Formula, receiver: str, owner: Ref, path: str) -> Formula:
         """The condition for a receiver of this class: `isinstance(receiver, C)` is decided."""
@@ -379,6 +384,18 @@ class Callers(Constructions):
                     inner = self.edges(edge.target)
                     depth.update(dict.fromkeys(inner, level + 1))
                     stack += reversed(inner)
+
+    @cached_property
+    def calls(self) -> tuple[tuple[Layer, Frame, Edge], ...]:
+        """Every call that some layer makes or brings about; each place once, for the first layer that it is found from.
+
+        Who asks wants to know what becomes of the flags: of an engine without any, no call.
+        """
+        found: dict[tuple[str, Span, Ref], tuple[Layer, Frame, Edge]] = {}
+        for layer in self.layers if self.index.profile.flags else ():
+            for start, edge in self.paths(layer):
+                found.setdefault((edge.frame.path, edge.call.span, edge.target.function), (layer, start, edge))
+        return tuple(found.values())
 
     @cached_property
     def _routes(self) -> dict[tuple[str, Span], list[tuple[Layer, tuple[Edge, ...]]]]:

@@ -169,11 +169,10 @@ class Constructions:
 
     def _is_static(self, target: Ref) -> bool:
         facts = self.index.facts(target.path)
-        if facts is None:
+        if facts is None or facts.header(target.name)[1][:1] == ("self",):
             return False
         first, _ = facts.extent(target.name)
-        above = facts.lines[max(first - 4, 0) : first - 1]
-        return any(line.strip() == "@staticmethod" for line in above) and facts.header(target.name)[1][:1] != ("self",)
+        return any(line.strip() == "@staticmethod" for line in facts.lines[max(first - 4, 0) : first - 1])
 
     def instance(self, built: Built, maker: Instance) -> Instance:
         """The object that ``maker`` builds there, with the constants that its constructor is given or defaults to."""

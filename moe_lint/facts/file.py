@@ -420,13 +420,14 @@ class FileFacts:
                     if method.line <= line <= method.last:
                         self._open(method)
 
-    def _class_extent(self, name: str) -> tuple[int, int]:
+    def class_extent(self, name: str) -> tuple[int, int]:
+        """First and last line of a class."""
         if name not in self._state.extents:
             self._load_inner(name)
         return self._state.extents[name]
 
     def class_text(self, class_name: str) -> str:
-        first, last = self._class_extent(class_name)
+        first, last = self.class_extent(class_name)
         return self.lines.block(first, last)
 
     def function_text(self, qualname: str) -> str:
@@ -453,7 +454,7 @@ class FileFacts:
 
     def attribute_names(self, class_name: str) -> list[str]:
         """The attributes that the class assigns, in order."""
-        first, last = self._class_extent(class_name)
+        first, last = self.class_extent(class_name)
         return [n for n, lines in self._assigning_lines.items() if any(first <= line <= last for line in lines)]
 
     @cached_property
@@ -601,7 +602,7 @@ class FileFacts:
         return self._class_envs[class_name].get
 
     def _new_class_env(self, class_name: str) -> ClassEnv:
-        self._class_extent(class_name)
+        self.class_extent(class_name)
 
         def nodes_of(definitions: Iterable[Definition]) -> list[ast.FunctionDef]:
             return [node for d in list(definitions) if isinstance(node := self._node(d), ast.FunctionDef)]

@@ -81,20 +81,6 @@ def deferring(callers: Callers, layer: Layer) -> Iterator[Related]:
                 return
 
 
-def edges(callers: Callers) -> Iterator[tuple[Layer, Frame, Edge]]:
-    """Every call that some layer makes or brings about; each place once, for the first layer that it is found from.
-
-    Who asks wants to know what becomes of the flags: of an engine without any, no call.
-    """
-    seen: set[tuple[str, Span, str, str]] = set()
-    for layer in callers.layers if callers.index.profile.flags else ():
-        for start, edge in callers.paths(layer):
-            key = (edge.frame.path, edge.call.span, edge.target.function.path, edge.target.function.name)
-            if key not in seen:
-                seen.add(key)
-                yield layer, start, edge
-
-
 def callee_name(edge: Edge) -> str:
     """`Block.forward`"""
     return edge.target.function.name
@@ -153,7 +139,6 @@ __all__ = [
     "callee_name",
     "deferring",
     "defers",
-    "edges",
     "flag_of",
     "has_experts",
     "launch",

@@ -8,7 +8,7 @@ from moe_lint.index import ProjectIndex
 from moe_lint.model import Finding, FixPlan
 from moe_lint.profile import Flag
 from moe_lint.rules._cases import ASK, BARE, FUSION_ONLY, ROUTED, SETTLE, block, experts, layer_case, method
-from moe_lint.rules._layers import absorbs, call_finding, callee_name, edges, launch, place, runs_in_spite_of
+from moe_lint.rules._layers import absorbs, call_finding, callee_name, launch, place, runs_in_spite_of
 from moe_lint.rules._plumbing import parameter_for, plan_keywords
 from moe_lint.rules.base import Context, Rule
 
@@ -120,7 +120,7 @@ else:
     def check(self, context: Context) -> Iterable[Finding]:
         callers = context.callers
         profile = context.index.profile
-        for layer, _, edge in edges(callers):
+        for layer, _, edge in callers.calls:
             lost = [
                 (flag, found)
                 for flag in profile.flags

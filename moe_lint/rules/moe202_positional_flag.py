@@ -10,7 +10,7 @@ from moe_lint.formula import TRUE, Atom, atom_set
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Finding, FixPlan, Related, Severity
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case, method
-from moe_lint.rules._layers import absorbs, call_finding, callee_name, edges, flag_of, launch, runs_in_spite_of
+from moe_lint.rules._layers import absorbs, call_finding, callee_name, flag_of, launch, runs_in_spite_of
 from moe_lint.rules._plumbing import parameter_for, plan_keywords
 from moe_lint.rules.base import Context, Rule
 
@@ -135,7 +135,7 @@ x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
     def check(self, context: Context) -> Iterable[Finding]:
         index = context.index
         told: set[tuple[str, int, int]] = set()
-        for layer, _, edge in edges(context.callers):
+        for layer, _, edge in context.callers.calls:
             key = (edge.frame.path, edge.call.span.line, edge.call.span.column)
             slips = _slips(edge, context)
             if not slips or key in told:

@@ -8,7 +8,7 @@ from moe_lint.index import Ref
 from moe_lint.model import Finding, Related, Span
 from moe_lint.profile import Flag
 from moe_lint.rules._cases import ASK, BARE, FUSION_ONLY, ROUTED, SETTLE, block, experts, layer_case
-from moe_lint.rules._layers import absorbs, callee_name, edges, launch, place, runs_in_spite_of
+from moe_lint.rules._layers import absorbs, callee_name, launch, place, runs_in_spite_of
 from moe_lint.rules._plumbing import parameter_for
 from moe_lint.rules.base import Context, Rule
 
@@ -77,7 +77,7 @@ class FlagNeverRead(Rule):
     def check(self, context: Context) -> Iterable[Finding]:
         callers = context.callers
         told: set[Ref] = set()
-        for layer, _, edge in edges(callers):
+        for layer, _, edge in callers.calls:
             unread = [
                 (flag, parameter, found)
                 for flag, parameter in _unread(edge, context)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from moe_lint.formula import Atom, atom_set, conj
 from moe_lint.model import Finding, Related
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case, method
-from moe_lint.rules._layers import absorbs, block_sums, call_finding, callee_name, edges, has_experts, launch
+from moe_lint.rules._layers import absorbs, block_sums, call_finding, callee_name, has_experts, launch
 from moe_lint.rules.base import Context, Rule
 
 _CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
@@ -101,7 +101,7 @@ else:
             return  # nobody in this tree waits for a mark: it hands sums on in another way
         told: set[tuple[str, int, str]] = set()
         # where a call may reach several blocks, the one with experts explains it best
-        for layer, start, edge in sorted(edges(callers), key=lambda item: not has_experts(callers, item[2])):
+        for layer, start, edge in sorted(callers.calls, key=lambda item: not has_experts(callers, item[2])):
             for flag in context.index.profile.flags:
                 key = (edge.frame.path, edge.call.span.line, flag.name)
                 if not flag.last or start != edge.frame or edge.built is None or key in told:
