@@ -1373,7 +1373,10 @@ def ask(found: FileFacts, name: str) -> object:
     header = (*found.header(name), found.keyword_only(name), found.first_returned(name))
     spans = [call.span for call in found.conduct(name).calls]
     reached = [found.call_condition(name, span) for span in spans]
-    return header, found.function(name), found.conduct(name), condition, reached, found.leaving(name, spans[:1], spans)
+    sites = found.function(name).sites
+    alone = [found.only_guards(name, site.span, part.span) for site in sites for part in site.guard]
+    leaving = found.leaving(name, spans[:1], spans)
+    return header, found.function(name), found.conduct(name), condition, reached, alone, leaving
 
 
 def test_a_truth_value_that_was_not_kept_is_worked_out_from_the_text() -> None:

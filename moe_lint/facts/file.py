@@ -348,8 +348,12 @@ class FileFacts:
 
     def _open(self, definition: Definition) -> None:
         """Make the functions and classes known that a method defines."""
-        if not definition.known and self._holds_header(definition.line, definition.last):
-            self._learn(definition)
+        plain = self._state.plain
+        if not definition.known and definition.line not in plain:
+            if self._holds_header(definition.line, definition.last):
+                self._learn(definition)
+            else:
+                plain.add(definition.line)
 
     def header(self, qualname: str) -> tuple[int, tuple[str, ...], Mapping[str, bool | None]]:
         """(line, parameters, defaults) of a function, without reading its body."""
@@ -538,7 +542,10 @@ class FileFacts:
 
     def only_guards(self, qualname: str, call: Span, condition: Span) -> bool:
         """Whether a condition in a function decides about the reduction at ``call`` and nothing else."""
-        return only_guards(self._node(self._functions[qualname]), call, condition, self.lines)
+        alone, key = self._state.alone, (qualname, call, condition)
+        if key not in alone:
+            alone[key] = only_guards(self._node(self._functions[qualname]), call, condition, self.lines)
+        return alone[key]
 
     def leaving(self, qualname: str, layers: Collection[Span], leaks: Collection[Span]) -> Leaving | None:
         """Where a function may settle what some layers returned, before some calls hand it on."""

@@ -76,10 +76,14 @@ class FileState(Struct, array_like=True):
     methods: dict[str, list[Definition]] = field(default_factory=dict)
     #: every method that was left out when its class was parsed, those that a later one of the name replaces too
     apart: list[Definition] = field(default_factory=list)
+    #: the lines of those that define nothing themselves, as their text tells
+    plain: set[int] = field(default_factory=set)
     signatures: dict[str, Signature] = field(default_factory=dict)
     functions: dict[str, FunctionFacts] = field(default_factory=dict)
     conditions: dict[str, Formula | Unclear] = field(default_factory=dict)
     conducts: dict[str, Conduct] = field(default_factory=dict)
+    #: (function, call in it, condition in it) -> whether the condition decides about the call alone
+    alone: dict[tuple[str, Span, Span], bool] = field(default_factory=dict)
     #: (function, call in it) -> what must hold for the call to be reached
     reached: dict[tuple[str, Span], Formula] = field(default_factory=dict)
     #: (function, calls of layers, calls that hand on what they return) -> where that may be settled before
@@ -94,9 +98,9 @@ class FileState(Struct, array_like=True):
     @property
     def answers(self) -> int:
         """How many there are: they only become more."""
-        headers = len(self.definitions) + len(self.classes) + len(self.signatures) - len(self.unread) + self.whole
-        bodies = len(self.functions) + len(self.conditions) + len(self.conducts) + len(self.confirmed)
-        return headers + bodies + len(self.reached) + len(self.places) + len(self.returned)
+        headers = len(self.definitions) + len(self.classes) + len(self.signatures) + len(self.plain) - len(self.unread)
+        bodies = self.whole + len(self.functions) + len(self.conditions) + len(self.conducts) + len(self.confirmed)
+        return headers + bodies + len(self.alone) + len(self.reached) + len(self.places) + len(self.returned)
 
 
 class _Kept(Struct, array_like=True):
