@@ -44,10 +44,10 @@ class Callers(Constructions):
         self._edges: dict[Frame, tuple[Edge, ...]] = {}
         self._frames: dict[Frame, Frame] = {}
         self._worth: dict[Frame, Mapping[str, Formula]] = {}
-        self._conditions: dict[Ref, tuple[tuple[Call, Formula], ...]] = {}
-        self._found: dict[tuple[Ref, Ref | None, str, Call], tuple[Callee, ...]] = {}
+        self._found: dict[tuple[Ref, Ref | None, str], tuple[tuple[Call, Formula, tuple[Callee, ...]], ...]] = {}
         self._parameters: dict[Ref, frozenset[str]] = {}
         self._possible: dict[Formula, bool | None] = {}
+        self._summed: dict[Edge, tuple[Sum, ...]] = {}
         #: whether a reduction is reached from there
         self._sum_below: dict[Frame, bool] = {}
 
@@ -117,27 +117,29 @@ class Callers(Constructions):
         return self._edges[frame]
 
     def _find_edges(self, frame: Frame) -> Iterator[Edge]:
-        for call, when in self._calls(frame.function):
+        for call, when, callees in self._calls(frame):
             holds = conj((frame.holds, self.told(frame, when)))
-            for callee in self._callees(frame, call) if holds != FALSE else ():
+            for callee in callees if holds != FALSE else ():
                 condition = self._narrowed_to(callee.built, frame, holds)
                 if callee.built is None or self.possible(condition):
                     yield Edge(frame, call, self._target(frame, call, callee, condition), callee.bound, callee.built)
 
-    def _calls(self, function: Ref) -> tuple[tuple[Call, Formula], ...]:
-        """The calls that a function makes, each with its condition where every group has more than one rank."""
-        if function not in self._conditions:
-            conduct, profile = self.conduct(function), self.index.profile
-            calls = conduct.calls if conduct is not None else ()
-            self._conditions[function] = tuple((call, without_topology(call.condition, profile)) for call in calls)
-        return self._conditions[function]
+    def _calls(self, frame: Frame) -> tuple[tuple[Call, Formula, tuple[Callee, ...]], ...]:
+        """The calls of a function that may run others in the tree, and which, whatever holds around them.
 
-    def _callees(self, frame: Frame, call: Call) -> tuple[Callee, ...]:
-        """What a call may run, whatever holds around it: found once for all frames of a function and a class."""
+        Each with its condition where every group has more than one rank. Found once for all frames of a function and
+        a class.
+        """
         owner = frame.instance.owner if frame.instance is not None else None
-        key = (frame.function, owner, frame.itself, call)
+        key = (frame.function, owner, frame.itself)
         if key not in self._found:
-            self._found[key] = tuple(self._find_callees(frame, owner, call))
+            conduct, profile = self.conduct(frame.function), self.index.profile
+            told = (
+                (call, tuple(self._find_callees(frame, owner, call))) for call in (conduct.calls if conduct else ())
+            )
+            self._found[key] = tuple(
+                (call, without_topology(call.condition, profile), callees) for call, callees in told if callees
+            )
         return self._found[key]
 
     def _find_callees(self, frame: Frame, owner: Ref | None, call: Call) -> Iterator[Callee]:
@@ -306,7 +308,9 @@ class Callers(Constructions):
 
     def sums(self, edge: Edge) -> tuple[Sum, ...]:
         """The reductions that a call reaches, with when they run."""
-        return tuple(self._sums(edge.target, (edge,), frozenset()))
+        if edge not in self._summed:
+            self._summed[edge] = tuple(self._sums(edge.target, (edge,), frozenset()))
+        return self._summed[edge]
 
     def sums_of(self, function: Ref) -> tuple[Sum, ...]:
         """The reductions that a module-level function reaches, whatever flags are published around its call."""
@@ -359,8 +363,8 @@ class Callers(Constructions):
     def _places_called(self, place: Frame) -> Iterator[Frame]:
         """The functions that one calls, as far as it is known whose methods they are."""
         owner = place.instance.owner if place.instance is not None else None
-        for call, _ in self._calls(place.function):
-            for callee in self._callees(place, call):
+        for _, _, callees in self._calls(place):
+            for callee in callees:
                 if callee.function.path in self.index.texts:
                     acts_for = owner if callee.built is None or owner is None else callee.built.owner
                     yield _bare(
