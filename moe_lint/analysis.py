@@ -84,7 +84,7 @@ def analyse(
     if helper is None and not helper_problems and (any(a for _, a in used) or any(f.absorber for f in found)):
         whole = {found.condition.name for found in combine_sums(index) if isinstance(found.condition, Atom)}
         helper = propose_helper(index, used, whole)
-    policy = Policy(index, helper, helper_problems)
+    policy = Policy(index, helper, helper_problems, unchanged.configurations if unchanged is not None else None)
     sites = tuple(judge_site(site, policy) for site in found)
     return Tree(
         index.texts,

@@ -4,8 +4,8 @@ A judgement is kept with what it depends on: the tool, the options and the profi
 tree has, and the content of those that were searched or parsed. A file's stamp (size, times, inode) saves reading it;
 where the stamp differs, or is so young that a later change could have left it as it is, the content decides. Beside it
 lies what was found out about each file, for the next judgement of the tree; it depends on the file's content, the tool
-and the profile alone. What cannot be read back is a miss. Entries are replaced at once, so concurrent runs see whole
-ones.
+and the profile alone. The launch configurations that were looked for depend on less, and lie there, too. What cannot be
+read back is a miss. Entries are replaced at once, so concurrent runs see whole ones.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from msgspec import MsgspecError, Struct, msgpack
 from msgspec.structs import replace
 
 from moe_lint.atomic import replace_file
+from moe_lint.launch import Configurations
 from moe_lint.model import Judgement, Kept, Unchanged, UsageError
 from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
 
-_FORMAT = 5
+_FORMAT = 6
 _SUFFIX = ".judgement"
 _FILES = ".files"
 #: Bytes that tell how long an entry is, before it.
@@ -52,10 +53,12 @@ class _Files(Struct, frozen=True, array_like=True):
     """Path -> the digest of a file's content, and how long is what was found out about it: searches, facts.
 
     That itself lies behind, file by file, so that it is neither copied nor put together: it is the larger part by far.
+    ``configurations`` are those that were looked for: they depend on the profile alone.
     """
 
     version: int
     files: dict[str, tuple[bytes, int, int | None]]
+    configurations: Configurations
 
 
 _Stored = TypeVar("_Stored", _Entry, _Files)
@@ -115,14 +118,16 @@ class Cache(Struct, frozen=True):
         dull = frozenset(path for path, digest in digests.items() if digest is None)
         read = self._read(f"{key}{_FILES}", _Files) if digests else None
         files: dict[str, Kept] = {}
+        configurations: Configurations = {}
         if read is not None:
             kept, rest = read
+            configurations = kept.configurations
             for path, (digest, searches, facts) in kept.files.items():
                 end = searches + (facts or 0)
                 if digests.get(path) == digest:
                     files[path] = Kept(digest, rest[:searches], rest[searches:end] if facts is not None else None)
                 rest = rest[end:]
-        return Unchanged(dull, files)
+        return Unchanged(dull, files, configurations)
 
     def store(
         self,
@@ -131,8 +136,9 @@ class Cache(Struct, frozen=True):
         stamps: Mapping[str, Stamp],
         judgement: Judgement,
         found: Mapping[str, Kept],
+        configurations: Configurations,
     ) -> None:
-        """Keep a judgement, and what was found out about files, under a key each.
+        """Keep a judgement, and what was found out about files and launch configurations, under a key each.
 
         ``stamps`` are those that `load` found. Raises ``UsageError``, see `required`.
         """
@@ -158,7 +164,7 @@ class Cache(Struct, frozen=True):
             for path, kept in files.items()
         }
         parts = (part for kept in files.values() for part in (kept.searches, kept.facts) if part is not None)
-        self._write(keys[1] + _FILES, now, _Files(_FORMAT, sizes), *parts)
+        self._write(keys[1] + _FILES, now, _Files(_FORMAT, sizes, configurations), *parts)
 
     def _read(self, name: str, kind: type[_Stored]) -> tuple[_Stored, memoryview] | None:
         """An entry, and what lies behind it."""

@@ -26,11 +26,12 @@ from moe_lint.model import (
 )
 
 if TYPE_CHECKING:
+    from moe_lint.analysis import Tree
     from moe_lint.baseline import Baseline
     from moe_lint.cache import Cache
     from moe_lint.changes import Changes
     from moe_lint.profile import Profile
-    from moe_lint.reading import Known, Reader
+    from moe_lint.reading import Known
     from moe_lint.selection import PathIgnore
 
 
@@ -129,9 +130,11 @@ def _judgement_of(root: str, paths: Sequence[str], options: Options, overlay: Ma
     unchanged = cache.unchanged(key_of_files, found.digests)
     if overlay is not None:
         return _judged(root, paths, options, overlay, unchanged)[0]
-    judgement, reader = _judged(root, paths, options, None, unchanged)
+    judgement, tree = _judged(root, paths, options, None, unchanged)
     if not any(problem.reason is SkipReason.UNREADABLE for problem in judgement.problems):
-        cache.store((key, key_of_files), paths, found.stamps, judgement, reader.found())
+        cache.store(
+            (key, key_of_files), paths, found.stamps, judgement, tree.reader.found(), tree.policy.configurations
+        )
     return judgement
 
 
@@ -141,13 +144,13 @@ def _judged(
     options: Options,
     overlay: Mapping[str, str] | None,
     unchanged: Unchanged | None,
-) -> tuple[Judgement, Reader]:
+) -> tuple[Judgement, Tree]:
     # loaded only when there is something to judge: a run that the cache answers is over before these are imported
     from moe_lint.analysis import analyse
     from moe_lint.judging import judge
 
     tree = analyse(root, paths, options.profile, overlay, options.known, unchanged)
-    return judge(tree, options.select, options.extend_select, options.ignore, options.law), tree.reader
+    return judge(tree, options.select, options.extend_select, options.ignore, options.law), tree
 
 
 def _problems_of_named(named: Iterable[str], judgement: Judgement, overlay: Mapping[str, str]) -> list[Problem]:

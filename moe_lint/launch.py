@@ -83,6 +83,10 @@ class Configuration(Struct, frozen=True):
         return text
 
 
+#: (a formula, the group that has several ranks) -> the cheapest configuration under which it holds
+Configurations = dict[tuple[Formula, str | None], Configuration | None]
+
+
 class Space(Struct, frozen=True, dict=True):
     """All launch configurations of one engine. Raises ``ExpressionError`` for an expression it cannot read."""
 

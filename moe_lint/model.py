@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from moe_lint.launch import Configurations
 
 Axis = Literal["TP", "EP", "other"]
 
@@ -246,6 +249,8 @@ class Unchanged(Struct, frozen=True):
     dull: frozenset[str]
     #: path -> what was found out about it
     files: Mapping[str, Kept]
+    #: what was looked for among the launch configurations
+    configurations: Configurations
 
 
 class KnownFinding(Struct, frozen=True):

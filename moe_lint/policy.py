@@ -32,7 +32,7 @@ from moe_lint.formula import (
     substitute,
 )
 from moe_lint.index import ProjectIndex, Ref
-from moe_lint.launch import Configuration
+from moe_lint.launch import Configuration, Configurations
 from moe_lint.model import Axis, Problem, SkipReason
 from moe_lint.profile import Profile, matches
 
@@ -73,7 +73,14 @@ class Reason(Struct, frozen=True):
 class Policy:
     """Judges guards against a helper."""
 
-    def __init__(self, index: ProjectIndex, helper: Helper | None, problems: tuple[Problem, ...] = ()) -> None:
+    def __init__(
+        self,
+        index: ProjectIndex,
+        helper: Helper | None,
+        problems: tuple[Problem, ...] = (),
+        configurations: Configurations | None = None,
+    ) -> None:
+        """``configurations`` are those that an earlier run has looked for: they depend on the profile alone."""
         self.index = index
         self.profile: Profile = index.profile
         self.helper = helper
@@ -84,7 +91,9 @@ class Policy:
         self._expansions: dict[str, Formula | None] = {}
         self._predicates: dict[str, tuple[tuple[str, ...], Mapping[str, bool | None], Formula] | None] = {}
         self._backend_members = self._read_backends()
-        self._configurations: dict[tuple[Formula, str | None], Configuration | None] = {}
+        self._known_configurations = configurations or {}
+        #: what was looked for
+        self.configurations: Configurations = {}
 
     # --- the helper
 
@@ -293,14 +302,17 @@ class Policy:
         None when there is none, or when that cannot be told.
         """
         group = self.profile.launch.group_of(collective, axis)
-        key = (formula, group)
-        if key not in self._configurations:
-            try:
-                found = self.profile.launch.find(self.opened(formula), () if group is None else (group,))
-            except TooManyAtoms:
-                found = None
-            self._configurations[key] = found
-        return self._configurations[key]
+        key = (self.opened(formula), group)
+        if key not in self.configurations:
+            known = key in self._known_configurations
+            self.configurations[key] = self._known_configurations[key] if known else self._configuration(*key)
+        return self.configurations[key]
+
+    def _configuration(self, opened: Formula, group: str | None) -> Configuration | None:
+        try:
+            return self.profile.launch.find(opened, () if group is None else (group,))
+        except TooManyAtoms:
+            return None
 
     # --- where to import it from
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,8 @@ from moe_lint import engine
 from moe_lint.cache import Cache
 from moe_lint.engine import Options, run
 from moe_lint.facts import FileFacts
+from moe_lint.formula import Formula
+from moe_lint.launch import Configuration, Space
 from moe_lint.model import Report
 from moe_lint.profile import load_profile
 from tests.runs import EXPECTED, findings, moe_lint
@@ -173,6 +175,26 @@ def test_of_a_tree_in_which_a_file_has_changed_only_that_one_is_read_again(
     names.clear()
     assert report == run(Options(("engine",), PROFILE))
     assert len(names) > 1
+
+
+def test_a_launch_configuration_is_looked_for_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Formula, tuple[str, ...]]] = []
+    find = Space.find
+
+    def watched(self: Space, formula: Formula, larger: Iterable[str] = ()) -> Configuration | None:
+        asked.append((formula, tuple(larger)))
+        return find(self, formula, larger)
+
+    monkeypatch.setattr(Space, "find", watched)
+    options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"))
+    first = run(options)
+    assert asked
+    assert len(set(asked)) == len(asked)
+    asked.clear()
+    path = tree / "engine/models/unguarded.py"
+    path.write_text(path.read_text() + "\nADDED = 1\n")
+    assert run(options).findings == first.findings
+    assert asked == []
 
 
 def test_other_rules_read_no_file_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
