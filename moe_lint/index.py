@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from msgspec import Struct
 
@@ -18,12 +18,6 @@ from moe_lint.profile import Profile, longest_part, matches
 from moe_lint.text import Statement, Text
 
 _ATTRIBUTE_CALL = re.compile(r"self(?<!\wself)\.(\w+)\(")
-
-
-@lru_cache(maxsize=64)
-def _mention_of(name: str) -> re.Pattern[str]:
-    """Where a method is named: (what of `self` or `super()` is before it, a `def` before it, how its call begins)."""
-    return re.compile(rf"(?<![\w.])(?:(self(?:\.\w+)*|super\(\))\.|(def\s+))?{name}(?!\w)(\(\)?)?|(?<=\.){name}(?!\w)")
 
 
 class Ref(Struct, frozen=True, order=True):
@@ -394,14 +388,11 @@ class ProjectIndex:
         or `self.attribute.method(…)` may be anything; a call without arguments hands on nothing.
         """
         owner, _, short = ref.name.rpartition(".")
-        text = self.line(path, line)
-        if not owner or text.lstrip().startswith("#"):
-            return not owner
+        if not owner:
+            return True
         class_name = facts.class_at(line)
-        for receiver, defined, call in _mention_of(short).findall(text):
-            if defined or call == "()":
-                continue
-            if not receiver or not call or any(self.profile.is_expert_attribute(o) for o in receiver.split(".")):
+        for receiver, called in self._read[path].mentions(short).get(line, ()):
+            if not receiver or not called or any(self.profile.is_expert_attribute(o) for o in receiver.split(".")):
                 return True
             if class_name is None:
                 continue  # no method: its `self` is some argument

@@ -7,7 +7,7 @@ remembered, and kept for the next judgement.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from msgspec import Struct, field
@@ -23,6 +23,8 @@ _STATEMENTS: dict[Statement, re.Pattern[str]] = {
     "class": re.compile(r"class\s+\w+[^(\n]*\((?:[^:#]|#[^\n]*)*"),
 }
 _WORD = re.compile(r"\w+")
+#: What a method is called on (`self`, a part of it, or `super()`; nothing: something else), and whether it is called.
+Mention = tuple[str, bool]
 
 
 class _Answers(Struct, array_like=True):
@@ -33,6 +35,8 @@ class _Answers(Struct, array_like=True):
     whole: dict[str, list[int]] = field(default_factory=dict)
     #: the words in statements of a kind
     named: dict[Statement, list[str]] = field(default_factory=dict)
+    #: method -> line -> how it is named there
+    mentions: dict[str, dict[int, list[Mention]]] = field(default_factory=dict)
     #: question -> the lines that answer it
     asked: dict[str, list[int]] = field(default_factory=dict)
 
@@ -78,6 +82,24 @@ class Text:
             if not whole or not (before.isalnum() or before == "_" or after.isalnum() or after == "_"):
                 yield position
             position = text.find(word, end)
+
+    def mentions(self, method: str) -> dict[int, list[Mention]]:
+        """How a method is named on each line; definitions, calls without arguments and comments are left out."""
+        known = self._answers.mentions
+        if method not in known:
+            known[method] = dict(self._mentions(method))
+        return known[method]
+
+    def _mentions(self, method: str) -> Iterator[tuple[int, list[Mention]]]:
+        pattern = re.compile(
+            rf"(?<![\w.])(?:(self(?:\.\w+)*|super\(\))\.|(def\s+))?{method}(?!\w)(\(\)?)?|(?<=\.){method}(?!\w)"
+        )
+        for number in dict.fromkeys(self.lines_of(method, whole=True)):
+            line = self.lines[number - 1]
+            found = pattern.findall(line) if not line.lstrip().startswith("#") else ()
+            named = [(receiver, call == "(") for receiver, defined, call in found if not defined and call != "()"]
+            if named:
+                yield number, named
 
     def lines_that(self, question: str, answer: Callable[[], Iterable[int]]) -> list[int]:
         """The lines that answer a question about this text and the profile, which says all that the answer rests on."""

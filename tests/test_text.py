@@ -56,6 +56,29 @@ def test_answers_can_be_kept() -> None:
     assert again.lines_of("text") == [1]
 
 
+CALLS = """\
+def run(self, x):  # run(x)
+    self.run(x)
+    # self.run(x)
+    later = self.part.run
+    return super().run(x) + self.run() + other.run(x) + self.rerun(x)
+run(1)
+"""
+
+
+def test_it_is_told_on_what_a_method_is_called() -> None:
+    mentions = {
+        1: [("", True)],
+        2: [("self", True)],
+        4: [("self.part", False)],
+        5: [("super()", True), ("", False)],
+        6: [("", True)],
+    }
+    first = Text(CALLS)
+    assert first.mentions("run") == mentions
+    assert Text("another text", first.kept()).mentions("run") == mentions
+
+
 def test_an_answer_is_a_list_of_ones_own() -> None:
     text = Text("x\nx\n")
     text.lines_of("x").append(9)
