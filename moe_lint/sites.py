@@ -127,11 +127,11 @@ def _serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:
     facts = index.facts(path)
     if facts is None or raw.class_name is not None:
         return False
-    call = re.compile(rf"(?<![\w.]){re.escape(raw.function)}\(")
+    call = rf"(?<![\w.]){re.escape(raw.function)}\("
     return any(
         path in index.holding(f"def {name}(")
         and name in facts.functions
-        and call.search(facts.function_text(name)) is not None
+        and re.search(call, facts.function_text(name)) is not None
         for name in index.profile.wrappers
         if name != raw.function
     )

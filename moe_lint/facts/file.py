@@ -398,15 +398,17 @@ class FileFacts:
         self._load_at(line for line, bases in self._class_headers if base in bases)
         return [n for n, c in self._state.classes.items() if any(b.rpartition(".")[2] == base for b in c.bases)]
 
-    @cached_property
+    @property
     def _class_headers(self) -> list[tuple[int, str]]:
         """(line, text in parentheses) of every class that has such a text."""
-        found, line, position = [], 1, 0
-        for match in _CLASS_HEADER.finditer(self._source):
-            line += self._source.count("\n", position, match.start())
-            position = match.start()
-            found.append((line, match.group(1)))
-        return found
+        if self._state.headers is None:
+            found, line, position = [], 1, 0
+            for match in _CLASS_HEADER.finditer(self._source):
+                line += self._source.count("\n", position, match.start())
+                position = match.start()
+                found.append((line, match.group(1)))
+            self._state.headers = found
+        return self._state.headers
 
     def nested(self, name: str) -> list[str]:
         """The qualified names of classes and functions of this name that are not at the top level."""
@@ -461,13 +463,15 @@ class FileFacts:
         first, last = self.class_extent(class_name)
         return [n for n, lines in self._assigning_lines.items() if any(first <= line <= last for line in lines)]
 
-    @cached_property
+    @property
     def _assigning_lines(self) -> dict[str, list[int]]:
         """Attribute -> the lines that may assign it, told from the text: other bodies need not be read for it."""
-        found: dict[str, list[int]] = {}
-        for match in _ASSIGNED_ATTRIBUTE.finditer(self._source):
-            found.setdefault(match.group(1), []).append(self.lines.number(match.start()))
-        return found
+        if self._state.assigning is None:
+            found: dict[str, list[int]] = {}
+            for match in _ASSIGNED_ATTRIBUTE.finditer(self._source):
+                found.setdefault(match.group(1), []).append(self.lines.number(match.start()))
+            self._state.assigning = found
+        return self._state.assigning
 
     def function(self, qualname: str) -> FunctionFacts:
         """The facts of one function's body. Raises ``KeyError`` for a name that the file does not define."""

@@ -74,6 +74,10 @@ class FileState(Struct, array_like=True):
     extents: dict[str, tuple[int, int]] = field(default_factory=dict)
     #: class -> its own methods, in order; a name may occur twice (an overload, a setter)
     methods: dict[str, list[Definition]] = field(default_factory=dict)
+    #: attribute -> the lines that may assign it; None: nobody has asked
+    assigning: dict[str, list[int]] | None = None
+    #: (line, text in parentheses) of every class that has such a text; None: nobody has asked
+    headers: list[tuple[int, str]] | None = None
     #: every method that was left out when its class was parsed, those that a later one of the name replaces too
     apart: list[Definition] = field(default_factory=list)
     #: the lines of those that define nothing themselves, as their text tells
@@ -99,6 +103,7 @@ class FileState(Struct, array_like=True):
     def answers(self) -> int:
         """How many there are: they only become more."""
         headers = len(self.definitions) + len(self.classes) + len(self.signatures) + len(self.plain) - len(self.unread)
+        headers += (self.assigning is not None) + (self.headers is not None)
         bodies = self.whole + len(self.functions) + len(self.conditions) + len(self.conducts) + len(self.confirmed)
         return headers + bodies + len(self.alone) + len(self.reached) + len(self.places) + len(self.returned)
 
