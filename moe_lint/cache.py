@@ -26,7 +26,7 @@ from moe_lint.launch import Configurations
 from moe_lint.model import Judgement, Kept, Unchanged, UsageError
 from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
 
-_FORMAT = 6
+_FORMAT = 7
 _SUFFIX = ".judgement"
 _FILES = ".files"
 #: Bytes that tell how long an entry is, before it.
@@ -50,14 +50,14 @@ class _Entry(Struct, frozen=True, array_like=True):
 
 
 class _Files(Struct, frozen=True, array_like=True):
-    """Path -> the digest of a file's content, and how long is what was found out about it: searches, facts.
+    """Path -> the digest of a file's content, whether it is a candidate, how long its searches and its facts are.
 
     That itself lies behind, file by file, so that it is neither copied nor put together: it is the larger part by far.
     ``configurations`` are those that were looked for: they depend on the profile alone.
     """
 
     version: int
-    files: dict[str, tuple[bytes, int, int | None]]
+    files: dict[str, tuple[bytes, bool, int, int | None]]
     configurations: Configurations
 
 
@@ -122,10 +122,11 @@ class Cache(Struct, frozen=True):
         if read is not None:
             kept, rest = read
             configurations = kept.configurations
-            for path, (digest, searches, facts) in kept.files.items():
+            for path, (digest, candidate, searches, facts) in kept.files.items():
                 end = searches + (facts or 0)
                 if digests.get(path) == digest:
-                    files[path] = Kept(digest, rest[:searches], rest[searches:end] if facts is not None else None)
+                    of_facts = rest[searches:end] if facts is not None else None
+                    files[path] = Kept(digest, candidate, rest[:searches], of_facts)
                 rest = rest[end:]
         return Unchanged(dull, files, configurations)
 
@@ -160,7 +161,7 @@ class Cache(Struct, frozen=True):
         now = time.time_ns()
         self._write(keys[0] + _SUFFIX, now, _Entry(_FORMAT, now, manifest, judgement))
         sizes = {
-            path: (kept.digest, len(kept.searches), len(kept.facts) if kept.facts is not None else None)
+            path: (kept.digest, kept.candidate, len(kept.searches), None if kept.facts is None else len(kept.facts))
             for path, kept in files.items()
         }
         parts = (part for kept in files.values() for part in (kept.searches, kept.facts) if part is not None)

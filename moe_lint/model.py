@@ -238,6 +238,8 @@ class Kept(Struct, frozen=True):
 
     #: of its content
     digest: bytes
+    #: it holds a word of the engine; else only its facts were asked for
+    candidate: bool
     searches: memoryview
     facts: memoryview | None
 

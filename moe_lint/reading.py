@@ -48,12 +48,11 @@ class KnownFile:
         """The facts, if somebody has asked for them."""
         return self.__dict__.get("facts")
 
-    def kept(self) -> Kept:
+    def kept(self, candidate: bool) -> Kept:
         """All that, for a later run that finds the same text."""
         facts = self.known_facts
-        if facts is None:
-            return Kept(self.digest, self.text.kept(), self._kept.facts if self._kept is not None else None)
-        return Kept(self.digest, self.text.kept(), facts.kept())
+        before = self._kept.facts if self._kept is not None else None
+        return Kept(self.digest, candidate, self.text.kept(), before if facts is None else facts.kept())
 
 
 #: Path -> what is known of it, for the next judgement of a tree of which few files have changed.
@@ -79,6 +78,7 @@ class Reader:
         self._known = known
         self._unchanged = unchanged
         self._files: dict[str, KnownFile] = {}
+        self._candidates: set[str] = set()
         self._failed: dict[str, Problem] = {}
         self._prefilter = prefilter
         self._overlay = overlay
@@ -91,10 +91,19 @@ class Reader:
             return None
         try:
             data = read_bytes(path)
-            return self._file(path, data).text if self._prefilter.is_candidate(data) else None
+            kept = self._kept(path, data)
+            if not (self._prefilter.is_candidate(data) if kept is None else kept.candidate):
+                return None
+            self._candidates.add(path)
+            return self._file(path, data, kept).text
         except (OSError, SourceError) as error:
             self._fail(path, error)
             return None
+
+    def _kept(self, path: str, data: bytes) -> Kept | None:
+        """What an earlier run knew of a file, if this is what it holds: it may change at this very time."""
+        kept = self._unchanged.files.get(path) if self._unchanged is not None else None
+        return kept if kept is not None and kept.digest == digest_of(data) else None
 
     def facts(self, path: str) -> FileFacts | None:
         """The facts of any file of the tree; None, with the reason recorded, when it cannot be parsed."""
@@ -104,21 +113,23 @@ class Reader:
             self._fail(path, error)
         return None
 
-    def _file(self, path: str, data: bytes | None = None) -> KnownFile:
-        """``data`` is the file's content, where it was read already. Raises ``OSError`` and ``SourceError``."""
+    def _file(self, path: str, data: bytes | None = None, kept: Kept | None = None) -> KnownFile:
+        """``data`` is the file's content and ``kept`` what was known of it, where it was read already.
+
+        Raises ``OSError`` and ``SourceError``.
+        """
         if path in self._files:
             return self._files[path]
-        digest, kept = b"", None
+        digest = b""
         if path in self._overlay:
             source = self._overlay[path]
         else:
-            data = read_bytes(path) if data is None else data
-            source, digest = decode(data), digest_of(data)
-            kept = self._unchanged.files.get(path) if self._unchanged is not None else None
+            if data is None:
+                data = read_bytes(path)
+                kept = self._kept(path, data)
+            source, digest = decode(data), digest_of(data) if kept is None else kept.digest
         file = self._known.get(path)
         if file is None or not file.is_of(source, self.profile):
-            # what was kept may be of another content, if the file changes at this very time
-            kept = kept if kept is not None and kept.digest == digest else None
             file = self._known[path] = KnownFile(path, source, self.profile, digest, kept)
         file.digest = digest or file.digest
         self._files[path] = file
@@ -126,7 +137,7 @@ class Reader:
 
     def found(self) -> dict[str, Kept]:
         """Path -> what was found out about it, for a later run."""
-        return {path: file.kept() for path, file in self._files.items()}
+        return {path: file.kept(path in self._candidates) for path, file in self._files.items()}
 
     @property
     def problems(self) -> dict[str, Problem]:
