@@ -8,6 +8,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
+from operator import attrgetter
 from typing import TypeVar
 
 from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, dotted, inline
@@ -50,6 +51,7 @@ _ATTRIBUTE = re.compile(r"self(?<!\wself)\.(\w+)")
 _ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=(?!=)")
 #: A predicate in which more conditions have to be read, each once for each way to it, is none that one can look at.
 _MAX_CONDITIONS = 500
+_FIRST = attrgetter("first")
 _Value = TypeVar("_Value")
 
 
@@ -378,13 +380,18 @@ class FileFacts:
         """The innermost functions around the given lines, in order, each once."""
         wanted = sorted(lines)
         self._load_at(wanted)
-        extents = [(name, d.line, d.last) for name, d in self._state.definitions.items()]
-        return [name for name in dict.fromkeys(_innermost(line, extents) for line in wanted) if name is not None]
+        found: dict[str, None] = {}
+        for line in wanted:
+            inside = [(d.line, name) for name, d in self._state.definitions.items() if d.line <= line <= d.last]
+            if inside:
+                found[max(inside)[1]] = None
+        return list(found)
 
     def class_at(self, line: int) -> str | None:
         """The innermost class around a line."""
         self._load_at([line])
-        return _innermost(line, [(name, first, last) for name, (first, last) in self._state.extents.items()])
+        inside = [(first, name) for name, (first, last) in self._state.extents.items() if first <= line <= last]
+        return max(inside)[1] if inside else None
 
     def assigned_at(self, line: int) -> str | None:
         """The name that the statement around a line at the top level assigns, if it is an assignment to one."""
@@ -417,9 +424,9 @@ class FileFacts:
         return [q for q in (*self._state.classes, *self._state.definitions) if q.endswith(f".{name}")]
 
     def _load_at(self, lines: Iterable[int]) -> None:
-        starts = [block.first for block in self._state.blocks]
         for line in lines:
-            block = self._state.blocks[bisect_right(starts, line) - 1] if self._state.blocks else None
+            blocks = self._state.blocks  # none is left once one of them could not be parsed
+            block = blocks[bisect_right(blocks, line, key=_FIRST) - 1] if blocks else None
             if block is not None and block.first <= line <= block.last:
                 self._load(block.name)
                 for method in self._state.methods.get(block.name, ()):
@@ -703,12 +710,6 @@ def _function_at(body: Iterable[ast.stmt], line: int) -> _Function | None:
                 if found is not None:
                     return found
     return None
-
-
-def _innermost(line: int, extents: Iterable[tuple[str, int, int | None]]) -> str | None:
-    """The name of the last extent (first line, last line) to begin that holds a line."""
-    inside = [(first, name) for name, first, last in extents if first <= line <= (last or first)]
-    return max(inside)[1] if inside else None
 
 
 def _empty_function(name: str, line: int) -> ast.FunctionDef:
