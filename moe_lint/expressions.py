@@ -18,6 +18,9 @@ from moe_lint.spelling import unparse
 #: An expression with more nodes than this is not substituted for a name: the name itself stays the atom.
 _SUBSTITUTION_LIMIT = 60
 
+#: Expressions without another inside: about half of all nodes. A search that does not look into them is faster.
+LEAVES = (ast.Name, ast.Constant)
+
 _FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.Gt,
     ast.Gt: ast.Lt,
@@ -134,6 +137,8 @@ def nodes(node: ast.AST) -> Iterator[ast.AST]:
     while stack:
         current = stack.pop()
         yield current
+        if isinstance(current, LEAVES):
+            continue
         for field in current._fields:
             value = getattr(current, field, None)
             if isinstance(value, list):
@@ -177,9 +182,11 @@ def _exceeds_limit(node: ast.expr) -> bool:
     stack: list[ast.AST] = [node]
     while stack:
         current = stack.pop()
-        count += 1
+        count += 2 if isinstance(current, ast.Name) else 1  # a name has a context
         if count > _SUBSTITUTION_LIMIT:
             return True
+        if isinstance(current, LEAVES):
+            continue
         for field in current._fields:
             value = getattr(current, field, None)
             if isinstance(value, ast.AST):
@@ -404,6 +411,8 @@ def _rewritten(node: Any, replace: Callable[[ast.expr], ast.expr | None]) -> Any
         new = replace(node)
         if new is not None:
             return new
+        if isinstance(node, LEAVES):
+            return node
     changed: dict[str, object] = {}
     for name in node._fields:
         value = getattr(node, name, None)

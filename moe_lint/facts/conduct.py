@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from moe_lint.expressions import Resolver, dotted, inline, is_condition, nodes, rewritten
+from moe_lint.expressions import LEAVES, Resolver, dotted, inline, is_condition, nodes, rewritten
 from moe_lint.facts.reader import FileContext
 from moe_lint.facts.syntax import defaults_of, span_of
 from moe_lint.formula import TRUE, Atom, Formula, atom_set, conj, negate, nests_too_deeply
@@ -154,10 +154,6 @@ class _State(Struct):
         return _State(dict(self.env), dict(self.known), dict(self.classes))
 
 
-#: Expressions without another inside.
-_LEAVES = (ast.Name, ast.Constant)
-
-
 class _Terms:
     """Truth values of expressions whose locals are put in, wherever in a function they stand.
 
@@ -181,7 +177,7 @@ class _Terms:
 
     def answered(self, node: ast.expr) -> ast.expr:
         """The expression with each question for a flag replaced by the flag."""
-        if isinstance(node, _LEAVES):
+        if isinstance(node, LEAVES):
             return node
         return rewritten(node, self._answer)
 
@@ -503,7 +499,7 @@ class ConductReader:
             self.kept[target.attr] = unparse(value) if simple and target.attr not in self.kept else ""
 
     def _forget(self, target: ast.expr) -> None:
-        for node in (target,) if isinstance(target, _LEAVES) else nodes(target):
+        for node in (target,) if isinstance(target, LEAVES) else nodes(target):
             if isinstance(node, ast.Name):
                 self.state.env.pop(node.id, None)
                 self.state.classes.pop(node.id, None)
@@ -533,7 +529,7 @@ class ConductReader:
         return self.truths[-1]
 
     def expression(self, node: ast.expr) -> None:
-        if isinstance(node, _LEAVES):
+        if isinstance(node, LEAVES):
             return
         if isinstance(node, ast.Attribute):
             self.expression(node.value)

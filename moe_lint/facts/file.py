@@ -508,6 +508,7 @@ class FileFacts:
         node = self._node(definition)
         reader.run(node)
         self._state.functions[qualname] = reader.facts(node)
+        self._state.signatures.setdefault(qualname, _signature(node))
         for name, inner in self._state.definitions.items():
             if inner.parent == qualname:
                 self._read_function(name, reader.flow.taint)
@@ -622,20 +623,17 @@ class FileFacts:
     def _new_class_env(self, class_name: str) -> ClassEnv:
         self.class_extent(class_name)
 
-        def nodes_of(definitions: Iterable[Definition]) -> list[ast.FunctionDef]:
-            return [node for d in list(definitions) if isinstance(node := self._node(d), ast.FunctionDef)]
+        def named(name: str) -> list[Definition]:
+            return [d for d in self._state.methods[class_name] if d.name == name]
 
-        def named(name: str) -> list[ast.FunctionDef]:
-            return nodes_of(d for d in self._state.methods[class_name] if d.name == name)
-
-        def assigning(name: str) -> list[ast.FunctionDef]:
+        def assigning(name: str) -> list[Definition]:
             lines = self._lines_that_may_assign(name)
-            return nodes_of(d for d in self._state.methods[class_name] if any(d.line <= n <= d.last for n in lines))
+            return [d for d in self._state.methods[class_name] if any(d.line <= n <= d.last for n in lines)]
 
         def set_elsewhere(name: str) -> bool:
             return re.search(rf"\.{name}(?<!\bself\.{name}) *=(?!=)", self._source) is not None
 
-        return ClassEnv(named, assigning, set_elsewhere)
+        return ClassEnv(named, assigning, set_elsewhere, self._node)
 
     def _lines_that_may_assign(self, name: str) -> list[int]:
         """Every line that could assign an attribute, and more: whoever assigns it is among them."""
