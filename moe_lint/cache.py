@@ -22,8 +22,9 @@ from msgspec import MsgspecError, Struct, msgpack
 from msgspec.structs import replace
 
 from moe_lint.atomic import replace_file
+from moe_lint.kept import Kept, Unchanged
 from moe_lint.launch import Configurations
-from moe_lint.model import Judgement, Kept, Unchanged, UsageError
+from moe_lint.model import Judgement, UsageError
 from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
 
 _FORMAT = 7

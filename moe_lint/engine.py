@@ -21,7 +21,6 @@ from moe_lint.model import (
     Report,
     SkipReason,
     Suppressed,
-    Unchanged,
     UsageError,
 )
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from moe_lint.baseline import Baseline
     from moe_lint.cache import Cache
     from moe_lint.changes import Changes
+    from moe_lint.kept import Unchanged
     from moe_lint.profile import Profile
     from moe_lint.reading import Known
     from moe_lint.selection import PathIgnore

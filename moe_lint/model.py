@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from msgspec import Struct
-
-if TYPE_CHECKING:
-    from moe_lint.launch import Configurations
 
 Axis = Literal["TP", "EP", "other"]
 
@@ -231,28 +227,6 @@ class Judgement(Struct, frozen=True):
     note: str | None
     atoms: tuple[str, ...]
     relevant: frozenset[str]
-
-
-class Kept(Struct, frozen=True):
-    """What was found out about a file, as `Text.kept` and `FileFacts.kept` gave it."""
-
-    #: of its content
-    digest: bytes
-    #: it holds a word of the engine; else only its facts were asked for
-    candidate: bool
-    searches: memoryview
-    facts: memoryview | None
-
-
-class Unchanged(Struct, frozen=True):
-    """What an earlier run knew of the files of a tree that are as they were."""
-
-    #: those without any word of the engine
-    dull: frozenset[str]
-    #: path -> what was found out about it
-    files: Mapping[str, Kept]
-    #: what was looked for among the launch configurations
-    configurations: Configurations
 
 
 class KnownFinding(Struct, frozen=True):

@@ -8,7 +8,8 @@ from functools import cached_property
 from msgspec import MsgspecError
 
 from moe_lint.facts import FileFacts
-from moe_lint.model import Kept, Problem, Unchanged
+from moe_lint.kept import Kept, Unchanged
+from moe_lint.model import Problem
 from moe_lint.prefilter import Prefilter, digest_of, read_bytes
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, decode, problem_of

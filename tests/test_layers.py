@@ -15,6 +15,7 @@ ORDER = (
     "atomic",
     "formula",
     "launch",
+    "kept",
     "profile",
     "spelling",
     "expressions",
