@@ -79,7 +79,7 @@ def options_of(
     profile, known = settings.one("profile"), settings.one("baseline")
     return Options(
         paths,
-        load_profile(_profile(profile)),
+        load_profile(_profile(profile), f"{_place('profile', profile)}: "),
         select=_codes("select", settings.all("select")),
         ignore=_codes("ignore", settings.all("ignore")),
         extend_select=_codes("extend-select", settings.all("extend-select")),
@@ -149,9 +149,13 @@ def _patterns(key: str, setting: Setting) -> Patterns:
 
 
 def _fault(key: str, setting: Setting, what: str) -> UsageError:
-    """What is wrong with a value, after the place that it comes from: an option, or a key of a file."""
+    return UsageError(f"{_place(key, setting)}: {what}")
+
+
+def _place(key: str, setting: Setting) -> str:
+    """Where a value comes from: an option, or a key of a file."""
     option = key in setting.origin.replace("_", "-")
-    return UsageError(f"{setting.origin}: {what}" if option else f"{setting.origin}: {key}: {what}")
+    return setting.origin if option else f"{setting.origin}: {key}"
 
 
 def path_of(setting: Setting) -> str:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from moe_lint.api import options_of
 from moe_lint.cli.adoption import check_reason, need_terminal, silence, write_baseline
-from moe_lint.cli.caching import cache_options, open_cache
+from moe_lint.cli.caching import cache_of, cache_options
 from moe_lint.cli.outputs import Output, chosen, echo_report, keep_inputs, output_options, wants_patches, write_files
 from moe_lint.cli.settings import check_options, fix_level, settings_for
 from moe_lint.cli.shared import EPILOG, console, fail, tell_failures, to_stderr
@@ -35,7 +35,7 @@ from moe_lint.reporters.summary import not_compared, notes, statistics, summary
 )
 @click.option("--interactive", is_flag=True, help="Ask fix by fix, with the diff. Implies --fix.")
 @click.option("--add-ignores", "do_ignores", is_flag=True, help="Silence every finding with a comment.")
-@click.option("--reason", metavar="TEXT", help="What these comments give as the reason.")
+@click.option("--reason", metavar="TEXT", help="What these comments give as the reason.  [default: not looked at yet]")
 @click.option("--write-baseline", "do_baseline", is_flag=True, help="Write what is found to the --baseline FILE.")
 @click.option("--since", metavar="REV", help="Report only what the changes since this git revision touch.")
 @check_options
@@ -71,7 +71,7 @@ def command(
     cache_dir: Path | None,
     no_cache: bool,
 ) -> None:
-    """Judge every all-reduce after the experts below the given files and folders."""
+    """Judge every all-reduce after the experts in files and folders."""
     settings = settings_for(context, paths)
     level = fix_level(settings)
     modes = {"--write-baseline": do_baseline, "--add-ignores": do_ignores, "--fix": do_fix or interactive}
@@ -106,7 +106,7 @@ def command(
         sys.exit(0)  # a pre-commit run in which no file matched
     shows_sums = any(output.format == "html" for output in (stdout, *files))
     options = options_of(paths, settings, baseline=not do_baseline, since=since)
-    options = replace(options, law=shows_sums, cache=open_cache(cache_dir, no_cache), known={})
+    options = replace(options, law=shows_sums, cache=cache_of(cache_dir, no_cache), known={})
     report = run(options)
     if do_baseline:
         write_baseline(report, settings)

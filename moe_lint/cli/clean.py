@@ -6,17 +6,15 @@ from pathlib import Path
 
 import click
 
-from moe_lint.cli.caching import cache_options, open_cache
+from moe_lint.cli.caching import cache_folder, open_cache
 from moe_lint.cli.shared import EPILOG, fail
 
 
 @click.command("clean", epilog=EPILOG)
-@cache_options
-def command(cache_dir: Path | None, no_cache: bool) -> None:
+@cache_folder
+def command(cache_dir: Path | None) -> None:
     """Remove the judgements that earlier runs kept."""
-    cache = open_cache(cache_dir, no_cache)
-    if cache is None:
-        fail("--no-cache names nothing to clean")
+    cache = open_cache(cache_dir)
     try:
         count = cache.clear()
     except OSError as error:

@@ -18,7 +18,7 @@ from moe_lint.initialise import plan_init
 @tree_options
 @click.pass_context
 def command(context: click.Context, tree: str, into: str | None, do_diff: bool) -> None:
-    """Give a tree without a central helper the one that its own guards add up to."""
+    """Write the helper that the guards of a tree add up to."""
     options = options_of((tree,), settings_for(context, (tree,)), baseline=False)
     plan = plan_init(tree, options.profile, into, options.files)
     if plan is None:

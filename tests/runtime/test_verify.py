@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 from reference_runtime.launch import VerifyError, verify
 from reference_runtime.plan import Settings
 from reference_runtime.verdicts import ModelReport, RunReport, Status, Verdict
+from tests.runs import moe_lint
 from tests.runtime.mini import PAIR, changed, engine
 
 EP_CALL = """        if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
@@ -285,6 +286,21 @@ def test_a_folder_without_an_engine_is_one_line_and_exit_2(tmp_path: Path) -> No
     assert done.stderr.splitlines() == [
         f"moe-lint: error: {tmp_path}: no engine found (a package with `models` and `layers/moe`)"
     ]
+
+
+@pytest.mark.parametrize("option", ["--models", "--world-size"])
+def test_an_option_that_names_nothing_is_refused_where_the_default_would_run_everything(option: str) -> None:
+    result = moe_lint("verify", "before", "after", option, " ")
+    assert result.exit_code == 2
+    assert result.stderr == f"moe-lint: error: Invalid value for '{option}': it is empty\n"
+
+
+def test_a_file_selects_its_own_blocks_whatever_else_differs(tmp_path: Path) -> None:
+    before = engine(tmp_path / "before", {"one": PAIR, "two": PAIR})
+    after = engine(tmp_path / "after", {"one": PAIR + "\n", "two": PAIR + "\n"})
+    file, settings = "mini/models/two.py", Settings(("block",), (2,))
+    for paths in ((before / file, after), (before, after / file), (before / file, after / file)):
+        assert [model.model for model in verify(*paths, (), settings).models] == ["two.PairMoE"]
 
 
 def test_without_torch_verify_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
