@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from moe_lint.atomic import replace_file
 from moe_lint.engine import Options, display_path, judged_paths, run
-from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span, UsageError
+from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span, UsageError, counted
 from moe_lint.source import can_be_parsed, decode, lines_with_ends
 
 _Key = tuple[str, str, str, str | None]
@@ -440,9 +440,8 @@ def behaviour(fixes: Sequence[FileFix], before: Report) -> list[str]:
             lines.append(f"    before: {witness[plan]}")
     changed = sum(plan.safety is not Safety.SAFE for _, plan in plans)
     if plans:
-        files = f"{len(fixes)} file{'' if len(fixes) == 1 else 's'}"
         lines.append(
-            f"{len(plans)} place{'' if len(plans) == 1 else 's'} fixed in {files}: "
+            f"{counted(len(plans), 'place')} fixed in {counted(len(fixes), 'file')}: "
             f"{len(plans) - changed} as before in every state, {changed} with the change told above"
         )
     return lines

@@ -8,6 +8,7 @@ import click
 
 from moe_lint.cli.caching import cache_folder, open_cache
 from moe_lint.cli.shared import EPILOG, fail
+from moe_lint.model import counted
 
 
 @click.command("clean", epilog=EPILOG)
@@ -19,4 +20,4 @@ def command(cache_dir: Path | None) -> None:
         count = cache.clear()
     except OSError as error:
         fail(f"{cache.folder}: cannot be emptied: {error.strerror or error}")
-    click.echo(f"{count} judgement{'' if count == 1 else 's'} removed from {cache.folder}")
+    click.echo(f"{counted(count, 'judgement')} removed from {cache.folder}")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from moe_lint.absorbers import Twin, absorbers_of
 from moe_lint.formula import FALSE, Formula, State, TooManyAtoms, assign, atom_set, compare, conj, disj, negate, table
 from moe_lint.model import Confidence, Finding, Problem, Related, Severity
-from moe_lint.rules._central import at_definition, communicator, engine, holds, questions, told, unread
+from moe_lint.rules._central import at_definition, communicator, engine, questions, told, unread
 from moe_lint.rules.base import Context, Rule
 from moe_lint.sites import is_skip_atom
 
@@ -254,6 +254,6 @@ def _helper_knows(twin: Twin, over: State, context: Context) -> bool:
 
 
 def _told(state: State, formula: Formula, consequence: str, context: Context) -> str:
-    found = context.policy.configuration(holds(state), "TP")
+    found = context.policy.configuration(state.formula, "TP")
     example = f" (for example {found})" if found is not None else ""
     return f"with {told(state, formula)}{example} {consequence}"
