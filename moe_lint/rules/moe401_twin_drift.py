@@ -180,7 +180,7 @@ class TwinDrift(Rule):
             broken = conj((twin.summed, negate(twin.promised)))
             kept = conj((twin.promised, negate(twin.summed)))
             if over is not None:
-                knows = _helper_knows(twin, over, context)
+                knows = _helper_knows(twin, context)
                 yield at_definition(
                     self,
                     twin.promise,
@@ -234,7 +234,7 @@ def _compared(promised: Formula, summed: Formula, context: Context) -> tuple[Sta
     return over, compare(summed, negate(own), kept=fixed).under
 
 
-def _helper_knows(twin: Twin, over: State, context: Context) -> bool:
+def _helper_knows(twin: Twin, context: Context) -> bool:
     """Whether the helper skips by itself, told no flag, wherever the step sums without a promise."""
     policy = context.policy
     if policy.helper is None or policy.helper.proposed:
