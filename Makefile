@@ -22,8 +22,9 @@ demo: $(VENV)/base
 
 test: lint types unit
 
+# Over the processors, each file's tests on one: what a file shares is made once.
 unit: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: venv
 	$(BIN)/ruff check .
