@@ -49,12 +49,16 @@ class Route(str, Enum):
 
 
 class Severity(str, Enum):
+    """How bad a finding is."""
+
     ERROR = "error"  #: wrong numbers in some configuration
     WARNING = "warning"  #: right today, drifts tomorrow
-    INFO = "info"
+    INFO = "info"  #: right as long as nothing around it changes
 
 
 class Confidence(str, Enum):
+    """How sure a rule is that what it finds is wrong."""
+
     HIGH = "high"
     MEDIUM = "medium"
     LOW = "low"  #: off unless selected
@@ -162,7 +166,13 @@ class Finding(Struct, frozen=True):
 
     @property
     def order(self) -> tuple[str, Span, str]:
+        """By place, then by rule: how findings are sorted everywhere."""
         return (self.path, self.span, self.rule)
+
+    @property
+    def qualname(self) -> str:
+        """The function with its class, as Python names it; empty outside of both."""
+        return _qualname(self.class_name, self.function)
 
 
 class Verdict(Struct, frozen=True):
@@ -196,6 +206,15 @@ class MatrixRow(Struct, frozen=True):
     pair: int | None = None
     #: None: not asked for, or not a reduction after the experts
     law: Verdict | None = None
+
+    @property
+    def qualname(self) -> str:
+        """The function with its class, as Python names it."""
+        return _qualname(self.class_name, self.function)
+
+
+def _qualname(class_name: str | None, function: str) -> str:
+    return ".".join(part for part in (class_name, function) if part)
 
 
 class Suppressed(Struct, frozen=True):

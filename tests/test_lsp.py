@@ -378,7 +378,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "moe-lint: error: the language server needs pygls: pip install 'moe-lint[lsp]'\n",
+        "moe-lint: error: the language server needs pygls: install moe-lint[lsp]\n",
     )
 
 

@@ -19,12 +19,12 @@ from moe_lint.cli.shared import fail
 def command(config: str | None, isolated: bool, cache_dir: Path | None, no_cache: bool) -> None:
     """Serve an editor over the Language Server Protocol.
 
-    It speaks over standard input and output. Needs the extra `lsp`: pip install 'moe-lint[lsp]'.
+    It speaks over standard input and output. Needs the extra `lsp` (pygls).
     """
     try:
         import pygls.lsp.server  # noqa: F401
     except ImportError:
-        fail("the language server needs pygls: pip install 'moe-lint[lsp]'")
+        fail("the language server needs pygls: install moe-lint[lsp]")
     from moe_lint.config import read_settings
     from moe_lint.editor import Editor
     from moe_lint.language_server import serve

@@ -97,7 +97,7 @@ def command(
     """Run the MoE blocks of two trees on several ranks and compare.
 
     BEFORE and AFTER are trees, or model files inside them. Without --models, the blocks in which they differ are run.
-    Target code runs in child processes only. Needs torch: `pip install 'moe-lint[runtime]'`.
+    Target code runs in child processes only. Needs the extra `runtime` (torch).
     """
     from reference_runtime import cli as runtime
     from reference_runtime.launch import VerifyError
