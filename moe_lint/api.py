@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from moe_lint.config import Setting, Settings, Value, read_settings
-from moe_lint.engine import Options, run
+from moe_lint.engine import Options, display_path, run
 from moe_lint.ignored import FileFilter, Patterns, fault_of, is_plain
 from moe_lint.model import Report, UsageError
 from moe_lint.profile import load_profile
@@ -160,9 +160,7 @@ def _place(key: str, setting: Setting) -> str:
 
 def path_of(setting: Setting) -> str:
     """The path that a setting gives (relative to its folder), as the user would type it."""
-    path = os.path.join(setting.folder, setting.value)
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    return display_path(os.path.join(setting.folder, setting.value))
 
 
 def _text(value: str | os.PathLike[str] | None) -> str | None:

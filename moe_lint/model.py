@@ -22,6 +22,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in text)
 
 
+def visible(line: str) -> str:
+    """A line of source for a terminal: what controls one is escaped, except tabs."""
+    return "\t".join(map(one_line, line.split("\t")))
+
+
 def counted(count: int, one: str, several: str = "") -> str:
     """`1 finding`, `2 findings`: the number with its noun; ``several`` is the plural that an `s` does not make."""
     return f"{count} {one if count == 1 else several or one + 's'}"

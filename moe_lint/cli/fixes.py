@@ -26,7 +26,7 @@ from moe_lint.fixing import (
     rewrite,
     write_all,
 )
-from moe_lint.model import FixPlan, Report, Safety, counted, one_line
+from moe_lint.model import FixPlan, Report, Safety, counted, one_line, visible
 
 #: Makes the fixes of a report that are wanted, at a level.
 Maker = Callable[[Options, Report, str, Callable[[FixPlan], bool]], FixResult]
@@ -165,8 +165,8 @@ def _show(report: Report, preview: FileFix) -> None:
     for plan in preview.plans:
         click.echo(f"  fix ({plan.safety.value}): {plan.reason}")
     colours = {"+": "green", "-": "red", "@": "cyan"}
-    for line in diff([preview]).splitlines():
-        click.secho(line, fg=colours.get(line[:1]))
+    for line in diff([preview]).rstrip("\n").split("\n"):
+        click.secho(visible(line.rstrip("\r")), fg=colours.get(line[:1]))
 
 
 def _answer(question: str) -> str:

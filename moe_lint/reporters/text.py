@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from moe_lint.model import Finding, MatrixRow, Report, Severity, one_line
+from moe_lint.model import Finding, MatrixRow, Report, Severity, one_line, visible
 from moe_lint.reporters.summary import notes, summary
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
@@ -83,11 +83,11 @@ def _append_code(text: Text, findings: Sequence[Finding], lines: Sequence[str], 
             text.append(f"{'.' * width}\n", "blue")
         text.append(f"{number:>{width}} | ", "blue")
         line = lines[number - 1]
-        text.append(f"{_visible(line)}\n")
+        text.append(f"{visible(line)}\n")
         if number == span.line:
             start, end = span.column - 1, span.end_column - 1 if span.end_line == span.line else len(line)
-            before = "".join("\t" if c == "\t" else " " * cell_len(c) for c in _visible(line[:start]))
-            marks = "^" * max(1, cell_len(_visible(line[start:end])))
+            before = "".join("\t" if c == "\t" else " " * cell_len(c) for c in visible(line[:start]))
+            marks = "^" * max(1, cell_len(visible(line[start:end])))
             text.append(f"{pad} | ", "blue")
             text.append(f"{before}{marks}\n", style)
         previous = number
@@ -112,11 +112,6 @@ def _told(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
         yield from (("see", f"{one_line(one.path)}:{one.line}: {one.message}") for one in finding.related)
     yield from (("fix", f"{one.fix.safety.value}: {one.fix.reason}") for one in findings if one.fix is not None)
     yield from (("no fix", one.unfixable) for one in findings if one.unfixable is not None)
-
-
-def _visible(line: str) -> str:
-    """A line of source for a terminal: what controls one is escaped, except tabs."""
-    return "\t".join(map(one_line, line.split("\t")))
 
 
 def _read(path: str) -> list[str]:
