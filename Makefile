@@ -3,22 +3,28 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-$(VENV)/ready: setup.cfg
+$(VENV)/base: setup.cfg
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+# The tests need torch, which is large.
+$(VENV)/ready: $(VENV)/base
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
 .PHONY: venv demo test lint types unit integration docs pictures mutation clean
 venv: $(VENV)/ready
 
-demo: venv
+demo: $(VENV)/base
 	PATH="$(abspath $(BIN)):$$PATH" bash fixtures/demo.sh
 
 test: lint types unit
 
+# Over the processors, each file's tests on one: what a file shares is made once.
 unit: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: venv
 	$(BIN)/ruff check .

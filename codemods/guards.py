@@ -215,22 +215,19 @@ def _with_parentheses(source: Source, start: int, end: int) -> tuple[int, int]:
     return opener, end + len(after) - len(after.lstrip()) + 1
 
 
-class _Arguments(cst.CSTTransformer):
-    """Gives the one call of a function its new arguments."""
+class _Calls(cst.CSTVisitor):
+    """Finds the calls of a function, whatever it is called on."""
 
-    def __init__(self, plan: FixPlan) -> None:
-        self.plan = plan
-        self.found = 0
-        self.replaced: cst.Call | None = None
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+        self.found: list[cst.Call] = []
 
-    def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:
-        function = original_node.func
+    def visit_Call(self, node: cst.Call) -> None:
+        function = node.func
         name = function.attr.value if isinstance(function, cst.Attribute) else getattr(function, "value", None)
-        if name != self.plan.helper:
-            return updated_node
-        self.found += 1
-        self.replaced = original_node
-        return updated_node
+        if name == self._name:
+            self.found.append(node)
 
 
 def _rewrite_call(plan: FixPlan, source: Source) -> Edit:
@@ -238,11 +235,11 @@ def _rewrite_call(plan: FixPlan, source: Source) -> Edit:
     assert plan.guard is not None
     start, end = source.range(plan.guard)
     core = source.text[start:end]
-    finder = _Arguments(plan)
-    cst.parse_expression(f"({core})").visit(finder)
-    if finder.found != 1 or finder.replaced is None:
+    calls = _Calls(plan.helper)
+    cst.parse_expression(f"({core})").visit(calls)
+    if len(calls.found) != 1:
         raise CannotRewrite(f"`{plan.helper}` is not called by its own name exactly once in the condition")
-    old = cst.Module(body=[]).code_for_node(finder.replaced)
+    old = cst.Module(body=[]).code_for_node(calls.found[0])
     if "#" in old or core.count(old) != 1:
         raise CannotRewrite("the helper call holds comments, which would be lost")
     at = start + core.index(old)

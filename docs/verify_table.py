@@ -92,6 +92,8 @@ def unreached(reports: Mapping[str, Report]) -> Iterator[str]:
 
 
 def main() -> None:
+    if not sys.argv[1:]:
+        sys.exit("name the reports: without any, the tables would be emptied")
     reports = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in map(Path, sys.argv[1:])}
     page = PAGE.read_text(encoding="utf-8")
     for name, lines in (("table", table), ("reasons", reasons), ("unreached", unreached)):

@@ -13,7 +13,7 @@ from moe_lint.facts import RawSite, is_reduction_name
 from moe_lint.formula import Atom
 from moe_lint.index import ProjectIndex
 from moe_lint.kept import Unchanged
-from moe_lint.model import Problem, Route, SkipReason
+from moe_lint.model import Problem, Route, SkipReason, counted
 from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
 from moe_lint.prefilter import Prefilter
 from moe_lint.profile import Profile, bundled_profiles, load_profile
@@ -111,7 +111,7 @@ def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Pro
         "a plug-in the package of its engine in the same folder"
     )
     hint = f"did you mean `--profile {fitting[0]}`?" if fitting else own
-    count = f"{len(open_sites)} reduction{'s' if len(open_sites) > 1 else ''} after the experts"
+    count = f"{counted(len(open_sites), 'reduction')} after the experts"
     message = f"no `{profile.helper}` in this tree, and no guard names a skip reason: {count} not judged; {hint}"
     yield Problem(SkipReason.NO_HELPER, root, 1, message)
 

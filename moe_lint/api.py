@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from moe_lint.config import Setting, Settings, Value, read_settings
-from moe_lint.engine import Options, run
+from moe_lint.engine import Options, display_path, run
 from moe_lint.ignored import FileFilter, Patterns, fault_of, is_plain
 from moe_lint.model import Report, UsageError
 from moe_lint.profile import load_profile
@@ -79,7 +79,7 @@ def options_of(
     profile, known = settings.one("profile"), settings.one("baseline")
     return Options(
         paths,
-        load_profile(_profile(profile)),
+        load_profile(_profile(profile), f"{_place('profile', profile)}: "),
         select=_codes("select", settings.all("select")),
         ignore=_codes("ignore", settings.all("ignore")),
         extend_select=_codes("extend-select", settings.all("extend-select")),
@@ -149,16 +149,18 @@ def _patterns(key: str, setting: Setting) -> Patterns:
 
 
 def _fault(key: str, setting: Setting, what: str) -> UsageError:
-    """What is wrong with a value, after the place that it comes from: an option, or a key of a file."""
+    return UsageError(f"{_place(key, setting)}: {what}")
+
+
+def _place(key: str, setting: Setting) -> str:
+    """Where a value comes from: an option, or a key of a file."""
     option = key in setting.origin.replace("_", "-")
-    return UsageError(f"{setting.origin}: {what}" if option else f"{setting.origin}: {key}: {what}")
+    return setting.origin if option else f"{setting.origin}: {key}"
 
 
 def path_of(setting: Setting) -> str:
     """The path that a setting gives (relative to its folder), as the user would type it."""
-    path = os.path.join(setting.folder, setting.value)
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    return display_path(os.path.join(setting.folder, setting.value))
 
 
 def _text(value: str | os.PathLike[str] | None) -> str | None:

@@ -56,7 +56,7 @@ def render_baseline(reported: Iterable[Finding], silenced: Iterable[Finding], fi
             "fingerprint": found[finding],
             "rule": finding.rule,
             "path": os.path.relpath(finding.path, folder).replace(os.sep, "/"),
-            "function": ".".join(part for part in (finding.class_name, finding.function) if part),
+            "function": finding.qualname,
             "about": finding.message,
         }
         for finding in sorted(reported, key=lambda f: f.order)

@@ -35,7 +35,6 @@ def fingerprints(findings: Iterable[Finding], root: str | None = None) -> dict[F
 
 def _identity(finding: Finding, root: str | None) -> tuple[str, ...]:
     path = finding.path if root is None else os.path.relpath(finding.path, root)
-    where = ".".join(part for part in (finding.class_name, finding.function) if part)
     # a rule that names no subject is told apart by its words, less any line number in them
     subject = finding.subject or _NUMBER.sub("#", finding.message)
-    return finding.rule, PurePath(path).as_posix(), where, subject
+    return finding.rule, PurePath(path).as_posix(), finding.qualname, subject

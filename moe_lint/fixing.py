@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from moe_lint.atomic import replace_file
 from moe_lint.engine import Options, display_path, judged_paths, run
-from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span, UsageError
-from moe_lint.source import can_be_parsed, decode
+from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span, UsageError, counted
+from moe_lint.source import can_be_parsed, decode, lines_with_ends
 
 _Key = tuple[str, str, str, str | None]
 
@@ -190,17 +190,13 @@ def patches(options: Options, report: Report, allowed: frozenset[Safety]) -> tup
 
 
 def replacements(before: str, after: str) -> tuple[Replacement, ...]:
-    old, new = _lines(before), _lines(after)
+    """The ranges of whole lines in which two texts differ, as edits of the first."""
+    old, new = lines_with_ends(before), lines_with_ends(after)
     return tuple(
         Replacement(_extent(old, i1, i2), "".join(new[j1:j2]))
         for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
         if tag != "equal"
     )
-
-
-def _lines(text: str) -> list[str]:
-    """The lines with their newlines. Not `splitlines`, for which a form feed also ends a line."""
-    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def _extent(lines: Sequence[str], start: int, end: int) -> Span:
@@ -362,8 +358,8 @@ def diff(fixes: Iterable[FileFix]) -> str:
     chunks = []
     for one in sorted(fixes, key=lambda f: f.path):
         lines = difflib.unified_diff(
-            _lines(one.before),
-            _lines(one.after),
+            lines_with_ends(one.before),
+            lines_with_ends(one.after),
             f"a/{one.path.lstrip('/')}",
             f"b/{one.path.lstrip('/')}",
         )
@@ -444,9 +440,8 @@ def behaviour(fixes: Sequence[FileFix], before: Report) -> list[str]:
             lines.append(f"    before: {witness[plan]}")
     changed = sum(plan.safety is not Safety.SAFE for _, plan in plans)
     if plans:
-        files = f"{len(fixes)} file{'' if len(fixes) == 1 else 's'}"
         lines.append(
-            f"{len(plans)} place{'' if len(plans) == 1 else 's'} fixed in {files}: "
+            f"{counted(len(plans), 'place')} fixed in {counted(len(fixes), 'file')}: "
             f"{len(plans) - changed} as before in every state, {changed} with the change told above"
         )
     return lines

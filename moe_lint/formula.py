@@ -36,6 +36,8 @@ class Atom(Struct, frozen=True, tag=True, array_like=True):
 
 
 class Not(Struct, frozen=True, cache_hash=True, tag=True, array_like=True):
+    """A negation. Make it with `negate`, which folds."""
+
     operand: Formula
 
     def __str__(self) -> str:
@@ -44,6 +46,8 @@ class Not(Struct, frozen=True, cache_hash=True, tag=True, array_like=True):
 
 
 class And(Struct, frozen=True, cache_hash=True, tag=True, array_like=True):
+    """A conjunction; of nothing, what always holds. Make it with `conj`, which folds."""
+
     operands: tuple[Formula, ...]
 
     def __str__(self) -> str:
@@ -51,6 +55,8 @@ class And(Struct, frozen=True, cache_hash=True, tag=True, array_like=True):
 
 
 class Or(Struct, frozen=True, cache_hash=True, tag=True, array_like=True):
+    """A disjunction; of nothing, what never holds. Make it with `disj`, which folds."""
+
     operands: tuple[Formula, ...]
 
     def __str__(self) -> str:
@@ -127,6 +133,7 @@ def atoms(formula: Formula) -> Iterator[str]:
 
 @lru_cache(maxsize=10_000)
 def atom_set(formula: Formula) -> frozenset[str]:
+    """The names of the atoms."""
     if isinstance(formula, Atom):
         return frozenset((formula.name,))
     if isinstance(formula, Not):
@@ -211,6 +218,14 @@ def _table(formula: Formula, columns: Mapping[str, int], full: int) -> int:
 def satisfiable(formula: Formula) -> bool:
     """Whether a formula can hold. Raises ``TooManyAtoms`` if too many of its conditions hang together."""
     return all(table(part, sorted(atom_set(part))) != 0 for part in _independent(formula))
+
+
+def implies(premise: Formula, conclusion: Formula) -> bool:
+    """Whether one formula holds wherever the other does; False, too, where that takes too many atoms to tell."""
+    try:
+        return not satisfiable(conj((premise, negate(conclusion))))
+    except TooManyAtoms:
+        return False
 
 
 def _independent(formula: Formula) -> Iterator[Formula]:
@@ -307,7 +322,13 @@ class State(Struct, frozen=True):
     values: tuple[tuple[str, bool], ...]
 
     def true(self) -> tuple[str, ...]:
+        """The names of what holds."""
         return tuple(name for name, value in self.values if value)
+
+    @property
+    def formula(self) -> Formula:
+        """What holds in this state and in no other."""
+        return conj(Atom(name) if value else negate(Atom(name)) for name, value in self.values)
 
 
 class Comparison(Struct, frozen=True):

@@ -10,13 +10,14 @@ from msgspec import Struct
 
 from moe_lint.analysis import analyse
 from moe_lint.discover import python_file_names
+from moe_lint.engine import display_path
 from moe_lint.fixing import FileFix
 from moe_lint.formula import And, Atom, Formula, Or
 from moe_lint.ignored import DEFAULT_FILES, FileFilter
 from moe_lint.model import UsageError
 from moe_lint.policy import Helper
 from moe_lint.profile import Profile
-from moe_lint.source import decode
+from moe_lint.source import SourceError, decode, lines_with_ends, parse, problem_of
 
 
 class InitPlan(Struct, frozen=True):
@@ -39,26 +40,37 @@ def plan_init(
     helper = tree.policy.helper
     if tree.policy.problems:
         problem = tree.policy.problems[0]
-        raise UsageError(f"{problem.path}:{problem.line}: {problem.message}")
+        raise UsageError(f"{display_path(problem.path)}:{problem.line}: {problem.message}")
     if helper is None:
         raise UsageError(
             f"{tree_path}: no guard names a skip reason and nothing absorbs: there is nothing to centralise"
         )
     if not helper.proposed:
         return None
-    home = str(Path(into).resolve()) if into is not None else helper.path
-    if not home:
+    if into is None and not helper.path:
         raise UsageError(f"{tree_path}: no module defines the skip predicates; name one with --into FILE")
-    if not Path(home).is_file():
-        raise UsageError(f"{into}: no such file")
-    before = decode(Path(home).read_bytes())
-    changed = [FileFix(home, before, _with_helper(before, helper, profile), ())]
-    package = Path(home).parent / "__init__.py"
+    home = Path(helper.path if into is None else into).absolute()
+    if into is not None and not home.is_file():
+        raise UsageError(f"--into: {into or repr(into)}: no such file")
+    module = _source(home)
+    changed = [(home, module, _with_helper(module, helper, profile))]
+    package = home.parent / "__init__.py"
     if package.is_file():
-        export = _with_export(decode(package.read_bytes()), Path(home).stem, helper.name)
-        if export is not None:
-            changed.append(FileFix(str(package), decode(package.read_bytes()), export, ()))
-    return InitPlan(tuple(changed), helper)
+        exports = _source(package)
+        changed.append((package, exports, _with_export(exports, home.stem, helper.name)))
+    fixes = (FileFix(display_path(str(file)), old, new, ()) for file, old, new in changed if new != old)
+    return InitPlan(tuple(fixes), helper)
+
+
+def _source(file: Path) -> str:
+    """The text of a Python file. Raises ``UsageError`` for one that cannot be read and parsed."""
+    try:
+        text = decode(file.read_bytes())
+        parse(text)
+    except (OSError, SourceError) as error:
+        problem = problem_of(display_path(str(file)), error)
+        raise UsageError(f"{problem.path}:{problem.line}: {problem.message}") from None
+    return text
 
 
 def _with_helper(text: str, helper: Helper, profile: Profile) -> str:
@@ -66,7 +78,7 @@ def _with_helper(text: str, helper: Helper, profile: Profile) -> str:
     newline = "\r\n" if "\r\n" in text else "\n"
     names = {part.name.partition("(")[0] for part in _parts(helper.skips) if isinstance(part, Atom)}
     nodes = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name in names]
-    lines = text.splitlines(keepends=True)
+    lines = lines_with_ends(text)
     at = max((n.end_lineno or n.lineno for n in nodes), default=len(lines))
     source = helper_source(helper, profile).replace("\n", newline)
     head = "".join(lines[:at])
@@ -114,15 +126,15 @@ def _parts(formula: Formula) -> list[Formula]:
     return [formula]
 
 
-def _with_export(text: str, module: str, name: str) -> str | None:
-    """A package's `__init__` that re-exports from ``module``, with the helper added; None when it does not."""
+def _with_export(text: str, module: str, name: str) -> str:
+    """A package's `__init__` with the helper added where it re-exports from ``module``; as it is if it does not."""
     from codemods.edits import Edit, Source, apply_edits
     from codemods.imports import import_edits
 
     tree = ast.parse(text)
     host = next((n for n in tree.body if isinstance(n, ast.ImportFrom) and (n.module or "").endswith(module)), None)
     if host is None:
-        return None
+        return text
     edits = import_edits(text, text, "." * host.level + (host.module or ""), name)
     source = Source(text)
     for node in tree.body:

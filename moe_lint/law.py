@@ -66,7 +66,7 @@ def doubled(site: Site, policy: Policy) -> Example | None:
                 found.append(((reason not in live, *_plainness(shown)), Example(state, shown)))
     if found:
         return min(found, key=lambda item: item[0])[1]
-    return Example(fallback, policy.configuration(_holds(fallback), site.axis, site.raw.collective))
+    return Example(fallback, policy.configuration(fallback.formula, site.axis, site.raw.collective))
 
 
 def lost(site: Site, policy: Policy) -> Example | None:
@@ -310,10 +310,6 @@ def _reduces(site: Site, policy: Policy) -> Formula:
         elif not is_skip_atom(name, policy.profile) and policy.profile.launch.meaning(name) is None:
             others.append(name)
     return exists(reduces, others)
-
-
-def _holds(state: State) -> Formula:
-    return conj(Atom(name) if value else negate(Atom(name)) for name, value in state.values)
 
 
 def _plainness(configuration: Configuration) -> tuple[int, int]:

@@ -21,6 +21,16 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in text)
 
 
+def visible(line: str) -> str:
+    """A line of source for a terminal: what controls one is escaped, except tabs."""
+    return "\t".join(map(one_line, line.split("\t")))
+
+
+def counted(count: int, one: str, several: str = "") -> str:
+    """`1 finding`, `2 findings`: the number with its noun; ``several`` is the plural that an `s` does not make."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
+
+
 class Span(Struct, frozen=True, order=True, array_like=True):
     """A range of source text. Lines and columns count from 1; columns count characters; the end is exclusive."""
 
@@ -43,12 +53,16 @@ class Route(str, Enum):
 
 
 class Severity(str, Enum):
+    """How bad a finding is."""
+
     ERROR = "error"  #: wrong numbers in some configuration
     WARNING = "warning"  #: right today, drifts tomorrow
-    INFO = "info"
+    INFO = "info"  #: right as long as nothing around it changes
 
 
 class Confidence(str, Enum):
+    """How sure a rule is that what it finds is wrong."""
+
     HIGH = "high"
     MEDIUM = "medium"
     LOW = "low"  #: off unless selected
@@ -156,7 +170,13 @@ class Finding(Struct, frozen=True):
 
     @property
     def order(self) -> tuple[str, Span, str]:
+        """By place, then by rule: how findings are sorted everywhere."""
         return (self.path, self.span, self.rule)
+
+    @property
+    def qualname(self) -> str:
+        """The function with its class, as Python names it; empty outside of both."""
+        return _qualname(self.class_name, self.function)
 
 
 class Verdict(Struct, frozen=True):
@@ -190,6 +210,15 @@ class MatrixRow(Struct, frozen=True):
     pair: int | None = None
     #: None: not asked for, or not a reduction after the experts
     law: Verdict | None = None
+
+    @property
+    def qualname(self) -> str:
+        """The function with its class, as Python names it."""
+        return _qualname(self.class_name, self.function)
+
+
+def _qualname(class_name: str | None, function: str) -> str:
+    return ".".join(part for part in (class_name, function) if part)
 
 
 class Suppressed(Struct, frozen=True):

@@ -183,23 +183,27 @@ _AXES: dict[str, Axis] = {"TP": "TP", "EP": "EP", "other": "other"}
 
 
 def bundled_profiles() -> tuple[str, ...]:
+    """The names of the profiles that come with moe-lint."""
     return tuple(sorted(entry.stem for entry in _BUNDLED.iterdir() if entry.suffix == ".toml"))
 
 
-def load_profile(reference: str) -> Profile:
-    """Load a bundled profile by name or a file by path. Raises ``ProfileError``."""
-    return _build(_merged(reference, ()), reference)
+def load_profile(reference: str, place: str = "") -> Profile:
+    """Load a bundled profile by name or a file by path.
+
+    ``place`` goes before the message of the ``ProfileError`` that is raised where there is no such profile.
+    """
+    return _build(_merged(reference, place, ()), reference)
 
 
-def _merged(reference: str, seen: tuple[str, ...]) -> dict[str, Any]:
+def _merged(reference: str, place: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if reference in seen:
         raise ProfileError(f"{reference}: profiles extend each other in a circle: {' -> '.join((*seen, reference))}")
-    data = _read(reference, f"{seen[-1]}: extends: " if seen else "")
+    data = _read(reference, place)
     _validate(data, reference)
     base = data.pop("extends", None)
     if base is not None and base not in bundled_profiles() and reference not in bundled_profiles():
         base = str(Path(reference).parent / base) if base.endswith(".toml") else base  # beside the file that names it
-    return _merge(_merged(base, (*seen, reference)), data) if base else data
+    return _merge(_merged(base, f"{reference}: extends: ", (*seen, reference)), data) if base else data
 
 
 def _read(reference: str, place: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from moe_lint.formula import (
     assign,
     atom_set,
     conj,
-    negate,
+    implies,
     nests_too_deeply,
     replace_atoms,
     satisfiable,
@@ -80,6 +80,7 @@ def without_topology(formula: Formula, profile: Profile) -> Formula:
 
 
 def is_skip_atom(atom: str, profile: Profile) -> bool:
+    """Whether an atom is a skip reason by the profile: a layer-context flag or a skip predicate."""
     return atom in {flag.name for flag in profile.flags} or is_skip_predicate(atom, profile)
 
 
@@ -255,7 +256,7 @@ def _route(found: FoundSite, policy: Policy) -> Route:
     if found.raw.collective in profile.wrappers:
         return Route.WRAPPER
     names = atom_set(guard)
-    if any(marker in name for name in names for marker in profile.markers) and _requires(guard, profile.markers):
+    if _requires(guard, profile.markers):
         return Route.DEFERRED
     if policy.helper_calls(guard):
         return Route.HELPER
@@ -289,22 +290,12 @@ def _told_to_leave(found: FoundSite, index: ProjectIndex) -> bool:
     }
     decided = {flag: holds for flag, holds in conduct.decided.items() if flag in handed}
     guard = replace_atoms(conj(part.formula for part in raw.guard), decided)
-    try:
-        return any(not satisfiable(conj((guard, negate(holds)))) for holds in decided.values())
-    except TooManyAtoms:
-        return False
+    return any(implies(guard, holds) for holds in decided.values())
 
 
 def _requires(guard: Formula, words: Iterable[str]) -> bool:
     """Whether the guard implies some atom that holds one of the words."""
-    for name in atom_set(guard):
-        if any(word in name for word in words):
-            try:
-                if not satisfiable(conj((guard, negate(Atom(name))))):
-                    return True
-            except TooManyAtoms:
-                return False
-    return False
+    return any(implies(guard, Atom(name)) for name in atom_set(guard) if any(word in name for word in words))
 
 
 def without_ownership(guard: Formula, profile: Profile) -> Formula:
@@ -312,7 +303,7 @@ def without_ownership(guard: Formula, profile: Profile) -> Formula:
     for name in sorted(atom_set(guard)):
         if is_ownership(name, profile):
             kept = assign(guard, name, TRUE)
-            guard = kept if satisfiable(kept) else assign(guard, name, negate(TRUE))
+            guard = kept if satisfiable(kept) else assign(guard, name, FALSE)
     return guard
 
 

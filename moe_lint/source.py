@@ -131,6 +131,11 @@ class Lines(Sequence[str]):
         return bisect_right(self._starts, position)
 
 
+def lines_with_ends(text: str) -> list[str]:
+    """The lines with their newlines. Not `splitlines`, for which a form feed also ends a line."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
+
+
 def can_be_parsed(text: str) -> bool:
     """Whether a part of a file parses. A symbol table takes half the time of a syntax tree."""
     try:

@@ -6,4 +6,4 @@ import sys
 from moe_lint.cli import main
 from reference_runtime.plan import Member
 
-main(["verify", *sys.argv[1:]], prog_name="python -m reference_runtime", obj=Member.of(os.environ))
+main(["verify", *sys.argv[1:]], prog_name="moe-lint", obj=Member.of(os.environ))

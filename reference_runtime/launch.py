@@ -90,8 +90,8 @@ def verify(
         trees = find_tree(before), find_tree(after)
     except TreeError as error:
         raise VerifyError(str(error)) from error
-    if before.is_file() and after.is_file() and not patterns:
-        patterns = (before.resolve().name,)
+    if not patterns:
+        patterns = tuple({path.resolve().name: None for path in (before, after) if path.is_file()})
     with Worker(settings) as worker:
         chosen, notes = choose(*trees, patterns)
         if not chosen:

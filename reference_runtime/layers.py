@@ -22,8 +22,8 @@ from reference_runtime.discover import Block
 from reference_runtime.scenarios import Case
 from reference_runtime.space import Tier
 from reference_runtime.stubs import Stub, StubReached, building, running
-from reference_runtime.subjects import constructor_values, forward_values, padded_tokens
-from reference_runtime.weights import fill, named_tensor
+from reference_runtime.subjects import constructor_values, filled, forward_values, padded_tokens
+from reference_runtime.weights import named_tensor
 from reference_runtime.world import RankContext
 
 LAYERS = 2
@@ -109,12 +109,7 @@ class LayerSubject:
             if not any(type(part).__name__ == block.name for part in layer.modules()):
                 raise StubReached(f"{block.decoder} built no {block.name}")
         model = nn.ModuleList(layers)
-        shapes = fill(model, "model")
-        if context.transport.world_size == 1:
-            self.unsharded = shapes
-        for name, shape in shapes.items():
-            if self.unsharded.get(name, shape) != shape:
-                raise StubReached(f"{block.decoder}: the weight {name} is sharded by the model itself")
+        self.unsharded = filled(model, str(block.decoder), context, self.unsharded)
         return model
 
     def dense(self, model: Any) -> Dense:

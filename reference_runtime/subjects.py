@@ -85,12 +85,7 @@ class BlockSubject:
             raise StubReached(f"{self.block.module} defines no {self.block.name}")
         with building():
             model = call(made, constructor_values(context, self.block.name))
-        shapes = fill(model, "model")
-        if context.transport.world_size == 1:
-            self.unsharded = shapes
-        for name, shape in shapes.items():
-            if self.unsharded.get(name, shape) != shape:
-                raise StubReached(f"{self.block.name}: the weight {name} is sharded by the model itself")
+        self.unsharded = filled(model, self.block.name, context, self.unsharded)
         return model
 
     def dense(self, model: Any) -> Dense:
@@ -98,7 +93,7 @@ class BlockSubject:
 
     def run(self, context: RankContext, model: Any, case: Case) -> torch.Tensor:
         dp_rank = context.topology.dp_rank(context.transport.rank)
-        rank_rows = case.tokens[dp_rank]
+        count = case.tokens[dp_rank]
         x = padded_tokens(context, case, dp_rank) if case.launch.fp4 else gathered_tokens(context, case)
         context.set_batch(case.rows, max_padding=case.padding == "max")
         context.capture(case.capture)
@@ -107,7 +102,28 @@ class BlockSubject:
             values = {**forward_values(context, case, x), **flags}
             output = call_forward(model.forward, x, values)
             output = output[0] if isinstance(output, tuple) else output
-            return absorb(context, case, output.reshape(-1, x.shape[-1]), self.block.owner)[:rank_rows]
+            return absorb(context, case, output.reshape(-1, x.shape[-1]), self.block.owner)[:count]
+
+
+def filled(
+    model: Any, name: str, context: RankContext, unsharded: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Give a model its weights; the shapes of those without a loader, as built on one rank.
+
+    Args:
+        name: what is built, for the message.
+        unsharded: these shapes, where one rank has built it before.
+
+    Raises:
+        StubReached: a weight has another shape here: how the model shards it is not known.
+    """
+    shapes = fill(model, "model")
+    if context.transport.world_size == 1:
+        return shapes
+    for weight, shape in shapes.items():
+        if unsharded.get(weight, shape) != shape:
+            raise StubReached(f"{name}: the weight {weight} is sharded by the model itself")
+    return unsharded
 
 
 def constructor_values(context: RankContext, prefix: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from moe_lint.fixing import ALLOWED, fix
 from moe_lint.formula import Formula, Relation, atom_set, conj, disj, evaluate, negate
 from moe_lint.initialise import plan_init
 from moe_lint.profile import Profile
+from moe_lint.reading import Known
 from moe_lint.sites import Site
 from reference_runtime.discover import Block
 from reference_runtime.plan import Question, Settings
@@ -35,14 +36,16 @@ def repaired(root: Path, profile: Profile) -> dict[str, str]:
     """What `init` and `--fix` make of a tree: the files that they change."""
     plan = plan_init(str(root), profile)
     texts = {str(Path(one.path).resolve()): one.after for one in plan.files} if plan is not None else {}
-    options = Options((str(root),), profile)
+    options = Options((str(root),), profile, known={})
     fixed = fix(options, run(options, texts), ALLOWED["default"], texts=texts).fixed
     return {**texts, **{str(Path(one.path).resolve()): one.after for one in fixed}}
 
 
-def analysed(root: Path, profile: Profile, texts: Texts) -> Analysis:
-    """The tree with some texts laid over it, judged."""
-    return analyse(str(root), python_file_names(str(root)), profile, texts)
+def analysed(root: Path, profile: Profile, *sides: Texts) -> Iterator[Analysis]:
+    """The tree with some texts laid over it, judged, for each of the sides."""
+    known: Known = {}
+    for texts in sides:
+        yield analyse(str(root), python_file_names(str(root)), profile, texts, known)
 
 
 def laid_over(tree: Tree, texts: Texts, folder: Path) -> Tree:

@@ -170,7 +170,6 @@ def test_the_sum_inside_the_boundary_is_the_absorber(tmp_path: Path) -> None:
 
 LEFT = ("Left", ", reduce_results=False", "make_boundary(self.mlp)")
 BUILT = ("Built", ", False", "build(config)")
-OWN = ("Own", ", reduce_results=True", "None")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_lint.cli import COMMANDS
 from tests.runs import EXPECTED, findings, moe_lint
 
 
@@ -25,6 +26,18 @@ def test_findings_exit_with_one_and_a_clean_tree_with_zero(tree: Path) -> None:
 
 def test_a_single_file_is_judged_by_the_helper_of_its_package(tree: Path) -> None:
     assert findings("engine/models/pair.py") == [row for row in EXPECTED if row[0] == "pair.py"]
+
+
+def test_without_arguments_the_help_is_shown_and_nothing_is_called_judged() -> None:
+    result = moe_lint()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == moe_lint("--help").stdout
+
+
+def test_the_help_shows_what_each_command_does_in_a_whole_sentence() -> None:
+    listed = moe_lint("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
 
 def test_no_path_is_a_clean_run() -> None:
@@ -138,7 +151,7 @@ def test_rules_are_listed_and_explained() -> None:
     [
         (["nowhere"], "nowhere: no such file or directory"),
         (["--select", "NOPE", "engine"], "unknown rule 'NOPE'"),
-        (["--profile", "nope", "engine"], "unknown profile 'nope'"),
+        (["--profile", "nope", "engine"], "--profile: unknown profile 'nope'"),
         (["--profile", "./sglang", "engine"], "./sglang: cannot read the profile: No such file or directory"),
         (["--profile", "bad.toml", "engine"], "bad.toml: unknown key 'helpr'; did you mean 'helper'?"),
         (["empty"], "empty: no Python file below this folder"),

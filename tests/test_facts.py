@@ -29,7 +29,7 @@ from moe_lint.profile import load_profile
 from moe_lint.source import Lines, SourceError
 
 PROFILE = load_profile("sglang")
-A, B, C, D = (Atom(name) for name in ("self.a", "self.b", "self.c", "self.d"))
+A, B, C = (Atom(name) for name in ("self.a", "self.b", "self.c"))
 REDUCE = "tensor_model_parallel_all_reduce"
 FUSION = Atom("should_allreduce_fusion")
 TP = Atom("self.tp_size > 1")

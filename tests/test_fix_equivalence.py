@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 from hypothesis import HealthCheck, example, given, settings
@@ -42,6 +43,11 @@ class Tensor:
 
     def __add__(self, other: Tensor) -> Tensor:
         return Tensor(f"({self.text} + {other.text})")
+
+
+@lru_cache(maxsize=2)
+def _compiled(text: str) -> CodeType:
+    return compile(text, "x.py", "exec")
 
 
 class Run:
@@ -74,7 +80,7 @@ class Run:
         )
         builtins = {**vars(__import__("builtins")), "__import__": lambda *_: module}
         names: dict[str, Any] = {"__builtins__": builtins, "__name__": "x"}
-        exec(compile(text, "x.py", "exec"), names)
+        exec(_compiled(text), names)
         block = names["XSparseMoeBlock"](
             lambda x: Tensor(f"experts({x.text})"), SimpleNamespace(ep_size=1 + state["ep"])
         )

@@ -9,6 +9,7 @@ import pytest
 from moe_lint.initialise import helper_source, plan_init
 from moe_lint.profile import load_profile
 from moe_lint.rules._cases import UTILS, experts, model
+from tests.runs import moe_lint
 
 PAIR = """
 if self.ep_size > 1 and not should_allreduce_fusion:
@@ -29,6 +30,20 @@ class Dispatcher:
 """
 
 
+WITHOUT_HELPER = UTILS[: UTILS.index("def should_skip_post_experts_all_reduce")]
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a tree in it, `engine/`, that has skip predicates and no helper."""
+    for name, text in {"layers/moe/utils.py": WITHOUT_HELPER, "models/pretend.py": model(experts(PAIR))}.items():
+        path = tmp_path / "engine" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("dispatcher", "condition"),
     [
@@ -42,7 +57,7 @@ def test_a_reason_of_one_axis_counts_for_both_where_the_combine_sums(
     tmp_path: Path, dispatcher: str, condition: str
 ) -> None:
     files = {
-        "layers/moe/utils.py": UTILS[: UTILS.index("def should_skip_post_experts_all_reduce")],
+        "layers/moe/utils.py": WITHOUT_HELPER,
         "layers/moe/dispatcher.py": dispatcher,
         "models/pretend.py": model(experts(PAIR)),
     }
@@ -55,3 +70,40 @@ def test_a_reason_of_one_axis_counts_for_both_where_the_combine_sums(
     assert plan is not None
     lines = [line.strip() for line in helper_source(plan.helper, profile).splitlines()]
     assert f"if {condition}:" in lines
+
+
+def test_the_diff_names_files_from_the_working_directory(bare: Path) -> None:
+    diff = moe_lint("init", "--diff", "engine").stdout
+    assert diff.startswith("--- a/engine/layers/moe/utils.py\n+++ b/engine/layers/moe/utils.py\n")
+
+
+def test_the_helper_stands_behind_the_predicates_in_a_file_with_form_feeds(bare: Path) -> None:
+    utils = bare / "engine/layers/moe/utils.py"
+    assert moe_lint("init", "engine").exit_code == 0
+    written = utils.read_text()
+    utils.write_text(WITHOUT_HELPER.replace("\n\ndef ", "\n\x0c\ndef "))
+    assert moe_lint("init", "engine").exit_code == 0
+    assert "\x0c" in utils.read_text()
+    assert utils.read_text().replace("\x0c", "") == written
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("own.py", b"def (:\n", "own.py:1: syntax error: invalid syntax"),
+        ("own.py", b"# \xff\n", "own.py:1: not readable as text: invalid or missing encoding declaration"),
+        ("engine/layers/moe/__init__.py", b"def (:\n", "engine/layers/moe/__init__.py:1: syntax error: invalid syntax"),
+    ],
+    ids=["home-is-broken", "home-is-no-text", "package-is-broken"],
+)
+def test_a_file_that_cannot_be_read_ends_it_in_one_line(bare: Path, name: str, content: bytes, told: str) -> None:
+    (bare / name).write_bytes(content)
+    result = moe_lint("init", "engine", *(["--into", name] if name == "own.py" else []))
+    assert (result.exit_code, result.stderr) == (2, f"moe-lint: error: {told}\n")
+    assert (bare / "engine/layers/moe/utils.py").read_text() == WITHOUT_HELPER
+
+
+@pytest.mark.parametrize(("into", "shown"), [("nowhere.py", "nowhere.py"), ("engine", "engine"), ("", "''")])
+def test_a_home_that_is_no_file_is_refused(bare: Path, into: str, shown: str) -> None:
+    result = moe_lint("init", "--into", into, "engine")
+    assert (result.exit_code, result.stderr) == (2, f"moe-lint: error: --into: {shown}: no such file\n")

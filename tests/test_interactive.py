@@ -72,6 +72,15 @@ def test_each_place_is_taken_or_left(tree: Path, typed: str, taken: list[str], c
     assert fixed(tree) == taken
 
 
+def test_code_that_would_control_the_terminal_is_escaped(tree: Path) -> None:
+    path = tree / "engine/models/x.py"
+    text = path.read_text()
+    path.write_text(text.replace("        if self.tp_size", "        # \x1b[2J clear\x0c it\n        if self.tp_size"))
+    assert path.read_text() != text
+    _, shown = converse(tree, "q\n")
+    assert "# \\x1b[2J clear\\x0c it" in shown
+
+
 def test_a_question_shows_the_finding_the_diff_and_what_changes(tree: Path) -> None:
     _, shown = converse(tree, "n\nn\nn\n")
     assert "engine/models/x.py:25: MOE001 hand-written guard bypasses" in shown

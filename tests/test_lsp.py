@@ -27,12 +27,13 @@ PAIR = (
 
 
 class Client(LanguageClient):
-    """A client that keeps what the server publishes."""
+    """A client that keeps what the server publishes, and how it ended."""
 
     def __init__(self) -> None:
         super().__init__("test", "1")
         self.published: dict[str, list[lsp.Diagnostic]] = {}
         self.messages: list[str] = []
+        self.exit_status: int | None = None
         self.news = asyncio.Event()
 
         @self.feature(lsp.TEXT_DOCUMENT_PUBLISH_DIAGNOSTICS)
@@ -43,6 +44,9 @@ class Client(LanguageClient):
         @self.feature(lsp.WINDOW_SHOW_MESSAGE)
         def _(parameters: lsp.ShowMessageParams) -> None:
             self.messages.append(parameters.message)
+
+    async def server_exit(self, server: asyncio.subprocess.Process) -> None:
+        self.exit_status = server.returncode
 
     async def after(self, act: Callable[[], None], *paths: Path) -> list[list[str]]:
         """The codes published for these files after an action."""
@@ -98,6 +102,7 @@ def session(tree: Path, talk: Callable[[Client], Awaitable[None]], *arguments: s
             await client.shutdown_async(None)
             client.exit(None)
             await client.stop()
+        assert client.exit_status == 0  # after a shutdown, anything else is an error to an editor
         return client
 
     return asyncio.run(asyncio.wait_for(run(), 120))
@@ -373,7 +378,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "moe-lint: error: the language server needs pygls: pip install 'moe-lint[lsp]'\n",
+        "moe-lint: error: the language server needs pygls: install moe-lint[lsp]\n",
     )
 
 

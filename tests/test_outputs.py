@@ -66,6 +66,7 @@ def test_the_matrix_goes_to_files_too(tree: Path) -> None:
         (["-o", "json:engine/models/pair.py", "engine"], "pair.py: a report would overwrite what is read"),
         (["-o", "json:x", "--baseline", "x", "engine"], "--output: x: a report would overwrite what is read"),
         (["-o", "json:own.toml", "--profile", "./own.toml", "engine"], "own.toml: a report would overwrite what is"),
+        (["verify", "engine", "engine", "-o", "json:engine/models/pair.py"], "pair.py: a report would overwrite"),
         (["matrix", "-o", "json:own.toml", "--config", "own.toml", "engine"], "own.toml: a report would overwrite"),
         (["--quiet", "--verbose", "engine"], "--quiet and --verbose exclude each other"),
         (["--no-such-option", "engine"], "No such option"),
@@ -76,7 +77,7 @@ def test_the_matrix_goes_to_files_too(tree: Path) -> None:
 def test_a_wrong_request_is_one_line_and_exit_two(tree: Path, args: list[str], told: str) -> None:
     (tree / "own.toml").write_text("")
     before = sorted(tree.rglob("*"))
-    result = moe_lint("--fix", *args) if args[0] not in ("matrix", "--diff") else moe_lint(*args)
+    result = moe_lint("--fix", *args) if args[0] not in ("matrix", "verify", "--diff") else moe_lint(*args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert told in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -187,8 +187,8 @@ def test_a_wrapper_is_not_fixed_into_a_call_of_itself(tmp_path: Path) -> None:
     )
     report = judged(tmp_path, block("x = x + 1"), layer)
     options = Options((str(tmp_path / "engine"),), VLLM)
-    for fixed in fixing.fix(options, report, fixing.ALLOWED["default"]).fixed:
-        assert "return tensor_model_parallel_all_reduce(final_hidden_states)" in fixed.after
+    (fixed,) = fixing.fix(options, report, fixing.ALLOWED["default"]).fixed
+    assert "return tensor_model_parallel_all_reduce(final_hidden_states)" in fixed.after
 
 
 def test_experts_without_an_expert_layer_have_no_combine_that_sums(tmp_path: Path) -> None:

@@ -482,8 +482,7 @@ class Callers(Constructions):
                 return self._opened(handed, flags - own, published)
             return self._opened(Atom(atom), flags, published)
 
-        opened = substitute(site.guard, lambda atom: value(atom) if "(" in atom else self.told(frame, Atom(atom)))
-        return opened
+        return substitute(site.guard, lambda atom: value(atom) if "(" in atom else self.told(frame, Atom(atom)))
 
     def _opened(self, formula: Formula, flags: set[str], published: Callable[[Formula], Formula]) -> Formula:
         """Predicates that read published flags replaced by what they mean."""

@@ -101,6 +101,9 @@ class _Commands(click.Group):
         return f"; did you mean the command {close[0]!r}?" if close else ""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:  # click's versions differ: help, or an error with the help in it
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
         if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
             ctx.meta[_FIRST] = args[0]
             args = ["check", *args]
@@ -145,7 +148,8 @@ def program() -> NoReturn:
         status = 0 if done.code is None else done.code
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if not stream.closed:  # the language server closes them at its end
+                stream.flush()
         except OSError:
             status = status or 2
     os._exit(status if isinstance(status, int) else 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from moe_lint.cli.shared import fail, tell_failures, to_stderr
+from moe_lint.model import counted
 
 if TYPE_CHECKING:
     from moe_lint.config import Settings
@@ -31,7 +32,7 @@ def write_baseline(report: Report, settings: Settings) -> NoReturn:
         replace_file(file, text.encode())
     except OSError as error:
         fail(f"{file}: the baseline cannot be written: {error.strerror or error}")
-    to_stderr(f"moe-lint: {_counted(len(report.findings), 'finding')} written down in {file}")
+    to_stderr(f"moe-lint: {counted(len(report.findings), 'finding')} written down in {file}")
     sys.exit(0)
 
 
@@ -54,7 +55,7 @@ def silence(options: Options, report: Report, reason: str | None, do_diff: bool,
     else:
         write_all(done.files)
         if done.files:
-            told(f"silenced {_counted(done.count, 'finding')} in {_counted(len(done.files), 'file')}")
+            told(f"silenced {counted(done.count, 'finding')} in {counted(len(done.files), 'file')}")
     for finding in done.left:
         to_stderr(f"{finding.path}:{finding.span.line}: {finding.rule}: there is no room for a comment; left as it was")
     return done.report
@@ -66,7 +67,3 @@ def need_terminal(do_diff: bool) -> None:
         fail("--interactive shows each diff and asks; it does not go with --diff")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fail("--interactive asks questions: it needs a terminal")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -19,23 +19,29 @@ class _Folder(click.Path):
         return super().convert(value, parameter, context)
 
 
+#: Adds `cache_dir` to a command.
+cache_folder = click.option(
+    "--cache-dir",
+    type=_Folder(file_okay=False, readable=False, path_type=Path),
+    envvar="MOE_LINT_CACHE_DIR",
+    metavar="DIR",
+    help="Where judgements are kept.  [default: the platform's cache folder]",
+)
+
+
 def cache_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds `cache_dir` and `no_cache` to a command."""
-    folder = click.option(
-        "--cache-dir",
-        type=_Folder(file_okay=False, readable=False, path_type=Path),
-        envvar="MOE_LINT_CACHE_DIR",
-        metavar="DIR",
-        help="Where judgements are kept. [default: the platform's cache folder]",
-    )
     off = click.option("--no-cache", is_flag=True, help="Judge everything anew, and keep nothing.")
-    return folder(off(command))
+    return cache_folder(off(command))
 
 
-def open_cache(cache_dir: Path | None, no_cache: bool = False) -> Cache | None:
+def cache_of(cache_dir: Path | None, no_cache: bool) -> Cache | None:
     """The cache that the options name; None when there shall be none."""
-    if no_cache:
-        return None
+    return None if no_cache else open_cache(cache_dir)
+
+
+def open_cache(cache_dir: Path | None) -> Cache:
+    """The cache in a folder, or else in the platform's. Nothing is written yet."""
     from moe_lint.cache import Cache
 
     if cache_dir is not None:

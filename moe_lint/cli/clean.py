@@ -6,19 +6,18 @@ from pathlib import Path
 
 import click
 
-from moe_lint.cli.caching import cache_options, open_cache
+from moe_lint.cli.caching import cache_folder, open_cache
 from moe_lint.cli.shared import EPILOG, fail
+from moe_lint.model import counted
 
 
 @click.command("clean", epilog=EPILOG)
-@cache_options
-def command(cache_dir: Path | None, no_cache: bool) -> None:
+@cache_folder
+def command(cache_dir: Path | None) -> None:
     """Remove the judgements that earlier runs kept."""
-    cache = open_cache(cache_dir, no_cache)
-    if cache is None:
-        fail("--no-cache names nothing to clean")
+    cache = open_cache(cache_dir)
     try:
         count = cache.clear()
     except OSError as error:
         fail(f"{cache.folder}: cannot be emptied: {error.strerror or error}")
-    click.echo(f"{count} judgement{'' if count == 1 else 's'} removed from {cache.folder}")
+    click.echo(f"{counted(count, 'judgement')} removed from {cache.folder}")

@@ -18,9 +18,10 @@ from moe_lint.config import Setting, Settings
 @check_options
 @click.pass_context
 def command(context: click.Context, paths: tuple[str, ...], output: str) -> None:
-    """Show the settings that hold for PATH (default: the working directory), and where each value comes from.
+    """Show the settings of a run, and where each value comes from.
 
-    Takes the options of `check`, to show what they change. The text is TOML.
+    The run is one on PATH (default: the working directory). Takes the options of `check`, to show what they change. The
+    text is TOML.
     """
     from moe_lint.api import options_of
 

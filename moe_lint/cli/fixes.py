@@ -26,7 +26,7 @@ from moe_lint.fixing import (
     rewrite,
     write_all,
 )
-from moe_lint.model import FixPlan, Report, Safety, one_line
+from moe_lint.model import FixPlan, Report, Safety, counted, one_line, visible
 
 #: Makes the fixes of a report that are wanted, at a level.
 Maker = Callable[[Options, Report, str, Callable[[FixPlan], bool]], FixResult]
@@ -114,9 +114,7 @@ def shown(options: Options, report: Report, level: str, make: Maker) -> Report:
     _tell_what_is_left(result, report, level)
     without = sum(finding.fix is None for finding in result.report.findings)
     if without:
-        to_stderr(
-            f"moe-lint: {_counted(without, 'finding has', 'findings have')} no fix: see the report without --diff"
-        )
+        to_stderr(f"moe-lint: {counted(without, 'finding has', 'findings have')} no fix: see the report without --diff")
     return result.report
 
 
@@ -128,18 +126,14 @@ def _tell_what_is_left(result: FixResult, report: Report, level: str) -> None:
     changing, unsafe = levels[Safety.CORRECTIVE], levels[Safety.UNSAFE]
     waiting = result.held_back - changing - unsafe
     if changing:
-        told = _counted(changing, "fix changes", "fixes change")
+        told = counted(changing, "fix changes", "fixes change")
         to_stderr(f"moe-lint: {told} behaviour: not made with --safe-only")
     if unsafe:
-        told = _counted(unsafe, "fix is", "fixes are")
+        told = counted(unsafe, "fix is", "fixes are")
         to_stderr(f"moe-lint: {told} unsafe: made with --unsafe-fixes only")
     if waiting:
-        told = _counted(waiting, "fix waits", "fixes wait")
+        told = counted(waiting, "fix waits", "fixes wait")
         to_stderr(f"moe-lint: {told} for the other half of an EP/TP pair, which is left as it is")
-
-
-def _counted(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several}"
 
 
 def _ask(report: Report, level: str) -> frozenset[FixPlan]:
@@ -171,8 +165,8 @@ def _show(report: Report, preview: FileFix) -> None:
     for plan in preview.plans:
         click.echo(f"  fix ({plan.safety.value}): {plan.reason}")
     colours = {"+": "green", "-": "red", "@": "cyan"}
-    for line in diff([preview]).splitlines():
-        click.secho(line, fg=colours.get(line[:1]))
+    for line in diff([preview]).rstrip("\n").split("\n"):
+        click.secho(visible(line.rstrip("\r")), fg=colours.get(line[:1]))
 
 
 def _answer(question: str) -> str:

@@ -6,7 +6,6 @@ import click
 
 from moe_lint.api import options_of
 from moe_lint.cli.settings import settings_for, tree_options
-from moe_lint.engine import display_path
 from moe_lint.fixing import diff, write_all
 from moe_lint.initialise import plan_init
 
@@ -18,7 +17,7 @@ from moe_lint.initialise import plan_init
 @tree_options
 @click.pass_context
 def command(context: click.Context, tree: str, into: str | None, do_diff: bool) -> None:
-    """Give a tree without a central helper the one that its own guards add up to."""
+    """Write the helper that the guards of a tree add up to."""
     options = options_of((tree,), settings_for(context, (tree,)), baseline=False)
     plan = plan_init(tree, options.profile, into, options.files)
     if plan is None:
@@ -29,5 +28,5 @@ def command(context: click.Context, tree: str, into: str | None, do_diff: bool) 
         return
     write_all(plan.files)
     for one in plan.files:
-        click.echo(f"wrote {display_path(one.path)}")
+        click.echo(f"wrote {one.path}")
     click.echo(f"added `{plan.helper.name}`; next: moe-lint --fix {tree}")

@@ -9,7 +9,7 @@ import click
 from msgspec.structs import replace
 
 from moe_lint.api import options_of
-from moe_lint.cli.caching import cache_options, open_cache
+from moe_lint.cli.caching import cache_of, cache_options
 from moe_lint.cli.outputs import Output, chosen, echo_report, keep_inputs, output_options, write_files
 from moe_lint.cli.settings import settings_for, tree_options
 from moe_lint.cli.shared import EPILOG, console, tell_failures
@@ -38,12 +38,12 @@ def command(
     cache_dir: Path | None,
     no_cache: bool,
 ) -> None:
-    """Show the sites as rows and the skip reasons of the tree as columns."""
+    """Show the sites as rows and the tree's skip reasons as columns."""
     stdout, files = chosen(outputs, to_stdout)
     settings = settings_for(context, paths)
     keep_inputs(files, settings)
     options = options_of(paths, settings, baseline=False)
-    report = run(replace(options, law=True, cache=open_cache(cache_dir, no_cache)))
+    report = run(replace(options, law=True, cache=cache_of(cache_dir, no_cache)))
     write_files(files, lambda output: render_matrix(report, output))
     if stdout.format == "text":
         from moe_lint.reporters.text import show_matrix

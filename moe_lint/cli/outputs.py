@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from msgspec import Struct
@@ -78,7 +78,7 @@ def chosen(outputs: tuple[Output, ...], to_stdout: Output | None) -> tuple[Outpu
 
 
 def keep_inputs(files: Iterable[Output], settings: Settings) -> None:
-    """Refuse a report in the place of what the run reads: source, the configuration, the baseline, a profile."""
+    """Refuse a report in the place of what the run reads beside source: the configuration, the baseline, a profile."""
     from moe_lint.api import path_of
 
     baseline, profile = settings.one("baseline"), settings.one("profile")
@@ -87,9 +87,8 @@ def keep_inputs(files: Iterable[Output], settings: Settings) -> None:
     read = [settings.file, *map(path_of, named)]
     for one in files:
         assert one.file is not None
-        same = any(file is not None and os.path.realpath(file) == os.path.realpath(one.file) for file in read)
-        if same or one.file.endswith(".py"):
-            fail(f"--output: {one.file}: a report would overwrite what is read")
+        if any(file is not None and os.path.realpath(file) == os.path.realpath(one.file) for file in read):
+            _would_overwrite(one.file)
 
 
 def write_files(files: Iterable[Output], render: Callable[[str], str]) -> None:
@@ -135,11 +134,17 @@ def _known(name: str, names: tuple[str, ...]) -> str:
     return name
 
 
+def _would_overwrite(file: str) -> NoReturn:
+    fail(f"--output: {file}: a report would overwrite what is read")
+
+
 def _check_writable(file: str) -> None:
-    """Say so before the run, not after it, when a file cannot be written."""
+    """Say so before the run, not after it, when a file cannot or must not be written."""
     path = Path(file)
     if path.is_dir():
         fail(f"--output: {file}: is a folder")
+    if path.suffix == ".py":
+        _would_overwrite(file)
     folder = path.resolve().parent
     if not folder.is_dir():
         fail(f"--output: {file}: there is no folder {folder}")

@@ -20,6 +20,8 @@ _SIZES = ("1", "2", "4", "8")
 
 
 def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(value.strip(" ,") for value in values):  # as with an empty variable: not what the default would choose
+        raise click.BadParameter("it is empty")
     return tuple(item.strip() for value in values for item in value.split(",") if item.strip())
 
 
@@ -92,10 +94,10 @@ def command(
     outputs: tuple[Output, ...],
     to_stdout: Output | None,
 ) -> None:
-    """Run the MoE blocks of two trees on several ranks and compare the numbers.
+    """Run the MoE blocks of two trees on several ranks and compare.
 
     BEFORE and AFTER are trees, or model files inside them. Without --models, the blocks in which they differ are run.
-    Target code runs in child processes only. Needs torch: `pip install 'moe-lint[runtime]'`.
+    Target code runs in child processes only. Needs the extra `runtime` (torch).
     """
     from reference_runtime import cli as runtime
     from reference_runtime.launch import VerifyError

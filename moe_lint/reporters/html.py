@@ -79,11 +79,10 @@ def _breakable(name: str) -> str:
 
 
 def _row(row: MatrixRow, atoms: tuple[str, ...], findings: list[Finding]) -> str:
-    function = ".".join(part for part in (row.class_name, row.function) if part)
     relation = row.relation or "–"
     absorber = _ABSORBER[row.absorber] if row.post_experts else "–"
     rules = sorted({finding.rule for finding in findings})
-    words = " ".join((row.path, str(row.span.line), function, row.collective, row.guard, *rules)).lower()
+    words = " ".join((row.path, str(row.span.line), row.qualname, row.collective, row.guard, *rules)).lower()
     data = {
         "axis": row.axis,
         "route": row.route,
@@ -101,7 +100,7 @@ def _row(row: MatrixRow, atoms: tuple[str, ...], findings: list[Finding]) -> str
     tags = " ".join(f'<span class="tag {finding.severity.value}">{finding.rule}</span>' for finding in findings)
     cells = [
         f'<td><button type="button" class="site code">{escape(place)}</button></td>',
-        f'<td class="code">{escape(function)}</td>',
+        f'<td class="code">{escape(row.qualname)}</td>',
         f"<td>{row.axis}</td><td>{pair}</td><td>{row.route}</td><td>{named}</td>",
         *(_mark(dict(row.atoms).get(atom), atom, _drifts(row)) for atom in atoms),
         f"<td>{absorber}</td><td>{tags}</td>",

@@ -54,19 +54,14 @@ def _cases(report: Report) -> list[_Case]:
 
 
 def _finding(finding: Finding, outcome: str = "failure", message: str = "") -> _Case:
-    where = _where(finding.class_name, finding.function)
     parts = (f"{finding.path}:{finding.span.line}:{finding.span.column}", finding.witness, finding.remedy)
     text = "\n".join(part for part in parts if part)
-    name = f"{finding.rule} {finding.name}{f' in {where}' if where else ''}"
+    name = f"{finding.rule} {finding.name}{f' in {finding.qualname}' if finding.qualname else ''}"
     return _Case(finding.path, finding.span.line, name, outcome, message or finding.message, text)
 
 
 def _passed(row: MatrixRow) -> _Case:
-    return _Case(row.path, row.span.line, f"{row.collective} in {_where(row.class_name, row.function)}")
-
-
-def _where(class_name: str | None, function: str) -> str:
-    return ".".join(part for part in (class_name, function) if part)
+    return _Case(row.path, row.span.line, f"{row.collective} in {row.qualname}")
 
 
 def _suite(path: str, cases: list[_Case]) -> ElementTree.Element:

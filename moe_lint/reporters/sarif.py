@@ -67,9 +67,8 @@ def _rule(rule: Rule) -> dict[str, Any]:
 
 def _result(finding: Finding, fingerprint: str, index: int) -> dict[str, Any]:
     place = _location(finding.path, _region(finding.span))
-    where = ".".join(part for part in (finding.class_name, finding.function) if part)
-    if where:
-        place["logicalLocations"] = [{"fullyQualifiedName": where, "kind": "function"}]
+    if finding.qualname:
+        place["logicalLocations"] = [{"fullyQualifiedName": finding.qualname, "kind": "function"}]
     result: dict[str, Any] = {
         "ruleId": finding.rule,
         "ruleIndex": index,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from moe_lint.model import MatrixRow, Report, Route, one_line
+from moe_lint.model import MatrixRow, Report, Route, counted, one_line
 
 _ROUTES = {
     Route.WRAPPER.value: "the wrapper decides, and is judged where it is defined",
@@ -17,10 +17,10 @@ _ROUTES = {
 def summary(report: Report) -> str:
     """One line: what was found, what can be fixed, what was judged."""
     sites = sum(row.post_experts for row in report.rows)
-    judged = f"{sites} post-experts reduction{_s(sites)} in {report.files} file{_s(report.files)}"
+    judged = f"{counted(sites, 'post-experts reduction')} in {counted(report.files, 'file')}"
     failed = sum(problem.failed for problem in report.problems)
     if failed:
-        judged += f"; {failed} problem{_s(failed)} kept some from being judged"
+        judged += f"; {counted(failed, 'problem')} kept some from being judged"
     aside = [f"{len(report.suppressed)} suppressed"] if report.suppressed else []
     aside += [f"{len(report.known)} in the baseline"] if report.known else []
     if not report.findings:
@@ -28,9 +28,8 @@ def summary(report: Report) -> str:
         told = f" ({', '.join(aside)})" if aside else ""
         return f"No {new}findings{told}: {judged}."
     fixable = sum(f.fix is not None for f in report.findings)
-    count = len(report.findings)
     told = "".join(f", {part}" for part in aside)
-    return f"{count} finding{_s(count)} ({fixable} fixable){told}: {judged}."
+    return f"{counted(len(report.findings), 'finding')} ({fixable} fixable){told}: {judged}."
 
 
 def statistics(report: Report) -> str:
@@ -64,7 +63,3 @@ def _why(row: MatrixRow) -> str | None:
     if row.relation is not None:
         return None
     return _ROUTES.get(row.route, "the tree has no helper to compare it with")
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"

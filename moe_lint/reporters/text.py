@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from moe_lint.model import Finding, MatrixRow, Report, Severity, one_line
+from moe_lint.model import Finding, MatrixRow, Report, Severity, one_line, visible
 from moe_lint.reporters.summary import notes, summary
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
@@ -58,43 +58,50 @@ def _frame(findings: Sequence[Finding], texts: dict[str, list[str]]) -> Text:
         text.append(f"{finding.severity.value}[{finding.rule}]", _STYLE[finding.severity])
         text.append(f" {finding.name}: {finding.message}\n", "bold")
     finding = findings[0]
-    style, span = _STYLE[finding.severity], finding.span
-    width = len(str(span.end_line))
-    pad = " " * width
+    pad = " " * len(str(finding.span.end_line))
     text.append(f"{pad}--> ", "blue")
-    text.append(f"{one_line(finding.path)}:{span.line}:{span.column}")
-    where = ".".join(part for part in (finding.class_name, finding.function) if part)
-    text.append(f" in `{where}`\n" if where else "\n")
-    lines = texts.setdefault(finding.path, _read(finding.path))
-    first = min([span.line, *(one.guard.line for one in findings if one.guard is not None)])
-    if first > 1 and first <= len(lines) and lines[first - 2].rstrip().endswith("("):
-        first -= 1  # the `if (` of a condition that begins on its own line
-    shown = list(range(first, span.end_line + 1))
-    if len(shown) > _MAX_FRAME:
-        shown = [*shown[:3], *shown[-3:]]
-    previous = 0
+    text.append(f"{one_line(finding.path)}:{finding.span.line}:{finding.span.column}")
+    text.append(f" in `{finding.qualname}`\n" if finding.qualname else "\n")
+    if finding.path not in texts:
+        texts[finding.path] = _read(finding.path)
     text.append(f"{pad} |\n", "blue")
-    for number in shown:
-        if number > len(lines):
-            break
-        if previous and number != previous + 1:
-            text.append(f"{'.' * width}\n", "blue")
-        text.append(f"{number:>{width}} | ", "blue")
-        line = lines[number - 1]
-        text.append(f"{_visible(line)}\n")
-        if number == span.line:
-            start, end = span.column - 1, span.end_column - 1 if span.end_line == span.line else len(line)
-            before = "".join("\t" if c == "\t" else " " * cell_len(c) for c in _visible(line[:start]))
-            marks = "^" * max(1, cell_len(_visible(line[start:end])))
-            text.append(f"{pad} | ", "blue")
-            text.append(f"{before}{marks}\n", style)
-        previous = number
+    _append_code(text, findings, texts[finding.path], pad)
     text.append(f"{pad} |\n", "blue")
     for label, message in dict.fromkeys(_told(findings)):
         text.append(f"{pad} = ", "blue")
         text.append(label, "bold")
         text.append(f": {message}\n")
     return text
+
+
+def _append_code(text: Text, findings: Sequence[Finding], lines: Sequence[str], pad: str) -> None:
+    """The lines from the guard to the reduction, numbered, the reduction marked; of many, the first and the last."""
+    style, span = _STYLE[findings[0].severity], findings[0].span
+    width, previous = len(pad), 0
+    for number in _lines_shown(findings, lines):
+        if previous and number != previous + 1:
+            text.append(f"{'.' * width}\n", "blue")
+        text.append(f"{number:>{width}} | ", "blue")
+        line = lines[number - 1]
+        text.append(f"{visible(line)}\n")
+        if number == span.line:
+            start, end = span.column - 1, span.end_column - 1 if span.end_line == span.line else len(line)
+            before = "".join("\t" if c == "\t" else " " * cell_len(c) for c in visible(line[:start]))
+            marks = "^" * max(1, cell_len(visible(line[start:end])))
+            text.append(f"{pad} | ", "blue")
+            text.append(f"{before}{marks}\n", style)
+        previous = number
+
+
+def _lines_shown(findings: Sequence[Finding], lines: Sequence[str]) -> list[int]:
+    span = findings[0].span
+    first = min([span.line, *(one.guard.line for one in findings if one.guard is not None)])
+    if first > 1 and first <= len(lines) and lines[first - 2].rstrip().endswith("("):
+        first -= 1  # the `if (` of a condition that begins on its own line
+    shown = list(range(first, span.end_line + 1))
+    if len(shown) > _MAX_FRAME:
+        shown = [*shown[:3], *shown[-3:]]
+    return [number for number in shown if number <= len(lines)]
 
 
 def _told(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
@@ -105,11 +112,6 @@ def _told(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
         yield from (("see", f"{one_line(one.path)}:{one.line}: {one.message}") for one in finding.related)
     yield from (("fix", f"{one.fix.safety.value}: {one.fix.reason}") for one in findings if one.fix is not None)
     yield from (("no fix", one.unfixable) for one in findings if one.unfixable is not None)
-
-
-def _visible(line: str) -> str:
-    """A line of source for a terminal: what controls one is escaped, except tabs."""
-    return "\t".join(map(one_line, line.split("\t")))
 
 
 def _read(path: str) -> list[str]:
@@ -180,7 +182,7 @@ def _cells(row: MatrixRow, columns: tuple[str, ...]) -> list[Text]:
     absorber = {True: Text("yes"), False: Text("no", "dim"), None: Text("?", "yellow")}[row.absorber]
     return [
         Text(f"{one_line(row.path)}:{row.span.line}"),
-        Text(".".join(part for part in (row.class_name, row.function) if part)),
+        Text(row.qualname),
         Text(row.axis),
         Text("" if row.pair is None else f"#{row.pair}"),
         Text(row.route),

@@ -8,7 +8,7 @@ from inspect import cleandoc
 from textwrap import indent
 
 from moe_lint.expressions import NotBoolean
-from moe_lint.formula import Atom, Formula, State, atom_set, conj, evaluate, negate
+from moe_lint.formula import Formula, State, atom_set, evaluate
 from moe_lint.index import Ref
 from moe_lint.model import Confidence, Finding, Problem, Related, Severity, SkipReason, Span
 from moe_lint.rules._cases import COMMUNICATOR, UTILS, experts, model
@@ -111,10 +111,6 @@ def told(state: State, formula: Formula) -> str:
 
 def _holds_with(formula: Formula, values: dict[str, bool]) -> bool:
     return evaluate(formula, {name: values.get(name, False) for name in atom_set(formula)})
-
-
-def holds(state: State) -> Formula:
-    return conj(Atom(name) if value else negate(Atom(name)) for name, value in state.values)
 
 
 # --- examples

@@ -6,7 +6,7 @@ import ast
 import re
 
 from moe_lint.facts.conduct import Addition
-from moe_lint.formula import Atom, Formula, TooManyAtoms, atom_set, conj, negate, satisfiable
+from moe_lint.formula import Atom, Formula, atom_set, implies
 from moe_lint.profile import Profile
 
 #: `self.tp_rank == 0`, `get_tensor_model_parallel_rank() == 0`, `group.is_first_rank`
@@ -32,11 +32,4 @@ def is_divided(term: str, profile: Profile) -> bool:
 
 def on_one_rank(condition: Formula) -> bool:
     """Whether a condition holds on the first rank of a group only."""
-    for name in atom_set(condition):
-        if _ONE_RANK.match(name):
-            try:
-                if not satisfiable(conj((condition, negate(Atom(name))))):
-                    return True
-            except TooManyAtoms:
-                return False
-    return False
+    return any(implies(condition, Atom(name)) for name in atom_set(condition) if _ONE_RANK.match(name))

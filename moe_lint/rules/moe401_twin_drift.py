@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from moe_lint.absorbers import Twin, absorbers_of
 from moe_lint.formula import FALSE, Formula, State, TooManyAtoms, assign, atom_set, compare, conj, disj, negate, table
 from moe_lint.model import Confidence, Finding, Problem, Related, Severity
-from moe_lint.rules._central import at_definition, communicator, engine, holds, questions, told, unread
+from moe_lint.rules._central import at_definition, communicator, engine, questions, told, unread
 from moe_lint.rules.base import Context, Rule
 from moe_lint.sites import is_skip_atom
 
@@ -180,7 +180,7 @@ class TwinDrift(Rule):
             broken = conj((twin.summed, negate(twin.promised)))
             kept = conj((twin.promised, negate(twin.summed)))
             if over is not None:
-                knows = _helper_knows(twin, over, context)
+                knows = _helper_knows(twin, context)
                 yield at_definition(
                     self,
                     twin.promise,
@@ -234,7 +234,7 @@ def _compared(promised: Formula, summed: Formula, context: Context) -> tuple[Sta
     return over, compare(summed, negate(own), kept=fixed).under
 
 
-def _helper_knows(twin: Twin, over: State, context: Context) -> bool:
+def _helper_knows(twin: Twin, context: Context) -> bool:
     """Whether the helper skips by itself, told no flag, wherever the step sums without a promise."""
     policy = context.policy
     if policy.helper is None or policy.helper.proposed:
@@ -254,6 +254,6 @@ def _helper_knows(twin: Twin, over: State, context: Context) -> bool:
 
 
 def _told(state: State, formula: Formula, consequence: str, context: Context) -> str:
-    found = context.policy.configuration(holds(state), "TP")
+    found = context.policy.configuration(state.formula, "TP")
     example = f" (for example {found})" if found is not None else ""
     return f"with {told(state, formula)}{example} {consequence}"

@@ -52,10 +52,10 @@ class DistTransport(Transport):
                 dist.all_gather_object(described, text, group=control)
                 raise CollectiveMismatch(f"one group, different collectives: {'; '.join(described)}")
         except RuntimeError as error:
-            raise self._lost(error, op, tensor, ranks) from error
+            raise self._lost(op, tensor, ranks) from error
         return group
 
-    def _lost(self, error: RuntimeError, op: str, tensor: torch.Tensor, ranks: Sequence[int]) -> Exception:
+    def _lost(self, op: str, tensor: torch.Tensor, ranks: Sequence[int]) -> Deadlock:
         shape = "x".join(map(str, tensor.shape))
         return Deadlock(f"nobody came: rank {self.rank} in {op} of {shape} over ranks {list(ranks)}")
 

@@ -7,6 +7,7 @@ import itertools
 from rich.console import Console
 from rich.text import Text
 
+from moe_lint.model import counted
 from reference_runtime.verdicts import CaseResult, ModelReport, RunReport, Verdict
 
 _STYLE = {
@@ -78,10 +79,8 @@ def summary(report: RunReport) -> str:
     broken = sum(case.regression for case in cases)
     corrected = sum(case.verdict is Verdict.CORRECTED for case in cases)
     unmodelled = sum(case.verdict is Verdict.UNMODELLED for case in cases)
-    models = len(report.models)
     unjudged = [model.model for model in report.models if not model.judged]
-    text = (
-        f"{'BROKEN' if broken else 'Nothing broken'}: {len(cases)} cases of {models} block{'' if models == 1 else 's'}"
-    )
-    text += f", {broken} broken, {corrected} corrected, {unmodelled} unmodelled."
-    return text + (f" Not judged: {', '.join(unjudged)}." if unjudged else "")
+    run = f"{counted(len(cases), 'case')} of {counted(len(report.models), 'block')}"
+    counts = f"{broken} broken, {corrected} corrected, {unmodelled} unmodelled"
+    left = f" Not judged: {', '.join(unjudged)}." if unjudged else ""
+    return f"{'BROKEN' if broken else 'Nothing broken'}: {run}, {counts}.{left}"

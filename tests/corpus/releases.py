@@ -1,4 +1,7 @@
-"""Real releases for the tests: the sources of published wheels, downloaded once and kept in a cache folder."""
+"""Real releases for the tests: the sources of published wheels, downloaded once and kept in a cache folder.
+
+Each is judged once for all tests that ask about it as it is.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,15 @@ import os
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from moe_lint.engine import Options, run
+from moe_lint.model import Confidence, Finding, Report
+from moe_lint.profile import load_profile
+from moe_lint.rules import all_rules
 
 _CACHE = Path(os.environ.get("MOE_LINT_CORPUS", Path(__file__).parents[2] / ".corpus"))
 
@@ -25,6 +34,24 @@ def release(version: str, package: str = "sglang") -> Path:
                 pytest.fail(message)
             pytest.skip(message)
     return folder
+
+
+def judged(version: str, package: str = "sglang") -> Report:
+    """What all rules say of a release, and whether each of its sums is made exactly once."""
+    return _judged(version, package)
+
+
+@cache
+def _judged(version: str, package: str) -> Report:
+    tree = str(release(version, package) / package)
+    return run(Options((tree,), load_profile(package), select=("ALL",), law=True))
+
+
+def findings(version: str, package: str = "sglang") -> tuple[Finding, ...]:
+    """What a run finds by default (`test_releases.py` holds it to that)."""
+    by_default = {rule.code for rule in all_rules() if rule.on_by_default}
+    found = judged(version, package).findings
+    return tuple(f for f in found if f.rule in by_default and f.confidence is not Confidence.LOW)
 
 
 def _download(package: str, version: str, folder: Path) -> None:

@@ -68,7 +68,7 @@ def _checked(
     version: str, before: Texts, after: Texts, names: tuple[str, ...], settings: Settings, folder: Path
 ) -> list[Checked]:
     tree, root = find_tree(release(version)), release(version) / "sglang"
-    sites = pairs(analysed(root, PROFILE, before), analysed(root, PROFILE, after), tree.root)
+    sites = pairs(*analysed(root, PROFILE, before, after), tree.root)
     sides = laid_over(tree, before, folder / "before"), laid_over(tree, after, folder / "after")
     blocks, _ = choose(*sides, names)
     return check(*sides, blocks, sites, settings)

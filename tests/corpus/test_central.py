@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from moe_lint.engine import Options, run
 from moe_lint.model import Finding
-from moe_lint.profile import load_profile
-from tests.corpus.releases import release
-
-SGLANG = load_profile("sglang")
+from tests.corpus.releases import judged
 
 
 def findings(version: str, rule: str) -> list[Finding]:
-    return list(run(Options((str(release(version) / "sglang"),), SGLANG, select=(rule,))).findings)
+    return [finding for finding in judged(version).findings if finding.rule == rule]
 
 
 def place(finding: Finding) -> str:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from moe_lint.engine import Options, run
-from moe_lint.model import Finding
-from moe_lint.profile import load_profile
-from tests.corpus.releases import release
+from tests.corpus.releases import findings
 
 TEXT = (Path(__file__).parents[2] / "docs" / "field-report.md").read_text()
 VERSIONS = (
@@ -20,11 +16,6 @@ VERSIONS = (
 )  # fmt: skip
 #: Counted in a table of their own.
 APART = ("MOE303", "MOE306", "MOE308")
-
-
-@cache
-def findings(version: str) -> tuple[Finding, ...]:
-    return run(Options((str(release(version) / "sglang"),), load_profile("sglang"))).findings
 
 
 def tables(header: str) -> dict[str, dict[str, int]]:

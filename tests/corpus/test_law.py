@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import pytest
 
-from moe_lint.engine import Options, run
-from moe_lint.model import Report, Severity
-from moe_lint.profile import load_profile
-from tests.corpus.releases import release
-
-
-@lru_cache(maxsize=4)
-def judged(version: str) -> Report:
-    return run(Options((str(release(version) / "sglang"),), load_profile("sglang"), law=True))
+from moe_lint.model import Severity
+from tests.corpus.releases import judged
 
 
 def verdicts(version: str) -> dict[tuple[str, str, str], tuple[str, str | None]]:
@@ -80,8 +71,7 @@ def test_behind_the_stage_boundary_nothing_is_called_doubled_or_lost() -> None:
 
 @pytest.mark.parametrize("version", ["0.5.3", "0.5.9", "0.5.10.post1", "0.5.11", "0.5.15", "0.5.20", "0.5.21"])
 def test_every_claim_of_wrong_numbers_names_a_launch_configuration(version: str) -> None:
-    options = Options((str(release(version) / "sglang"),), load_profile("sglang"), select=("ALL",))
-    errors = [f for f in run(options).findings if f.severity is Severity.ERROR]
+    errors = [f for f in judged(version).findings if f.severity is Severity.ERROR]
     assert errors
     silent = [(f.rule, f.path, f.span.line) for f in errors if "`--" not in f"{f.message} {f.witness}"]
     assert silent == []

@@ -10,7 +10,7 @@ import pytest
 from moe_lint.analysis import analyse
 from moe_lint.profile import load_profile
 from moe_lint.rules import Context, all_rules
-from tests.corpus.releases import release
+from tests.corpus.releases import judged, release
 
 RULE = next(rule for rule in all_rules() if rule.code == "MOE304")
 #: Models whose blocks build their experts or shared experts with `reduce_results=False`.
@@ -27,14 +27,19 @@ _REDUCTION = re.compile(
 )
 
 
-def accused(version: str, package: str, without_reductions: set[str]) -> set[str]:
-    """The models that MOE304 reports, with every reduction in some of them made a function that does nothing."""
+def accused(version: str, package: str = "sglang") -> set[str]:
+    """The models that MOE304 reports."""
+    return {Path(finding.path).stem for finding in judged(version, package).findings if finding.rule == RULE.code}
+
+
+def accused_without_reductions(version: str, package: str, models: set[str]) -> set[str]:
+    """The models that MOE304 reports when every reduction in some of them does nothing."""
     root = release(version, package) / package
     paths = sorted(str(path) for path in root.rglob("*.py"))
     changed = {
         path: _REDUCTION.sub("identity(", Path(path).read_text())
         for path in paths
-        if "/models/" in path and Path(path).stem in without_reductions
+        if "/models/" in path and Path(path).stem in models
     }
     tree = analyse(str(root), paths, load_profile(package), changed)
     return {Path(finding.path).stem for finding in RULE.check(Context(tree.index, tree.policy, tree.sites))}
@@ -52,10 +57,10 @@ def accused(version: str, package: str, without_reductions: set[str]) -> set[str
 def test_experts_told_not_to_reduce_are_reported_where_the_reductions_are_taken_out(
     version: str, package: str, models: set[str]
 ) -> None:
-    assert accused(version, package, set()) == set()
-    assert accused(version, package, models) == models
+    assert accused(version, package) == set()
+    assert accused_without_reductions(version, package, models) == models
 
 
 @pytest.mark.parametrize("version", ["0.5.21", "0.5.23"])
 def test_behind_a_boundary_that_takes_sums_by_contract_no_block_is_accused(version: str) -> None:
-    assert accused(version, "sglang", set()) == set()
+    assert accused(version) == set()

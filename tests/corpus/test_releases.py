@@ -6,19 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from moe_lint import fixing
 from moe_lint.engine import Options, run
 from moe_lint.initialise import plan_init
 from moe_lint.model import MatrixRow, Report
 from moe_lint.profile import load_profile
-from tests.corpus.releases import release
+from tests.corpus.releases import findings, judged, release
 
 SGLANG = load_profile("sglang")
-
-
-def judged(folder: Path) -> Report:
-    return run(Options((str(folder / "sglang"),), SGLANG))
 
 
 def key(path: str, line: int) -> tuple[str, int]:
@@ -31,9 +28,16 @@ def expected(version: str) -> list[tuple[tuple[str, int], str, str, str]]:
     return [((path, int(line)), axis, post, due) for path, line, axis, post, due in rows]
 
 
+@pytest.mark.parametrize("version", ["0.5.10.post1", "0.5.20"])
+def test_a_run_by_default_finds_what_the_other_tests_take_for_it(version: str) -> None:
+    report = run(Options((str(release(version) / "sglang"),), SGLANG))
+    assert report.findings == findings(version)
+    assert report.rows == tuple(replace(row, law=None) for row in judged(version).rows)
+
+
 @pytest.mark.parametrize("version", ["0.5.10.post1", "0.5.11"])
 def test_every_site_is_found_with_its_axis_and_none_is_made_up(version: str) -> None:
-    report = judged(release(version))
+    report = judged(version)
     rows = {key(row.path, row.span.line): row for row in report.rows}
     for place, axis, post, _ in expected(version):
         assert rows[place].post_experts is (post == "yes"), place
@@ -43,8 +47,7 @@ def test_every_site_is_found_with_its_axis_and_none_is_made_up(version: str) -> 
 
 @pytest.mark.parametrize("version", ["0.5.10.post1", "0.5.11"])
 def test_every_due_finding_is_reported_and_no_right_site_is(version: str) -> None:
-    report = judged(release(version))
-    places = {key(finding.path, finding.span.line) for finding in report.findings}
+    places = {key(finding.path, finding.span.line) for finding in findings(version)}
     due = {place for place, *_, verdict in expected(version) if verdict == "yes"}
     right = {place for place, *_, verdict in expected(version) if verdict == "no"}
     assert due - places == set()
@@ -53,7 +56,7 @@ def test_every_due_finding_is_reported_and_no_right_site_is(version: str) -> Non
 
 def test_a_guard_that_goes_through_the_helper_is_called_equal() -> None:
     for version in ("0.5.11", "0.5.20"):
-        helper = [row for row in judged(release(version)).rows if row.route == "helper" and row.relation is not None]
+        helper = [row for row in judged(version).rows if row.route == "helper" and row.relation is not None]
         assert len(helper) > 20
         models = [row for row in helper if "/models/" in row.path]
         different = [row for row in models if row.relation != "equal"]
@@ -81,7 +84,7 @@ def test_init_and_fix_replay_the_sweep_of_the_central_helper(tmp_path: Path) -> 
     plan = plan_init(tree, SGLANG)
     assert plan is not None
     fixing.write_all(plan.files)
-    options = Options((tree,), SGLANG)
+    options = Options((tree,), SGLANG, known={})
     result = fixing.fix(options, run(options), fixing.ALLOWED["default"])
     assert result.not_proven == ()
     fixing.write_all(result.fixed)
@@ -94,7 +97,7 @@ def test_init_and_fix_replay_the_sweep_of_the_central_helper(tmp_path: Path) -> 
     assert fixing.fix(options, report, fixing.ALLOWED["default"]).fixed == ()
 
     ours = sites_at_helper(report)
-    theirs = sites_at_helper(judged(release("0.5.11")))
+    theirs = sites_at_helper(judged("0.5.11"))
     known = {(row.path.rsplit("/", 1)[-1].replace("mimo_v2_flash", "mimo_v2"), row.function) for row in report.rows}
     replayed = {place for place in theirs if place[:2] in known}
     assert len(replayed) >= 18

@@ -1,24 +1,13 @@
 """Bugs that shipped: each is reported at its place on the release that had it, and not on the one that fixed it.
 
-A release is judged once for all tests; what is compared is (rule, line) in the file of the bug.
+What is compared is (rule, line) in the file of the bug.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 
-from moe_lint.engine import Options, run
-from moe_lint.model import Finding
-from moe_lint.profile import load_profile
-from tests.corpus.releases import release
-
-
-@cache
-def findings(version: str) -> tuple[Finding, ...]:
-    """By the rules that are on by default."""
-    return run(Options((str(release(version) / "sglang"),), load_profile("sglang"))).findings
+from tests.corpus.releases import findings
 
 
 def in_file(version: str, name: str, *rules: str) -> dict[tuple[str, int], str]:

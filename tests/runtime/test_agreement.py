@@ -19,7 +19,7 @@ CASE = "tp2 ep2 dp2 max-len reduce-scatter"
 
 def formulas(before: str, after: str) -> list[Pair]:
     root = MINI / "mini"
-    return pairs(analysed(root, PROFILE, {FILE: before}), analysed(root, PROFILE, {FILE: after}), MINI)
+    return pairs(*analysed(root, PROFILE, {FILE: before}, {FILE: after}), MINI)
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
+from reference_runtime import launch
+from reference_runtime.discover import Block
 from reference_runtime.launch import VerifyError, verify
 from reference_runtime.plan import Settings
 from reference_runtime.verdicts import ModelReport, RunReport, Status, Verdict
+from tests.runs import moe_lint
 from tests.runtime.mini import PAIR, changed, engine
 
 EP_CALL = """        if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
@@ -285,6 +290,32 @@ def test_a_folder_without_an_engine_is_one_line_and_exit_2(tmp_path: Path) -> No
     assert done.stderr.splitlines() == [
         f"moe-lint: error: {tmp_path}: no engine found (a package with `models` and `layers/moe`)"
     ]
+
+
+@pytest.mark.parametrize("option", ["--models", "--world-size"])
+def test_an_option_that_names_nothing_is_refused_where_the_default_would_run_everything(option: str) -> None:
+    result = moe_lint("verify", "before", "after", option, " ")
+    assert result.exit_code == 2
+    assert result.stderr == f"moe-lint: error: Invalid value for '{option}': it is empty\n"
+
+
+@pytest.mark.parametrize("sides", [(True, False), (False, True), (True, True)])
+def test_a_file_selects_its_own_blocks_whatever_else_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sides: tuple[bool, bool]
+) -> None:
+    chosen: list[str] = []
+
+    def run_blocks(_: object, blocks: Sequence[Block], *__: object) -> tuple[ModelReport, ...]:
+        chosen.extend(map(str, blocks))
+        return ()
+
+    monkeypatch.setattr(launch, "Worker", contextlib.nullcontext)
+    monkeypatch.setattr(launch, "run_blocks", run_blocks)
+    before = engine(tmp_path / "before", {"one": PAIR, "two": PAIR})
+    after = engine(tmp_path / "after", {"one": PAIR + "\n", "two": PAIR + "\n"})
+    trees = [tree / "mini/models/two.py" if file else tree for tree, file in zip((before, after), sides, strict=True)]
+    verify(*trees)
+    assert chosen == ["two.PairMoE"]
 
 
 def test_without_torch_verify_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
