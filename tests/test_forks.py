@@ -35,6 +35,108 @@ def fixed(tree: Path, *options: str) -> str:
     return (tree / "models" / "x.py").read_text()
 
 
+# --- relative imports
+
+
+def relatively(tree: Path) -> None:
+    """Every import of the tree's own modules, relative."""
+    for path in tree.rglob("*.py"):
+        dots = "." * len(path.relative_to(tree).parts)
+        text = re.sub(r"from engine\.([\w.]+) import", rf"from {dots}\1 import", path.read_text())
+        path.write_text(text)
+
+
+def test_a_file_that_imports_relatively_gets_a_relative_import(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path)
+    relatively(tree)
+    text = fixed(tree)
+    assert f"from ..layers.moe import (\n    get_moe_a2a_backend,\n    {HELPER_NAME},\n" in text
+    compile(text, "x.py", "exec")
+
+
+def test_a_relative_import_stands_among_the_relative_ones_in_order(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path)
+    path = tree / "models" / "x.py"
+    path.write_text(model(BARE, moe=()))
+    relatively(tree)
+    path.write_text(re.sub(r"(from \.\.layers.*\n)", r"\1from .registry import known\n", path.read_text()))
+    lines = [line for line in fixed(tree).splitlines() if line.startswith("from .")]
+    assert lines[-3:] == [
+        "from ..layers.communicator import LayerCommunicator",
+        f"from ..layers.moe import {HELPER_NAME}",
+        "from .registry import known",
+    ]
+
+
+def test_a_module_that_no_relative_import_can_reach_is_said(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path)
+    relatively(tree)
+    (tree / "__init__.py").unlink()
+    path = tree / "models" / "x.py"
+    # the file reaches the tree in another way: its one relative import stays in its own folder
+    path.write_text(re.sub(r"from \.\.(\S+) import", r"from .kit import", path.read_text()))
+    (tree / "models" / "kit.py").write_text(
+        "from ..distributed import *\nfrom ..layers.communicator import *\nfrom ..layers.moe import *\n"
+    )
+    output = moe_lint("--no-cache", str(tree)).output
+    assert f"no fix: `{HELPER_NAME}` cannot be reached from here" in output
+
+
+# --- a helper that is asked of an object
+
+
+def as_method(tree: Path, decorator: str, itself: str) -> None:
+    """The helper as a method of a class of its module; ``itself`` is its first parameter, if it has one."""
+    path = tree / "layers" / "moe" / "utils.py"
+    head, body = path.read_text().split(f"def {HELPER_NAME}(\n    *,")
+    body = body.replace("\n", "\n    ").rstrip(" ")
+    method = f"    {decorator}def {HELPER_NAME}(\n        {itself}*,{body}"
+    getter = "\n\n_RANKS = Ranks()\n\n\ndef get_ranks() -> Ranks:\n    return _RANKS\n" if itself else ""
+    path.write_text(f"{head}class Ranks:\n{method}{getter}")
+
+
+@pytest.mark.parametrize(
+    ("decorator", "itself", "asked"),
+    [("@staticmethod\n    ", "", "Ranks"), ("", "self, ", "get_ranks()")],
+    ids=["static-method", "method-of-what-a-function-returns"],
+)
+def test_a_helper_that_is_a_method_is_asked_as_the_tree_asks_it(
+    tmp_path: Path, decorator: str, itself: str, asked: str
+) -> None:
+    tree = write_tree(tmp_path)
+    as_method(tree, decorator, itself)
+    imported = asked.removesuffix("()")
+    (tree / "models" / "other.py").write_text(model(ROUTED, moe=(HELPER_NAME,)))
+    for path in (tree / "models" / "other.py", tree / "layers" / "moe" / "__init__.py"):
+        text = re.sub(rf"(?<!\w){HELPER_NAME}\(", f"{asked}.{HELPER_NAME}(", path.read_text())
+        path.write_text(re.sub(rf"(?<![\w.]){HELPER_NAME}(?!\()", imported, text))
+    found = document("json", "--no-cache", str(tree))["findings"]
+    assert [(f["rule"], f["fix"]["safety"]) for f in found] == [("MOE001", "corrective")]
+    text = fixed(tree)
+    assert f"if self.tp_size > 1 and not {asked}.{HELPER_NAME}(\n            is_tp_path=True,\n" in text
+    assert re.search(rf"from engine\.layers\.moe import \(?\s*[^)]*\b{imported}\b", text)
+
+
+def test_what_a_method_asks_of_itself_is_what_a_guard_asks_of_the_getter(tmp_path: Path) -> None:
+    asks = (
+        "if get_ranks().share_sums:\n    x = x\nelif self.tp_size > 1:\n    x = tensor_model_parallel_all_reduce(x)\n"
+    )
+    tree = write_tree(tmp_path, asks, flags="")
+    path = tree / "layers" / "moe" / "utils.py"
+    head = path.read_text().split(f"def {HELPER_NAME}(")[0]
+    path.write_text(
+        f"{head}class Ranks:\n    def {HELPER_NAME}(self, *, is_tp_path):\n        return self.share_sums\n\n\n"
+        "def get_ranks() -> Ranks:\n    return Ranks()\n"
+    )
+    (tree / "models" / "other.py").write_text(
+        model(f"if not get_ranks().{HELPER_NAME}(is_tp_path=True):\n    {BARE}", moe=("get_ranks",), flags="")
+    )
+    (tree / "layers" / "moe" / "__init__.py").write_text("from engine.layers.moe.utils import get_ranks\n")
+    rewrite(tree / "models", ("get_moe_a2a_backend", "get_ranks"))
+    found = document("json", "--no-cache", str(tree))["findings"]
+    assert [(f["rule"], f["relation"]) for f in found] == [("MOE001", "equal")]
+
+
 # --- annotated otherwise
 
 
