@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from msgspec import Struct
 
@@ -18,6 +19,7 @@ from moe_lint.prefilter import Prefilter
 from moe_lint.profile import Profile, bundled_profiles, load_profile
 from moe_lint.reading import Known, Reader
 from moe_lint.sites import FoundSite, Site, find_site, judge_site, skip_atoms_used
+from moe_lint.text import Text
 
 #: A name that may be called or handed on: no text in quotes, no prose (`an allreduce fusion`, `--custom-allreduce`), no
 #: definition, no keyword (`fuse_all_reduce=True`), no object that has a part of interest (`custom_all_reduce.buffers`).
@@ -64,6 +66,7 @@ def analyse(
     reader = Reader(profile, prefilter, overlay or {}, {} if known is None else known, unchanged)
     paths = list(paths)
     texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
+    profile = profile.within(partial(_mentions, texts.values()))
     index = ProjectIndex(texts, paths, reader.facts, profile)
     dataflow = Dataflow(index)
     found: list[FoundSite] = []
@@ -94,6 +97,16 @@ def analyse(
         sites,
         (*too_deep, *helper_problems, *_no_helper(root, policy, sites), *_site_problems(sites)),
         reader,
+    )
+
+
+def _mentions(texts: Iterable[Text], word: str) -> bool:
+    """Whether the code of a tree has an identifier: what only a comment tells of is gone."""
+    return any(
+        not text.lines[number - 1].lstrip().startswith("#")
+        for text in texts
+        if text.holds(word)
+        for number in text.lines_of(word, whole=True)
     )
 
 

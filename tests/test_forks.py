@@ -137,6 +137,59 @@ def test_what_a_method_asks_of_itself_is_what_a_guard_asks_of_the_getter(tmp_pat
     assert [(f["rule"], f["relation"]) for f in found] == [("MOE001", "equal")]
 
 
+# --- renamed names, and the names of the base beside them
+
+RENAMED = {
+    "should_allreduce_fusion": "fuse_later",
+    "should_fuse_mlp_allreduce_with_next_layer": "may_fuse_later",
+    "use_reduce_scatter": "scatter_later",
+    "tensor_model_parallel_all_reduce": "sum_ranks",
+}
+PROFILE = """\
+extends = "sglang"
+[collectives]
+sum_ranks = "TP"
+[[flags]]
+name = "fuse_later"
+predicate = "may_fuse_later"
+[[flags]]
+name = "scatter_later"
+predicate = "should_use_reduce_scatter"
+[[launch.switches]]
+name = "fusion"
+atoms = ["fuse_later"]
+"""
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> str:
+    path = tmp_path / "fork.toml"
+    path.write_text(PROFILE)
+    return str(path)
+
+
+def test_init_gives_a_fork_its_own_flags_and_no_others(tmp_path: Path, profile: str) -> None:
+    tree = write_tree(tmp_path, COMPLETE, helper=False)
+    renamed(tree, RENAMED)
+    (tree / "models" / "notes.py").write_text(
+        "# expert sums: `use_reduce_scatter` was its name, tensor_model_parallel_all_reduce\n"
+    )
+    result = moe_lint("init", "--profile", profile, str(tree))
+    text = (tree / "layers" / "moe" / "utils.py").read_text()
+    assert "    is_tp_path: bool,\n    scatter_later: bool = False,\n    fuse_later: bool = False,\n)" in text
+    assert "use_reduce_scatter" not in text
+    assert result.output.splitlines()[-1].endswith(f"next: moe-lint --fix --profile {profile} {tree}")
+    assert fixed(tree, "--profile", profile).count("scatter_later=scatter_later") == 1
+
+
+def test_reasons_of_a_fork_are_told_once_and_with_the_option_of_the_base(tmp_path: Path, profile: str) -> None:
+    tree = write_tree(tmp_path, BARE)
+    renamed(tree, RENAMED)
+    (finding,) = document("json", "--no-cache", "--profile", profile, str(tree))["findings"]
+    assert finding["rule"] == "MOE002"
+    assert "`fuse_later=True` (for example `--tp 2 --enable-flashinfer-allreduce-fusion`)" in finding["witness"]
+
+
 # --- annotated otherwise
 
 
