@@ -203,3 +203,21 @@ def test_an_annotated_reduction_without_a_guard_gets_one(tmp_path: Path) -> None
     text = fixed(write_tree(tmp_path, "y: Tensor = tensor_model_parallel_all_reduce(x)\nx = y\n"))
     assert "        y = x\n        if not " in text
     assert "            y: Tensor = tensor_model_parallel_all_reduce(x)\n" in text
+
+
+# --- renamed predicates
+
+
+def test_a_combine_is_compared_by_whatever_the_helper_asks(tmp_path: Path) -> None:
+    ep = ROUTED.replace("tp_size", "ep_size").replace("=True", "=False").replace("tensor_model", "expert")
+    tree = write_tree(tmp_path, ep.replace("expert_parallel", "moe_expert_parallel"))
+    (tree / "layers" / "dispatcher.py").write_text(
+        "from engine.layers.moe import should_use_flashinfer_cutlass_moe_fp4_allgather\n\n\n"
+        "class Dispatcher:\n    def combine(self, x):\n"
+        "        if should_use_flashinfer_cutlass_moe_fp4_allgather():\n"
+        "            get_tp_group().reduce_scatterv(x)\n        return x\n"
+    )
+    before = document("json", "--no-cache", str(tree))["findings"]
+    renamed(tree, {"should_use_flashinfer_cutlass_moe_fp4_allgather": "kernel_gathers"})
+    after = document("json", "--no-cache", str(tree))["findings"]
+    assert [f["rule"] for f in before] == [f["rule"] for f in after] == ["MOE403"]
