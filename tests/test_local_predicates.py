@@ -101,3 +101,58 @@ def test_a_predicate_about_something_else_is_left_alone(tmp_path: Path) -> None:
         "def _empty(self, x):\n    return x.shape[0] == 0",
     )
     assert found(root) == []
+
+
+#: What another file offers beside the helper, and how a model asks it.
+ELSEWHERE = {
+    "function": (
+        "def skip(a, b):\n    return {helper}(is_tp_path=True, use_reduce_scatter=a, should_allreduce_fusion=b)\n",
+        "from engine.layers.moe.skips import skip",
+        f"skip({ARGUMENTS})",
+    ),
+    "function-of-a-module": (
+        "def skip(a, b):\n    return {helper}(is_tp_path=True, use_reduce_scatter=a, should_allreduce_fusion=b)\n",
+        "import engine.layers.moe.skips as skips",
+        f"skips.skip({ARGUMENTS})",
+    ),
+    "method-of-a-class": (
+        "class Skips:\n    @staticmethod\n    def skip(a, b):\n"
+        "        return {helper}(is_tp_path=True, use_reduce_scatter=a, should_allreduce_fusion=b)\n",
+        "from engine.layers.moe.skips import Skips",
+        f"Skips.skip({ARGUMENTS})",
+    ),
+    "another-name": (
+        "skip = {helper}\n",
+        "from engine.layers.moe.skips import skip",
+        "skip(is_tp_path=True, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion)",
+    ),
+    "some-arguments-given": (
+        "skip = functools.partial({helper}, is_tp_path=True)\n",
+        "from engine.layers.moe.skips import skip as leave",
+        "leave(use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion)",
+    ),
+}
+
+
+def elsewhere(folder: Path, name: str, change: tuple[str, str] = ("", "")) -> Path:
+    definition, statement, call = ELSEWHERE[name]
+    root = write_tree(folder, GUARD.format(call=call))
+    path = root / "models" / "x.py"
+    path.write_text(
+        path.read_text().replace("from engine.layers.moe import", f"{statement}\nfrom engine.layers.moe import")
+    )
+    text = f"from engine.layers.moe.utils import {HELPER_NAME}\n\n{definition.format(helper=HELPER_NAME)}"
+    (root / "layers" / "moe" / "skips.py").write_text(text.replace(*change))
+    return root
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_who_asks_another_file_that_asks_the_helper_asks_the_helper(name: str, tmp_path: Path) -> None:
+    report = run(Options((str(elsewhere(tmp_path, name)),), SGLANG))
+    (row,) = [row for row in report.rows if row.post_experts]
+    assert (row.route, report.findings, report.problems) == ("helper", (), ())
+
+
+def test_another_name_for_the_helper_on_the_wrong_axis_is_found(tmp_path: Path) -> None:
+    (finding,) = found(elsewhere(tmp_path, "some-arguments-given", ("is_tp_path=True", "is_tp_path=False")))
+    assert finding.rule == "MOE004"

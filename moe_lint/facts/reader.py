@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from msgspec import Struct
 from msgspec.structs import replace
 
-from moe_lint.expressions import FormulaBuilder, Resolver, dotted, is_condition, nodes
+from moe_lint.expressions import JOINS, FormulaBuilder, Resolver, dotted, is_condition, nodes
 from moe_lint.facts.data import (
     NOTHING,
     Argument,
@@ -457,7 +457,7 @@ class FunctionReader(Operands):
 
     def _bind_again(self, key: str, statement: ast.AugAssign) -> None:
         """`skip |= asked()`: a condition joined to the one before; anything else is unknown."""
-        join = {ast.BitOr: ast.Or, ast.BitAnd: ast.And}.get(type(statement.op))
+        join = JOINS.get(type(statement.op))
         old = self.flow.env.pop(key, None)
         self.flow.carriers.pop(key, None)
         if join is not None and old is not None:
