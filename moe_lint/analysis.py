@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from moe_lint.absorbers import combine_sums
 from moe_lint.dataflow import Dataflow
@@ -16,7 +17,7 @@ from moe_lint.index import ProjectIndex
 from moe_lint.model import Problem, Route, SkipReason, Unchanged
 from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
 from moe_lint.prefilter import Prefilter
-from moe_lint.profile import Profile, bundled_profiles, load_profile
+from moe_lint.profile import Profile, bundled_profiles, load_profile, matches
 from moe_lint.reading import Known, Reader
 from moe_lint.sites import FoundSite, Site, find_site, judge_site, skip_atoms_used
 from moe_lint.text import Text
@@ -26,6 +27,10 @@ from moe_lint.text import Text
 _USED_NAME = re.compile(
     r"""(?<![\w"'-])(?<!\bdef )(\w+)(?![\w"'.-])(?!\ *=(?!=))(?!\ +(?!(?:if|else|and|or|in|is|not|for|as)\b)[A-Za-z])"""
 )
+
+#: The name of a class, and what it derives from.
+_CLASS = re.compile(r"^[ \t]*class (\w+)\(([^:]*)\):", re.MULTILINE)
+_WORD = re.compile(r"\w+")
 
 
 class Tree(Struct, frozen=True):
@@ -67,6 +72,7 @@ def analyse(
     paths = list(paths)
     texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
     profile = profile.within(partial(_mentions, texts.values()))
+    profile = replace(profile, absorber_constructors=_with_subclasses(profile.absorber_constructors, texts.values()))
     index = ProjectIndex(texts, paths, reader.facts, profile)
     dataflow = Dataflow(index)
     found: list[FoundSite] = []
@@ -108,6 +114,22 @@ def _mentions(texts: Iterable[Text], word: str) -> bool:
         if text.holds(word)
         for number in text.lines_of(word, whole=True)
     )
+
+
+def _with_subclasses(names: tuple[str, ...], texts: Collection[Text]) -> tuple[str, ...]:
+    """The patterns, and the names of the classes that derive from one of such a name."""
+    bases = {word for text in texts for word in text.words_in("class") if matches(word, names)}
+    while bases:
+        headers = (
+            header
+            for text in texts
+            if not bases.isdisjoint(text.words_in("class"))
+            for header in _CLASS.findall(str(text))
+        )
+        bases = {name for name, given in headers if not bases.isdisjoint(_WORD.findall(given))}
+        bases = {name for name in bases if not matches(name, names)}
+        names = (*names, *sorted(bases))
+    return names
 
 
 def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Problem]:

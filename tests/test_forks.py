@@ -221,3 +221,38 @@ def test_a_combine_is_compared_by_whatever_the_helper_asks(tmp_path: Path) -> No
     renamed(tree, {"should_use_flashinfer_cutlass_moe_fp4_allgather": "kernel_gathers"})
     after = document("json", "--no-cache", str(tree))["findings"]
     assert [f["rule"] for f in before] == [f["rule"] for f in after] == ["MOE403"]
+
+
+# --- another copy of the package in the same repository
+
+
+def test_a_vendored_copy_does_not_answer_for_the_package_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "3rdparty").mkdir()
+    (tmp_path / "python").mkdir()
+    old = write_tree(tmp_path / "3rdparty", helper=False)
+    (old / "layers" / "communicator.py").write_text("class Unrelated:\n    pass\n")
+    (old / "layers" / "seam.py").write_text("class Seam:\n    pass\n")
+    tree = write_tree(tmp_path / "python", BARE)
+    for root, base in ((old, "Unrelated"), (tree, "LayerCommunicator")):
+        (root / "layers" / "seam.py").write_text(
+            f"from engine.layers.communicator import {base}\n\n\nclass Seam({base}):\n    pass\n"
+        )
+        path = root / "models" / "x.py"
+        path.write_text(path.read_text().replace("communicator import LayerCommunicator", "seam import Seam"))
+        path.write_text(path.read_text().replace("LayerCommunicator()", "Seam()"))
+    alone = document("json", "--no-cache", str(tree))["findings"]
+    both = document("json", "--no-cache", str(tmp_path))["findings"]
+    assert [f["rule"] for f in alone] == ["MOE002"]
+    assert [f["rule"] for f in both if "/python/" in f["path"]] == ["MOE002"]
+
+
+def test_a_class_derived_from_an_absorber_absorbs_under_any_name(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, BARE)
+    (tree / "layers" / "seam.py").write_text(
+        "from engine.layers.communicator import LayerCommunicator\n\n\n"
+        "class Joint(LayerCommunicator):\n    pass\n\n\nclass Seam(Joint):\n    pass\n"
+    )
+    path = tree / "models" / "x.py"
+    text = path.read_text().replace("communicator import LayerCommunicator", "seam import Seam")
+    path.write_text(text.replace("LayerCommunicator()", "Seam()"))
+    assert [f["rule"] for f in document("json", "--no-cache", str(tree))["findings"]] == ["MOE002"]
