@@ -223,27 +223,21 @@ def test_a_combine_is_compared_by_whatever_the_helper_asks(tmp_path: Path) -> No
     assert [f["rule"] for f in before] == [f["rule"] for f in after] == ["MOE403"]
 
 
-# --- another copy of the package in the same repository
+# --- classes and packages of other names
 
 
 def test_a_vendored_copy_does_not_answer_for_the_package_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "3rdparty").mkdir()
-    (tmp_path / "python").mkdir()
-    old = write_tree(tmp_path / "3rdparty", helper=False)
-    (old / "layers" / "communicator.py").write_text("class Unrelated:\n    pass\n")
-    (old / "layers" / "seam.py").write_text("class Seam:\n    pass\n")
-    tree = write_tree(tmp_path / "python", BARE)
-    for root, base in ((old, "Unrelated"), (tree, "LayerCommunicator")):
-        (root / "layers" / "seam.py").write_text(
-            f"from engine.layers.communicator import {base}\n\n\nclass Seam({base}):\n    pass\n"
+    asks = f"return {HELPER_NAME}(is_tp_path=True, use_reduce_scatter=a, should_allreduce_fusion=b)"
+    for folder, body in (("3rdparty", "return a"), ("python", asks)):
+        guard = ROUTED.split("not ")[0] + f"not skip(use_reduce_scatter, should_allreduce_fusion):\n    {BARE}"
+        tree = write_tree(tmp_path / folder, guard, helper=folder == "python")
+        (tree / "layers" / "skips.py").write_text(
+            f"from engine.layers.moe import {HELPER_NAME}\n\n\ndef skip(a, b):\n    {body}\n"
         )
-        path = root / "models" / "x.py"
-        path.write_text(path.read_text().replace("communicator import LayerCommunicator", "seam import Seam"))
-        path.write_text(path.read_text().replace("LayerCommunicator()", "Seam()"))
-    alone = document("json", "--no-cache", str(tree))["findings"]
-    both = document("json", "--no-cache", str(tmp_path))["findings"]
-    assert [f["rule"] for f in alone] == ["MOE002"]
-    assert [f["rule"] for f in both if "/python/" in f["path"]] == ["MOE002"]
+        path = tree / "models" / "x.py"
+        path.write_text(f"from engine.layers.skips import skip\n{path.read_text()}")
+    found = document("json", "--no-cache", str(tmp_path))["findings"]
+    assert [Path(f["path"]).relative_to(tmp_path).parts[0] for f in found] == ["3rdparty"]
 
 
 def test_a_class_derived_from_an_absorber_absorbs_under_any_name(tmp_path: Path) -> None:
