@@ -140,11 +140,15 @@ def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Pro
     profile = policy.profile
     others = (load_profile(name) for name in bundled_profiles() if name != profile.name)
     fitting = [p.name for p in others if any(find_definition(policy.index, name) is not None for name in p.helpers)]
-    own = (
-        "an engine or fork with other names needs a profile of its own (`--profile FILE`), "
-        "a plug-in the package of its engine in the same folder"
-    )
-    hint = f"did you mean `--profile {fitting[0]}`?" if fitting else own
+    if fitting:
+        hint = f"did you mean `--profile {fitting[0]}`?"
+    elif profile.name in bundled_profiles():
+        hint = (
+            "an engine or fork with other names needs a profile of its own (`--profile FILE`), "
+            "a plug-in the package of its engine in the same folder"
+        )
+    else:
+        hint = "`helper.name` in the profile is what decides there; where nothing does, `moe-lint matrix` lists them"
     count = f"{len(open_sites)} reduction{'s' if len(open_sites) > 1 else ''} after the experts"
     message = f"no `{profile.helper}` in this tree, and no guard names a skip reason: {count} not judged; {hint}"
     yield Problem(SkipReason.NO_HELPER, root, 1, message)

@@ -18,6 +18,9 @@ def summary(report: Report) -> str:
     """One line: what was found, what can be fixed, what was judged."""
     sites = sum(row.post_experts for row in report.rows)
     judged = f"{sites} post-experts reduction{_s(sites)} in {report.files} file{_s(report.files)}"
+    others = len(report.rows) - sites
+    if others and not sites:
+        judged += f" ({others} other{_s(others)}: `moe-lint matrix --all`)"
     failed = sum(problem.failed for problem in report.problems)
     if failed:
         judged += f"; {failed} problem{_s(failed)} kept some from being judged"

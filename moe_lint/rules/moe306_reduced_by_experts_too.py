@@ -55,6 +55,17 @@ def _indented(text: str) -> str:
     return indent(text.strip(), "    ")
 
 
+_SHARED_MLP = """
+class SharedMLP:
+    def __init__(self, config, is_shared=False, reduce_results=True):
+        if is_shared:
+            reduce_results = False
+        self.down_proj = RowParallelLinear(config, reduce_results=reduce_results)
+
+    def forward(self, x):
+        x, _ = self.down_proj(x)
+        return x
+"""
 _WRAPPER = """
 
 def reduce_moe_output(x):
@@ -147,6 +158,16 @@ class ReducedByExpertsToo(Rule):
             layer=_LAYER,
         ),
         _with_shared("shared-experts-left-to-the-block", "reduce_results=False", _JOINS),
+        layer_case(
+            "shared-experts-whose-constructor-takes-the-default-back",
+            _SHARED_MLP,
+            block(
+                experts("x = x + self.shared_experts(x)\n" + ROUTED.strip()),
+                init="self.experts = FusedMoE(config, reduce_results=False)\n"
+                "self.shared_experts = SharedMLP(config, is_shared=True)",
+            ),
+            layer=_LAYER,
+        ),
         layer_case(
             "dense-where-the-block-calls-experts",
             _MLP,
