@@ -250,3 +250,16 @@ def test_a_class_derived_from_an_absorber_absorbs_under_any_name(tmp_path: Path)
     text = path.read_text().replace("communicator import LayerCommunicator", "seam import Seam")
     path.write_text(text.replace("LayerCommunicator()", "Seam()"))
     assert [f["rule"] for f in document("json", "--no-cache", str(tree))["findings"]] == ["MOE002"]
+
+
+# --- flags that travel in an object
+
+
+def test_flags_of_an_object_are_passed_on_as_the_guard_asks_for_them(tmp_path: Path) -> None:
+    guard = FORGETFUL.replace("use_reduce", "ctx.use_reduce").replace("should_all", "ctx.should_all")
+    tree = write_tree(tmp_path, guard, flags="ctx")
+    (finding,) = document("json", "--no-cache", str(tree))["findings"]
+    assert (finding["rule"], finding["relation"], finding["fix"]["safety"]) == ("MOE001", "weaker", "corrective")
+    text = fixed(tree)
+    assert "            use_reduce_scatter=ctx.use_reduce_scatter,\n" in text
+    assert "            should_allreduce_fusion=ctx.should_allreduce_fusion,\n" in text
