@@ -16,7 +16,7 @@ from moe_lint.expressions import FormulaBuilder, NotBoolean, dotted
 from moe_lint.facts import GuardPart, RawSite
 from moe_lint.formula import FALSE, TRUE, Formula, atom_set, substitute
 from moe_lint.index import ProjectIndex, Ref
-from moe_lint.policy import bind, is_skip_predicate
+from moe_lint.policy import bind, find_definition, is_skip_predicate
 
 _CALL = re.compile(r"^[A-Za-z_][\w.]*\(.*\)$")
 #: How many predicates deep a guard is opened.
@@ -26,7 +26,8 @@ _DEPTH = 3
 def opened(raw: RawSite, path: str, index: ProjectIndex) -> RawSite:
     """The site with each call of a predicate that its class or file knows replaced by what that returns.
 
-    Only those that name a skip reason or ask the helper are opened; whatever else a guard calls stays as written.
+    Only those that name a skip reason or ask the helper are opened; whatever else a guard calls, and what the helper
+    itself asks, stays as written.
     """
     if not any(_CALL.match(name) for part in raw.guard for name in atom_set(part.formula)):
         return raw
@@ -61,6 +62,8 @@ def _meaning(atom: str, raw: RawSite, path: str, index: ProjectIndex) -> Formula
     except NotBoolean:
         return None
     if not any(_is_reason(name, index) for name in atom_set(body)) and not _takes_flag(call, index):
+        return None
+    if ref.path != path and _is_half(ref, index):
         return None
     _, params, defaults = facts.header(ref.name)
     values = _values(call, [name for name in params if name != "self"], defaults, index)
@@ -124,6 +127,19 @@ def _values(
             return None
         values[keyword.arg] = builder.build(keyword.value)
     return values if set(params) <= values.keys() else None
+
+
+def _is_half(ref: Ref, index: ProjectIndex) -> bool:
+    """Whether a function is one that the helper asks: a condition of its own, of which flags the layer publishes."""
+    helper = next((r for name in index.profile.helpers if (r := find_definition(index, name)) is not None), None)
+    facts = index.facts(helper.path) if helper is not None else None
+    if helper is None or facts is None:
+        return False
+    try:
+        asked = atom_set(facts.condition(helper.name))
+    except NotBoolean:
+        return False
+    return any(index.resolve(helper.path, name.partition("(")[0]) == ref for name in asked if "(" in name)
 
 
 def _is_reason(name: str, index: ProjectIndex) -> bool:

@@ -156,3 +156,25 @@ def test_who_asks_another_file_that_asks_the_helper_asks_the_helper(name: str, t
 def test_another_name_for_the_helper_on_the_wrong_axis_is_found(tmp_path: Path) -> None:
     (finding,) = found(elsewhere(tmp_path, "some-arguments-given", ("is_tp_path=True", "is_tp_path=False")))
     assert finding.rule == "MOE004"
+
+
+def test_a_copy_in_another_file_is_a_hand_written_guard(tmp_path: Path) -> None:
+    asks = f"{HELPER_NAME}(is_tp_path=True, use_reduce_scatter=a, should_allreduce_fusion=b)"
+    (finding,) = found(elsewhere(tmp_path, "function", (asks, "a or b")))
+    assert (finding.rule, finding.relation) == ("MOE001", "weaker")
+
+
+def test_what_the_helper_asks_stays_a_condition_of_its_own(tmp_path: Path) -> None:
+    """Its flags are those that the layer publishes: here none, so the block reduces behind a layer that scatters."""
+    root = write_tree(tmp_path, "if not published():\n    x = tensor_model_parallel_all_reduce(x)\n")
+    path = root / "layers" / "moe" / "utils.py"
+    head, _, _ = path.read_text().partition(f"def {HELPER_NAME}(")
+    path.write_text(
+        f"{head}def published():\n    return forward().use_reduce_scatter\n\n\n"
+        f"def {HELPER_NAME}(*, is_tp_path):\n    return published() or should_use_dp_reduce_scatterv()\n"
+    )
+    model = root / "models" / "x.py"
+    text = model.read_text().replace("use_reduce_scatter=False, should_allreduce_fusion=False", "**given")
+    text = text.replace("use_reduce_scatter=scatter, should_allreduce_fusion=fuse", "")
+    model.write_text(f"from engine.layers.moe.utils import published\n{text}")
+    assert "MOE201" in [finding.rule for finding in found(root)]
