@@ -269,13 +269,13 @@ def _wrap(plan: FixPlan, source: Source) -> list[Edit]:
     inner = textwrap.indent(statement, step).removeprefix(step)
     text = f"{condition}{newline}{indent}{step}{inner}"
     node = ast.parse(statement).body[0]
-    call = node.value if isinstance(node, ast.Return | ast.Assign) else None
+    call = node.value if isinstance(node, ast.Return | ast.Assign | ast.AnnAssign) else None
     if not isinstance(call, ast.Call):
         raise CannotRewrite("the reduction is not a statement of its own")
     operand = ast.unparse(call.args[0] if call.args else call.keywords[0].value)
     if isinstance(node, ast.Return):
         return [Edit(start, end, text), Edit(line_end, line_end, f"{newline}{indent}return {operand}")]
-    target = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else operand
+    target = _target(node) or operand
     if target != operand:
         text = f"{target} = {operand}{newline}{indent}{text}"
     return [Edit(start, end, text)]
@@ -296,9 +296,17 @@ def _use_wrapper(plan: FixPlan, source: Source) -> Edit:
         if span != plan.statement and not following.startswith(f"return {operand}"):
             raise CannotRewrite("the function goes on after the guarded return")
         return Edit(start, end, f"return {call}")
-    if not isinstance(node, ast.Assign):
+    target = _target(node)
+    if target is None:
         raise CannotRewrite("the reduction is not an assignment of its own")
-    return Edit(start, end, f"{ast.unparse(node.targets[0])} = {call}")
+    return Edit(start, end, f"{target} = {call}")
+
+
+def _target(node: ast.stmt) -> str | None:
+    """What an assignment, annotated or not, gives its value to."""
+    if isinstance(node, ast.AnnAssign):
+        return ast.unparse(node.target)
+    return ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else None
 
 
 def _normal(operand: str) -> str:

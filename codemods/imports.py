@@ -50,6 +50,12 @@ def _module(node: ast.ImportFrom) -> str:
     return "." * node.level + (node.module or "")
 
 
+def _distance(module: str) -> tuple[int, str]:
+    """isort's order of modules: relative ones from the furthest to the closest."""
+    name = module.lstrip(".")
+    return len(name) - len(module), name
+
+
 def _order(name: str) -> tuple[int, str]:
     """isort's order of imported names: CONSTANTS, Classes, the rest."""
     kind = 0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2
@@ -61,11 +67,11 @@ def _new_statement(tree: ast.Module, source: Source, module: str, name: str) -> 
     text = f"from {module} import {name}"
     if len(text) > LINE_LENGTH:
         text = f"from {module} import ({source.newline}    {name},{source.newline})"
-    root = module.split(".")[0]
-    froms = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.level == 0 and n.module != "__future__"]
-    family = [n for n in froms if (n.module or "").split(".")[0] == root] or froms
-    later = [n for n in family if (n.module or "") > module]
-    earlier = [n for n in family if (n.module or "") < module]
+    root = module.split(".")[0]  # of a relative one: nothing
+    froms = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module != "__future__"]
+    family = [n for n in froms if _module(n).split(".")[0] == root] or [n for n in froms if n.level == 0]
+    later = [n for n in family if _distance(_module(n)) > _distance(module)]
+    earlier = [n for n in family if _distance(_module(n)) < _distance(module)]
     before = [n for n in earlier if not later or n.lineno < later[0].lineno]
     if before:
         _, end = source.line_of(source.offset(before[-1].end_lineno or before[-1].lineno, 1))

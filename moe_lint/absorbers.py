@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property, lru_cache, partial
 from pathlib import PurePath
 
@@ -17,6 +17,7 @@ from msgspec import Struct
 from moe_lint.expressions import NotBoolean
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, conj, disj, negate, substitute
 from moe_lint.index import ProjectIndex, Ref
+from moe_lint.model import Axis
 from moe_lint.policy import Policy, find_definition, is_skip_predicate
 from moe_lint.profile import Flag, Profile
 
@@ -60,7 +61,9 @@ class Absorbers:
 
     @cached_property
     def combines(self) -> tuple[CombineSum, ...]:
-        return tuple(combine_sums(self.index))
+        axes: tuple[Axis, ...] = ("TP", "EP") if self.policy.helper is not None else ()
+        reasons = [reason.formula for axis in axes for reason in self.policy.reasons(axis)]
+        return tuple(combine_sums(self.index, atom_set(disj(reasons))))
 
     @cached_property
     def twins(self) -> tuple[Twin, ...]:
@@ -178,8 +181,11 @@ def absorbers_of(policy: Policy) -> Absorbers:
     return Absorbers(policy)
 
 
-def combine_sums(index: ProjectIndex) -> Iterator[CombineSum]:
-    """The sums in the tree's dispatchers whose condition only asks global questions, so that others can ask it, too."""
+def combine_sums(index: ProjectIndex, reasons: Collection[str] = ()) -> Iterator[CombineSum]:
+    """The sums in the tree's dispatchers whose condition only asks global questions, so that others can ask it, too.
+
+    ``reasons`` are what the helper asks: skip predicates whatever they are called.
+    """
     profile = index.profile
     for path in sorted({path for name in profile.combines for path in index.holding(f"def {name}(")}):
         if not _may_scatter(index.texts[path], index):
@@ -190,7 +196,7 @@ def combine_sums(index: ProjectIndex) -> Iterator[CombineSum]:
             if facts is None or method not in profile.combines or not owner:
                 continue
             for scatter in facts.function(name).scatters:
-                if _is_global(scatter.condition, profile):
+                if _is_global(scatter.condition, profile, reasons):
                     yield CombineSum(scatter.condition, path, scatter.span.line, owner)
 
 
@@ -198,10 +204,13 @@ def _may_scatter(text: str, index: ProjectIndex) -> bool:
     return any(name.strip("*") in text for name in index.profile.scatters)
 
 
-def _is_global(condition: Formula, profile: Profile) -> bool:
+def _is_global(condition: Formula, profile: Profile, reasons: Collection[str]) -> bool:
     names, getter = atom_set(condition), profile.backend_getter
     return bool(names) and all(
-        is_skip_predicate(name, profile) or bool(getter and name.startswith(f"{getter}.")) for name in names
+        is_skip_predicate(name, profile)
+        or (name in reasons and name.removesuffix("()").isidentifier() and name.endswith("()"))
+        or bool(getter and name.startswith(f"{getter}."))
+        for name in names
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from moe_lint.absorbers import combine_sums
 from moe_lint.dataflow import Dataflow
@@ -16,15 +18,20 @@ from moe_lint.kept import Unchanged
 from moe_lint.model import Problem, Route, SkipReason, counted
 from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
 from moe_lint.prefilter import Prefilter
-from moe_lint.profile import Profile, bundled_profiles, load_profile
+from moe_lint.profile import Profile, bundled_profiles, load_profile, matches
 from moe_lint.reading import Known, Reader
 from moe_lint.sites import FoundSite, Site, find_site, judge_site, skip_atoms_used
+from moe_lint.text import Text
 
 #: A name that may be called or handed on: no text in quotes, no prose (`an allreduce fusion`, `--custom-allreduce`), no
 #: definition, no keyword (`fuse_all_reduce=True`), no object that has a part of interest (`custom_all_reduce.buffers`).
 _USED_NAME = re.compile(
     r"""(?<![\w"'-])(?<!\bdef )(\w+)(?![\w"'.-])(?!\ *=(?!=))(?!\ +(?!(?:if|else|and|or|in|is|not|for|as)\b)[A-Za-z])"""
 )
+
+#: The name of a class, and what it derives from.
+_CLASS = re.compile(r"^[ \t]*class (\w+)\(([^:]*)\):", re.MULTILINE)
+_WORD = re.compile(r"\w+")
 
 
 class Tree(Struct, frozen=True):
@@ -65,6 +72,8 @@ def analyse(
     reader = Reader(profile, prefilter, overlay or {}, {} if known is None else known, unchanged)
     paths = list(paths)
     texts = {path: text for path in paths if (text := reader.candidate(path)) is not None}
+    profile = profile.within(partial(_mentions, texts.values()))
+    profile = replace(profile, absorber_constructors=_with_subclasses(profile.absorber_constructors, texts.values()))
     index = ProjectIndex(texts, paths, reader.facts, profile)
     dataflow = Dataflow(index)
     found: list[FoundSite] = []
@@ -98,6 +107,32 @@ def analyse(
     )
 
 
+def _mentions(texts: Iterable[Text], word: str) -> bool:
+    """Whether the code of a tree has an identifier: what only a comment tells of is gone."""
+    return any(
+        not text.lines[number - 1].lstrip().startswith("#")
+        for text in texts
+        if text.holds(word)
+        for number in text.lines_of(word, whole=True)
+    )
+
+
+def _with_subclasses(names: tuple[str, ...], texts: Collection[Text]) -> tuple[str, ...]:
+    """The patterns, and the names of the classes that derive from one of such a name."""
+    bases = {word for text in texts for word in text.words_in("class") if matches(word, names)}
+    while bases:
+        headers = (
+            header
+            for text in texts
+            if not bases.isdisjoint(text.words_in("class"))
+            for header in _CLASS.findall(str(text))
+        )
+        bases = {name for name, given in headers if not bases.isdisjoint(_WORD.findall(given))}
+        bases = {name for name in bases if not matches(name, names)}
+        names = (*names, *sorted(bases))
+    return names
+
+
 def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Problem]:
     """Reductions after the experts in a tree in which nothing says who else could sum."""
     open_sites = [site for site in sites if site.post_experts and site.route is not Route.WRAPPER]
@@ -106,11 +141,15 @@ def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Pro
     profile = policy.profile
     others = (load_profile(name) for name in bundled_profiles() if name != profile.name)
     fitting = [p.name for p in others if any(find_definition(policy.index, name) is not None for name in p.helpers)]
-    own = (
-        "an engine or fork with other names needs a profile of its own (`--profile FILE`), "
-        "a plug-in the package of its engine in the same folder"
-    )
-    hint = f"did you mean `--profile {fitting[0]}`?" if fitting else own
+    if fitting:
+        hint = f"did you mean `--profile {fitting[0]}`?"
+    elif profile.name in bundled_profiles():
+        hint = (
+            "an engine or fork with other names needs a profile of its own (`--profile FILE`), "
+            "a plug-in the package of its engine in the same folder"
+        )
+    else:
+        hint = "`helper.name` in the profile is what decides there; where nothing does, `moe-lint matrix` lists them"
     count = f"{counted(len(open_sites), 'reduction')} after the experts"
     message = f"no `{profile.helper}` in this tree, and no guard names a skip reason: {count} not judged; {hint}"
     yield Problem(SkipReason.NO_HELPER, root, 1, message)

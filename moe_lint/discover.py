@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from moe_lint.ignored import DEFAULT_FILES, PROJECT_MARKERS, FileFilter, Ignorer, Rules
 
+_RELATIVE_IMPORT = re.compile(rb"^[ \t]*from[ \t]+(\.+)", re.MULTILINE)
 _ABSOLUTE_IMPORT = re.compile(rb"^(?:from|import)[ \t]+([A-Za-z_]\w*)", re.MULTILINE)
 
 
@@ -78,7 +79,7 @@ def _is_file(entry: os.DirEntry[str], root: str) -> bool:
 
 
 def tree_of(path: Path) -> Path:
-    """The tree that gives a path its policy: the package that its own absolute imports name, or the project.
+    """The tree that gives a path its policy: the package that its own imports name or reach, or the project.
 
     A single model file is judged by its whole package's helper, wherever pre-commit starts the run.
     """
@@ -89,24 +90,36 @@ def tree_of(path: Path) -> Path:
     for ancestor in reversed(ancestors):
         if ancestor.name in names:
             return ancestor
-    if absolute.is_dir():
-        return absolute
-    for ancestor in ancestors:
+    for ancestor in ancestors if absolute.is_file() else ():
         if any((ancestor / marker).exists() for marker in (".git", *PROJECT_MARKERS)):
             return ancestor
-    return folder
+    return _reached_package(absolute, folder)
 
 
 def _imported_packages(path: Path) -> set[str]:
     """First components of the absolute imports in a file, or in the first files of a folder."""
-    files = [path] if path.is_file() else _some_files(path, 20)
-    found: set[str] = set()
-    for file in files:
+    return {name.decode() for _, data in _read_some(path) for name in _ABSOLUTE_IMPORT.findall(data)}
+
+
+def _reached_package(path: Path, folder: Path) -> Path:
+    """The top of the package that relative imports in a file (or in a folder) show, if that is around ``folder``."""
+    levels = ((file, max(map(len, _RELATIVE_IMPORT.findall(data)), default=0)) for file, data in _read_some(path))
+    around = [top for file, level in levels if level and folder.is_relative_to(top := file.parents[level - 1])]
+    if not around:
+        return folder
+    top = min(around, key=lambda one: len(one.parts))
+    while (top.parent / "__init__.py").is_file():
+        top = top.parent
+    return top
+
+
+def _read_some(path: Path) -> Iterator[tuple[Path, bytes]]:
+    """A file with its content, or the first files of a folder."""
+    for file in [path] if path.is_file() else _some_files(path, 20):
         try:
-            found.update(name.decode() for name in _ABSOLUTE_IMPORT.findall(file.read_bytes()))
+            yield file, file.read_bytes()
         except OSError:
             continue
-    return found
 
 
 def _some_files(folder: Path, count: int) -> list[Path]:

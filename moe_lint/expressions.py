@@ -222,6 +222,8 @@ class FormulaBuilder:
         if isinstance(node, ast.BoolOp):
             parts = (self.build(value) for value in node.values)
             return conj(parts) if isinstance(node.op, ast.And) else disj(parts)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            return disj((self.build(node.left), self.build(node.right)))  # true if one is, of numbers, too
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             return negate(self.build(node.operand))
         if isinstance(node, ast.IfExp):
@@ -311,6 +313,10 @@ class FormulaBuilder:
         return greater if positive else negate(greater)
 
 
+#: What `skip |= asked()` and `skip &= asked()` do to truth values.
+JOINS: dict[type[ast.operator], type[ast.boolop]] = {ast.BitOr: ast.Or, ast.BitAnd: ast.And}
+
+
 class NotBoolean(ValueError):
     """A function body that is not a boolean function of its inputs; ``line`` is where it stops being one."""
 
@@ -345,6 +351,12 @@ def boolean_body(
                 raise NotBoolean(statement.lineno, f"`{_head(statement)}` is not a plain local")
             local[target.id] = inline(statement.value, local)
             continue
+        if isinstance(statement, ast.AugAssign) and type(statement.op) in JOINS:
+            if not (isinstance(statement.target, ast.Name) and statement.target.id in local):
+                raise NotBoolean(statement.lineno, f"`{_head(statement)}` changes what is no local of it")
+            both = [local[statement.target.id], inline(statement.value, local)]
+            local[statement.target.id] = ast.BoolOp(JOINS[type(statement.op)](), both)
+            continue
         harmless = isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass | ast.Assert | ast.Global) or (
             isinstance(statement, ast.Expr)
             and (isinstance(statement.value, ast.Constant) or _is_logging(statement.value))
@@ -364,21 +376,22 @@ def _returned(
     value = statement.value
     if value is None:
         return FALSE
-    constant = isinstance(value, ast.Constant) and not (value.value is None or isinstance(value.value, bool))
-    if constant or not isinstance(
-        value,
-        ast.Constant
-        | ast.BoolOp
+    kinds = (
+        ast.BoolOp
         | ast.Compare
         | ast.UnaryOp
         | ast.Call
         | ast.Name
         | ast.Attribute
         | ast.IfExp
-        | ast.Subscript,
-    ):
-        raise NotBoolean(statement.lineno, f"`{_head(statement)}` does not return a truth value")
-    if isinstance(value, ast.UnaryOp) and not isinstance(value.op, ast.Not):
+        | ast.Subscript
+        | ast.BinOp
+    )
+    constant = isinstance(value, ast.Constant) and (value.value is None or isinstance(value.value, bool))
+    other = (isinstance(value, ast.UnaryOp) and not isinstance(value.op, ast.Not)) or (
+        isinstance(value, ast.BinOp) and not isinstance(value.op, ast.BitOr)
+    )
+    if other or not (constant or isinstance(value, kinds)):
         raise NotBoolean(statement.lineno, f"`{_head(statement)}` does not return a truth value")
     return resolve(value, local)
 

@@ -288,15 +288,16 @@ def _edited(before: str, plans: Iterable[FixPlan]) -> str:
     after = apply_edits(before, [edit for step in steps for edit in guard_edits(step, before)])
     if any(step.kind in ("guard", "wrapper") for step in steps):
         after = without_unused_locals(before, after, {text for step in steps for text in step.harmless})
-    imported = {
-        (step.import_from, step.helper if step.import_from and step.kind != "call" else ""): None  # not a method
-        for step in steps
-        if step.kind != "comment"
-    }
+    imported = {(step.import_from, _imported_name(step)): None for step in steps if step.kind != "comment"}
     # what became unused goes with the first
     for module, name in [pair for pair in imported if pair[1]] or list(imported)[:1]:
         after = apply_edits(after, import_edits(before, after, module, name))
     return after
+
+
+def _imported_name(step: FixPlan) -> str:
+    """What a rewrite needs by name: of a method, whom it asks (`get_parallel().…`)."""
+    return re.split(r"\W", step.helper, maxsplit=1)[0] if step.import_from and step.kind != "call" else ""
 
 
 def _steps(plans: Iterable[FixPlan]) -> list[FixPlan]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import takewhile
 
 from msgspec import Struct
 
@@ -18,6 +19,12 @@ from moe_lint.profile import Profile, longest_part, matches
 from moe_lint.text import Statement, Text
 
 _ATTRIBUTE_CALL = re.compile(r"self(?<!\wself)\.(\w+)\(")
+
+
+def _shared(one: str, other: str) -> int:
+    """How many folders from the top two paths have in common."""
+    pairs = zip(one.split(os.sep), other.split(os.sep), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 class Ref(Struct, frozen=True, order=True):
@@ -96,7 +103,10 @@ class ProjectIndex:
         return found
 
     def module_path(self, module: str, importer: str) -> str | None:
-        """The file that `import module` means in ``importer``; leading dots are relative to it."""
+        """The file that `import module` means in ``importer``; leading dots are relative to it.
+
+        Of several packages of that name (a vendored copy), the one nearest to the importer counts.
+        """
         level = len(module) - len(module.lstrip("."))
         wanted = [part for part in module.split(".") if part]
         if level:
@@ -104,10 +114,9 @@ class ProjectIndex:
         if not wanted:
             return None
         tail = os.sep.join(wanted)
-        for stem, path in self._by_tail.get(wanted[-1], ()):
-            if stem == tail or stem.endswith(f"{os.sep}{tail}"):
-                return path
-        return None
+        named = self._by_tail.get(wanted[-1], ())
+        found = [path for stem, path in named if stem == tail or stem.endswith(f"{os.sep}{tail}")]
+        return found[0] if len(found) == 1 else max(found, key=partial(_shared, importer), default=None)
 
     def resolve(self, path: str, name: str) -> Ref | None:
         """The class or function that a (dotted) name means in a file, through imports and re-exports."""

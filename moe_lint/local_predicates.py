@@ -1,6 +1,7 @@
-"""Predicates that a model keeps for itself: a guard that asks one is judged by what it answers.
+"""Predicates other than the helper: a guard that asks one is judged by what it answers.
 
-`not self._skip_all_reduce(fuse, scatter)` is the same hand-written guard as the conditions that the method returns.
+`not self._skip_all_reduce(fuse, scatter)` is the same hand-written guard as the conditions that the method returns, and
+who asks a function that asks the helper asks the helper.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from moe_lint.expressions import FormulaBuilder, NotBoolean
+from moe_lint.expressions import FormulaBuilder, NotBoolean, dotted
 from moe_lint.facts import GuardPart, RawSite
 from moe_lint.formula import FALSE, TRUE, Formula, atom_set, substitute
 from moe_lint.index import ProjectIndex, Ref
-from moe_lint.policy import bind, is_skip_predicate
+from moe_lint.policy import bind, find_definition, is_skip_predicate
 
-_CALL = re.compile(r"^(?:self\.)?[A-Za-z_]\w*\(.*\)$")
+_CALL = re.compile(r"^[A-Za-z_][\w.]*\(.*\)$")
 #: How many predicates deep a guard is opened.
 _DEPTH = 3
 
 
 def opened(raw: RawSite, path: str, index: ProjectIndex) -> RawSite:
-    """The site with each call of a predicate of its own class or file replaced by what that returns.
+    """The site with each call of a predicate that its class or file knows replaced by what that returns.
 
-    Only those that name a skip reason or ask the helper are opened; whatever else a guard calls stays as written.
+    Only those that name a skip reason or ask the helper are opened; whatever else a guard calls, and what the helper
+    itself asks, stays as written.
     """
     if not any(_CALL.match(name) for part in raw.guard for name in atom_set(part.formula)):
         return raw
@@ -53,12 +55,15 @@ def _meaning(atom: str, raw: RawSite, path: str, index: ProjectIndex) -> Formula
     ref = _definition(call, raw, path, index) if isinstance(call, ast.Call) else None
     facts = index.facts(ref.path) if ref is not None else None
     if ref is None or facts is None or not isinstance(call, ast.Call):
-        return None
+        other = _renamed(call, path, index) if isinstance(call, ast.Call) else None
+        return None if other is None else FormulaBuilder(index.profile).build(other)
     try:
         body = facts.condition(ref.name)
     except NotBoolean:
         return None
     if not any(_is_reason(name, index) for name in atom_set(body)) and not _takes_flag(call, index):
+        return None
+    if ref.path != path and _is_half(ref, index):
         return None
     _, params, defaults = facts.header(ref.name)
     values = _values(call, [name for name in params if name != "self"], defaults, index)
@@ -66,17 +71,46 @@ def _meaning(atom: str, raw: RawSite, path: str, index: ProjectIndex) -> Formula
 
 
 def _definition(call: ast.Call, raw: RawSite, path: str, index: ProjectIndex) -> Ref | None:
-    """The method of the site's class, or the function of its file, that a call means."""
-    function = call.func
-    name = (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
+    """The method of the site's class, or the function, that a call means."""
+    owner, _, name = (dotted(call.func) or "").rpartition(".")
     if not name or name in index.profile.helpers or name in index.profile.wrappers:
         return None
-    if isinstance(function, ast.Attribute):
+    if owner == "self":
         return index.method(Ref(path, raw.class_name), name) if raw.class_name is not None else None
-    facts = index.facts(path)
-    return Ref(path, name) if facts is not None and name in facts.functions else None
+    # the name of a condition leaves out of what module or class it is asked
+    owners = [owner] if owner else ["", *re.findall(rf"([\w.]+)\.{name}\(", index.texts.get(path, ""))]
+    refs = (index.resolve(path, f"{one}.{name}".lstrip(".")) for one in dict.fromkeys(owners))
+    return next(filter(None, refs), None)
+
+
+def _renamed(call: ast.Call, path: str, index: ProjectIndex) -> ast.Call | None:
+    """The call that one of another name for a predicate means: `skip = helper`, `skip = partial(helper, axis=…)`."""
+    name = dotted(call.func) or ""
+    value = _assigned(name, path, index) if name.isidentifier() and name not in index.profile.helpers else None
+    if isinstance(value, ast.Call) and (dotted(value.func) or "").rpartition(".")[2] == "partial" and value.args:
+        given = {keyword.arg for keyword in call.keywords}
+        kept = [keyword for keyword in value.keywords if keyword.arg not in given]
+        return ast.Call(value.args[0], [*value.args[1:], *call.args], [*kept, *call.keywords])
+    return ast.Call(value, call.args, call.keywords) if isinstance(value, ast.Name | ast.Attribute) else None
+
+
+def _assigned(name: str, path: str, index: ProjectIndex) -> ast.expr | None:
+    """What the top level of a file, or of the one that it has the name from, assigns to a name."""
+    for _ in range(_DEPTH):
+        facts = index.facts(path)
+        if facts is None:
+            return None
+        local = next((local for local, original in facts.aliases.items() if original == name), name)
+        module, original = facts.imports.get(local, ("", None))
+        target = index.module_path(module, path) if original is not None else None
+        if original is None or target is None:
+            found = re.search(rf"^{name} = ([\w.]+(?:\([^()]*\))?)[ \t]*$", facts.lines.text, re.MULTILINE)
+            try:
+                return ast.parse(found[1], mode="eval").body if found is not None else None
+            except SyntaxError:  # the line of a text in quotes
+                return None
+        path, name = target, original
+    return None
 
 
 def _values(
@@ -93,6 +127,19 @@ def _values(
             return None
         values[keyword.arg] = builder.build(keyword.value)
     return values if set(params) <= values.keys() else None
+
+
+def _is_half(ref: Ref, index: ProjectIndex) -> bool:
+    """Whether a function is one that the helper asks: a condition of its own, of which flags the layer publishes."""
+    helper = next((r for name in index.profile.helpers if (r := find_definition(index, name)) is not None), None)
+    facts = index.facts(helper.path) if helper is not None else None
+    if helper is None or facts is None:
+        return False
+    try:
+        asked = atom_set(facts.condition(helper.name))
+    except NotBoolean:
+        return False
+    return any(index.resolve(helper.path, name.partition("(")[0]) == ref for name in asked if "(" in name)
 
 
 def _is_reason(name: str, index: ProjectIndex) -> bool:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
+from os.path import commonpath
 from pathlib import PurePath
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from moe_lint.expressions import FormulaBuilder, NotBoolean
 from moe_lint.formula import (
@@ -59,8 +62,15 @@ class Helper(Struct, frozen=True):
     skips: Formula
     #: the class whose method it is; None for a function
     owner: str | None = None
+    #: of a method: the class or the call that the tree asks (`get_parallel()`), and where that is defined
+    asked_of: tuple[str, Ref] | None = None
     #: `moe-lint init` would write it; the tree has none yet
     proposed: bool = False
+
+    @property
+    def itself(self) -> str:
+        """What `self` is called in its body: its reasons are told that way."""
+        return self.asked_of[0] if self.asked_of is not None else self.owner or ""
 
 
 class Reason(Struct, frozen=True):
@@ -158,11 +168,14 @@ class Policy:
             attribute = receiver.partition(".")[2]
             classes = self.index.built_classes(owner, attribute) if attribute else [owner]
             if any(home in self.index.mro(found) for found in classes):
-                formula = _told_of(formula, helper.owner, receiver)
+                formula = _told_of(formula, helper.itself, receiver)
         return formula
 
     def receiver(self, owner: Ref) -> str | None:
-        """What a method of class ``owner`` asks the helper's question of: `self`, or the attribute that can answer."""
+        """What a method of class ``owner`` asks the helper's question of.
+
+        `self`, the attribute that can answer, or else what the rest of the tree asks.
+        """
         helper = self.helper
         if helper is None or helper.owner is None:
             return None
@@ -170,15 +183,16 @@ class Policy:
         if home in self.index.mro(owner):
             return "self"
         facts = self.index.facts(owner.path)
-        if facts is None or owner.name not in facts.classes:
-            return None
+        names = facts.attribute_names(owner.name) if facts is not None and owner.name in facts.classes else ()
         found = [
             name
-            for name in facts.attribute_names(owner.name)
+            for name in names
             if (classes := self.index.built_classes(owner, name))
             and all(home in self.index.mro(built) for built in classes)
         ]
-        return f"self.{found[0]}" if len(found) == 1 else None
+        if len(found) == 1:
+            return f"self.{found[0]}"
+        return helper.asked_of[0] if helper.asked_of is not None else None
 
     # --- reasons
 
@@ -316,6 +330,17 @@ class Policy:
 
     # --- where to import it from
 
+    def helper_module(self, importer: str, owner: Ref) -> str | None:
+        """The module from which a file imports what its class ``owner`` asks; "" where there is nothing to import."""
+        helper = self.helper
+        if helper is None or helper.owner is None:
+            return self.import_module(importer)
+        receiver = self.receiver(owner)
+        if receiver is None or helper.asked_of is None or receiver != helper.asked_of[0]:
+            return None if receiver is None else ""
+        asked = helper.asked_of[1]
+        return "" if asked.path == importer else self.import_module(importer, asked.name, asked.path)
+
     def import_module(self, importer: str, name: str | None = None, path: str | None = None) -> str | None:
         """The module from which a file should import the helper: one that it already imports from, if it can.
 
@@ -348,14 +373,28 @@ class Policy:
         return package if proposed and exports else None
 
     def _dotted(self, path: str, importer: str) -> str | None:
-        """The absolute name of a module, as a file that imports its own package absolutely would write it."""
+        """The name of a module as a file would write it: absolute if it imports its own package so, else relative."""
         parts = list(PurePath(path).with_suffix("").parts)
         if parts[-1] == "__init__":
             parts.pop()
         facts = self.index.facts(importer)
-        heads = {module.split(".")[0] for module, _ in facts.imports.values()} if facts is not None else set()
+        modules = {module for module, _ in facts.imports.values()} if facts is not None else set()
+        heads = {module.split(".")[0] for module in modules}
         starts = [i for i, part in enumerate(parts) if part in heads and i < len(parts) - 1]
-        return ".".join(parts[starts[-1] :]) if starts else None
+        if starts:
+            return ".".join(parts[starts[-1] :])
+        levels = {len(module) - len(module.lstrip(".")) for module in modules}
+        return self._relative(parts, importer, max(levels, default=0))
+
+    def _relative(self, parts: list[str], importer: str, highest: int) -> str | None:
+        """The relative name of a module in a file whose imports go up to ``highest`` packages."""
+        folder = PurePath(importer).parent.parts
+        shared = len(PurePath(commonpath((PurePath(*parts), PurePath(*folder)))).parts)
+        level = len(folder) - shared + 1
+        packages = (str(PurePath(*folder[:depth], "__init__.py")) for depth in range(shared, len(folder) + 1))
+        if not highest or (level > highest and not self.index.known_paths.issuperset(packages)):
+            return None
+        return "." * level + ".".join(parts[shared:])
 
     # --- judging
 
@@ -561,19 +600,30 @@ def read_helper(index: ProjectIndex) -> tuple[Helper | None, tuple[Problem, ...]
     except NotBoolean as error:
         message = f"`{name}` is not a boolean function: {error.what}; guards cannot be compared with it"
         return None, (Problem(SkipReason.HELPER_NOT_BOOLEAN, ref.path, error.line, message),)
-    return (
-        Helper(
-            name,
-            ref.path,
-            line,
-            axis,
-            flags,
-            tuple((p, d) for p, d in defaults.items() if d is not None),
-            _told_of(skips, owner, "self") if owner else skips,
-            owner or None,
-        ),
-        (),
+    helper = Helper(
+        name,
+        ref.path,
+        line,
+        axis,
+        flags,
+        tuple((p, d) for p, d in defaults.items() if d is not None),
+        skips,
+        owner or None,
+        _asked_of(index, name) if owner else None,
     )
+    return replace(helper, skips=_told_of(skips, helper.itself, "self") if owner else skips), ()
+
+
+def _asked_of(index: ProjectIndex, method: str) -> tuple[str, Ref] | None:
+    """The class, or the call of a function, of which most of a tree asks a method; None if it asks objects at hand."""
+    pattern = re.compile(rf"(?<![\w.)])([A-Za-z_][\w.]*)(\(\))?\.{re.escape(method)}\(")
+    found: Counter[tuple[str, Ref]] = Counter()
+    for path in index.holding(f".{method}("):
+        for receiver, call in pattern.findall(index.texts[path]):
+            ref = index.resolve(path, receiver)
+            if ref is not None and "." not in ref.name:
+                found[f"{ref.name}{call}", ref] += 1
+    return min(found, key=lambda one: (-found[one], one), default=None)
 
 
 def is_skip_predicate(atom: str, profile: Profile) -> bool:

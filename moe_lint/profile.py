@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import translate
 from functools import cached_property, lru_cache
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from moe_lint.launch import Choice, ExpressionError, Size, Space, Switch
 from moe_lint.model import Axis, UsageError
@@ -99,6 +100,20 @@ class Profile(Struct, frozen=True, dict=True):
     def flag_names(self) -> Mapping[str, str]:
         """Every spelling of a flag -> its name."""
         return {spelling: flag.name for flag in self.flags for spelling in (flag.name, *flag.aliases)}
+
+    def within(self, mentions: Callable[[str], bool]) -> Profile:
+        """What a tree knows of the profile's flags, markers and collectives: of a fork's base, what it has not renamed.
+
+        A question that two flags share is asked for the one that the tree spells.
+        """
+        spelled = [flag for flag in self.flags if any(map(mentions, (flag.name, *flag.aliases)))]
+        taken = {flag.predicate for flag in spelled} | {""}
+        return replace(
+            self,
+            flags=tuple(f for f in self.flags if f in spelled or (f.predicate not in taken and mentions(f.predicate))),
+            markers=tuple(filter(mentions, self.markers)),
+            collectives={name: axis for name, axis in self.collectives.items() if mentions(name)},
+        )
 
     def is_size(self, text: str) -> bool:
         """Whether ``text`` (``self.tp_size``, ``get_parallel().tp_size``, ``world_size()``) is a group's size."""
@@ -228,12 +243,13 @@ def _read(reference: str, place: str) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Tables merge, lists append, a named table in an array replaces the base's of that name, the rest is replaced."""
+    """Tables merge (in an array, those of one name), lists append, the rest is replaced."""
     merged = dict(base)
     for key, value in own.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            kept = [item for item in base.get(key, []) if item["name"] not in {i["name"] for i in value}]
-            merged[key] = kept + value
+            named = {item["name"]: item for item in base.get(key, [])}
+            named.update({item["name"]: _merge(named.get(item["name"], {}), item) for item in value})
+            merged[key] = list(named.values())
         elif isinstance(value, dict):
             merged[key] = _merge(base.get(key, {}), value)
         elif isinstance(value, list):

@@ -244,11 +244,20 @@ def _flags_in_scope(found: FoundSite, policy: Policy) -> tuple[tuple[str, str], 
     flags it is, a fix keeps them (ADR 3), and MOE001 does not call such a guard the same without saying so.
     """
     profile = policy.profile
-    scope = {profile.flag_names[spelling]: spelling for spelling in found.raw.flags}
+    scope = {**_attributes_asked(found.raw, profile), **{profile.flag_names[name]: name for name in found.raw.flags}}
     helper = policy.helper
     if helper is not None and not helper.flags:
         return tuple((flag.name, scope.get(flag.name, flag.name)) for flag in profile.flags)
     return tuple(sorted(scope.items()))
+
+
+def _attributes_asked(raw: RawSite, profile: Profile) -> dict[str, str]:
+    """Flag -> how the guard asks for it as a part of something that the site knows (`context.use_reduce_scatter`)."""
+    texts = [text for part in raw.guard for text, _ in part.operands]
+    if not any(f".{spelling}" in text for text in texts for spelling in profile.flag_names):
+        return {}
+    asked = re.compile(rf"(?<![\w.)])((?:\w+\.)+({'|'.join(map(re.escape, profile.flag_names))}))\b(?!\()")
+    return {profile.flag_names[name]: whole for text in texts for whole, name in asked.findall(text)}
 
 
 def _route(found: FoundSite, policy: Policy) -> Route:

@@ -85,7 +85,8 @@ class RankContext:
         if name == engine or engine.startswith(f"{name}."):
             return Tier.NAMESPACE
         if not name.startswith(f"{engine}."):
-            return Tier.REAL if name.partition(".")[2] in table.REAL_BESIDE else Tier.STUB
+            beside = name.removeprefix(f"{engine.rpartition('.')[0]}.")
+            return Tier.REAL if beside in table.REAL_BESIDE else Tier.STUB
         relative = name[len(engine) + 1 :]
         if relative == "layers":
             return Tier.NAMESPACE

@@ -130,3 +130,17 @@ def test_files_that_are_not_text_do_not_stop_the_search(tmp_path: Path) -> None:
     grow(tmp_path, "engine/models/block.py", text="from engine.layers import skip\n")
     (tmp_path / "engine/models/a.py").write_bytes(b"\xff\xfe\x00from x")
     assert tree_of(tmp_path / "engine/models") == tmp_path / "engine"
+
+
+@pytest.mark.parametrize("path", ["acme/llm/models/block.py", "acme/llm/models"])
+def test_relative_imports_reach_the_package_where_no_project_is_seen(tmp_path: Path, path: str) -> None:
+    grow(tmp_path, "acme/__init__.py")
+    grow(tmp_path, "acme/llm/models/block.py", text="import torch\n\nfrom ..layers import skip\n")
+    assert tree_of(tmp_path / path) == tmp_path / "acme"
+
+
+def test_relative_imports_below_a_folder_make_it_no_part_of_another(tmp_path: Path) -> None:
+    grow(tmp_path, "python/acme/__init__.py", "python/acme/models/__init__.py", "python/__init__.py")
+    grow(tmp_path, "python/acme/models/block.py", text="from ..layers import skip\n")
+    grow(tmp_path, "python/setup.py", text="import os\n")
+    assert tree_of(tmp_path / "python") == tmp_path / "python"

@@ -402,6 +402,19 @@ def test_a_local_may_be_built_up_step_by_step() -> None:
     assert body_of("x = a\nx = x or b\nreturn not x") == Not(Or((Atom("a"), Atom("b"))))
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("x = a\nx |= b\nreturn x", Or((Atom("a"), Atom("b")))),
+        ("x: bool = a\nx &= b\nreturn x", And((Atom("a"), Atom("b")))),
+        ("x = False\nif a:\n    x = True\nx |= b\nreturn x", Or((Atom("a"), Atom("b")))),
+        ("x = a\nreturn x | b", Or((Atom("a"), Atom("b")))),
+    ],
+)
+def test_truth_values_may_be_joined_bit_by_bit(text: str, found: Formula) -> None:
+    assert equivalent(body_of(text), found)
+
+
 def test_an_annotated_local_counts_as_a_local() -> None:
     assert body_of("x: bool = a or b\nreturn x") == Or((Atom("a"), Atom("b")))
 
@@ -444,6 +457,9 @@ def test_harmless_statements_are_passed_over(line: str) -> None:
         ("try:\n    return a\nexcept E:\n    return b", 1, "`try:` is neither `if`, `return` nor an assignment"),
         ("raise E", 1, "`raise E` is neither `if`, `return` nor an assignment"),
         ("x += 1\nreturn x", 1, "`x += 1` is neither `if`, `return` nor an assignment"),
+        ("x |= a\nreturn x", 1, "`x |= a` changes what is no local of it"),
+        ("return a ^ b", 1, "`return a ^ b` does not return a truth value"),
+        ("return a & b", 1, "`return a & b` does not return a truth value"),
         ("f(x)\nreturn a", 1, "`f(x)` is neither `if`, `return` nor an assignment"),
         ("del x[0]", 1, "`del x[0]` is neither `if`, `return` nor an assignment"),
         ("x = y = a\nreturn x", 1, "`x = y = a` is not a plain local"),

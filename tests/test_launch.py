@@ -238,7 +238,7 @@ def test_a_wrong_launch_section_is_an_error_that_names_the_key(text: str, messag
     assert message in str(caught.value)
 
 
-def test_an_entry_of_a_derived_profile_replaces_the_base_entry_of_that_name(tmp_path: Path) -> None:
+def test_an_entry_of_a_derived_profile_changes_the_base_entry_of_that_name(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(
         "name = 'own'\nextends = 'sglang'\n[[launch.sizes]]\nname = 'tp'\nnames = ['tp_size']\noption = '-tp={}'\n"

@@ -101,3 +101,80 @@ def test_a_predicate_about_something_else_is_left_alone(tmp_path: Path) -> None:
         "def _empty(self, x):\n    return x.shape[0] == 0",
     )
     assert found(root) == []
+
+
+#: What another file offers beside the helper, and how a model asks it.
+ELSEWHERE = {
+    "function": (
+        "def skip(a, b):\n    return {helper}(is_tp_path=True, use_reduce_scatter=a, should_allreduce_fusion=b)\n",
+        "from engine.layers.moe.skips import skip",
+        f"skip({ARGUMENTS})",
+    ),
+    "function-of-a-module": (
+        "def skip(a, b):\n    return {helper}(is_tp_path=True, use_reduce_scatter=a, should_allreduce_fusion=b)\n",
+        "import engine.layers.moe.skips as skips",
+        f"skips.skip({ARGUMENTS})",
+    ),
+    "method-of-a-class": (
+        "class Skips:\n    @staticmethod\n    def skip(a, b):\n"
+        "        return {helper}(is_tp_path=True, use_reduce_scatter=a, should_allreduce_fusion=b)\n",
+        "from engine.layers.moe.skips import Skips",
+        f"Skips.skip({ARGUMENTS})",
+    ),
+    "another-name": (
+        "skip = {helper}\n",
+        "from engine.layers.moe.skips import skip",
+        "skip(is_tp_path=True, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion)",
+    ),
+    "some-arguments-given": (
+        "skip = functools.partial({helper}, is_tp_path=True)\n",
+        "from engine.layers.moe.skips import skip as leave",
+        "leave(use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion)",
+    ),
+}
+
+
+def elsewhere(folder: Path, name: str, change: tuple[str, str] = ("", "")) -> Path:
+    definition, statement, call = ELSEWHERE[name]
+    root = write_tree(folder, GUARD.format(call=call))
+    path = root / "models" / "x.py"
+    path.write_text(
+        path.read_text().replace("from engine.layers.moe import", f"{statement}\nfrom engine.layers.moe import")
+    )
+    text = f"from engine.layers.moe.utils import {HELPER_NAME}\n\n{definition.format(helper=HELPER_NAME)}"
+    (root / "layers" / "moe" / "skips.py").write_text(text.replace(*change))
+    return root
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_who_asks_another_file_that_asks_the_helper_asks_the_helper(name: str, tmp_path: Path) -> None:
+    report = run(Options((str(elsewhere(tmp_path, name)),), SGLANG))
+    (row,) = [row for row in report.rows if row.post_experts]
+    assert (row.route, report.findings, report.problems) == ("helper", (), ())
+
+
+def test_another_name_for_the_helper_on_the_wrong_axis_is_found(tmp_path: Path) -> None:
+    (finding,) = found(elsewhere(tmp_path, "some-arguments-given", ("is_tp_path=True", "is_tp_path=False")))
+    assert finding.rule == "MOE004"
+
+
+def test_a_copy_in_another_file_is_a_hand_written_guard(tmp_path: Path) -> None:
+    asks = f"{HELPER_NAME}(is_tp_path=True, use_reduce_scatter=a, should_allreduce_fusion=b)"
+    (finding,) = found(elsewhere(tmp_path, "function", (asks, "a or b")))
+    assert (finding.rule, finding.relation) == ("MOE001", "weaker")
+
+
+def test_what_the_helper_asks_stays_a_condition_of_its_own(tmp_path: Path) -> None:
+    """Its flags are those that the layer publishes: here none, so the block reduces behind a layer that scatters."""
+    root = write_tree(tmp_path, "if not published():\n    x = tensor_model_parallel_all_reduce(x)\n")
+    path = root / "layers" / "moe" / "utils.py"
+    head, _, _ = path.read_text().partition(f"def {HELPER_NAME}(")
+    path.write_text(
+        f"{head}def published():\n    return forward().use_reduce_scatter\n\n\n"
+        f"def {HELPER_NAME}(*, is_tp_path):\n    return published() or should_use_dp_reduce_scatterv()\n"
+    )
+    model = root / "models" / "x.py"
+    text = model.read_text().replace("use_reduce_scatter=False, should_allreduce_fusion=False", "**given")
+    text = text.replace("use_reduce_scatter=scatter, should_allreduce_fusion=fuse", "")
+    model.write_text(f"from engine.layers.moe.utils import published\n{text}")
+    assert "MOE201" in [finding.rule for finding in found(root)]

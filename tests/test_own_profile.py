@@ -133,3 +133,19 @@ def test_experts_may_have_any_name(engine: Path) -> None:
         text = "".join(STEPS.values()).replace('attributes = ["specialists"]', names)
         (engine / "own.toml").write_text(text)
         assert rows() == [("bad", "inline", "weaker"), ("good", "helper", "equal")]
+
+
+def test_a_summary_without_sums_of_experts_says_how_many_others_there_are(engine: Path) -> None:
+    (engine / "own.toml").write_text(STEPS["what sums"])
+    told = "No findings: 0 post-experts reductions in 7 files (2 others: `moe-lint matrix --all`)."
+    assert moe_lint("--profile", "own.toml", "zeta").stdout.strip() == told
+
+
+def test_a_profile_of_the_trees_own_is_not_asked_for_again(engine: Path) -> None:
+    steps = STEPS["what sums"].replace("sum_is_elsewhere", "nobody") + STEPS["what the experts are"]
+    (engine / "own.toml").write_text(steps)
+    (engine / "zeta/models/bad.py").unlink()
+    result = moe_lint("--profile", "own.toml", "zeta")
+    assert result.exit_code == 2
+    assert "no `nobody` in this tree, and no guard names a skip reason: 1 reduction after the experts" in result.output
+    assert "`helper.name` in the profile is what decides there; where nothing does" in result.output

@@ -246,10 +246,26 @@ def test_a_new_flag_is_added(tmp_path: Path) -> None:
     assert [f.name for f in extended(tmp_path, '[[flags]]\nname = "three"\n').flags] == ["one", "two", "three"]
 
 
-def test_a_flag_of_the_same_name_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    own = extended(tmp_path, '[[flags]]\nname = "one"\nabsorber = "x"\n')
-    assert {f.name: (f.aliases, f.absorber) for f in own.flags if f.name == "one"} == {"one": ((), "x")}
-    assert sorted(f.name for f in own.flags) == ["one", "two"]
+def test_a_flag_of_the_same_name_is_merged(tmp_path: Path) -> None:
+    own = extended(tmp_path, '[[flags]]\nname = "one"\naliases = ["eins"]\nabsorber = "x"\n')
+    one, two = own.flags
+    assert (one.name, one.aliases, one.absorber, two.name) == ("one", ("uno", "eins"), "x", "two")
+
+
+def test_of_the_base_a_tree_knows_what_it_spells(tmp_path: Path) -> None:
+    text = '[collectives]\nown_sum = "TP"\n[[flags]]\nname = "zwei"\npredicate = "should_two"\n'
+    own = extended(tmp_path, f'{text}[context]\nmarkers = ["owes"]\n')
+    words = {"own_sum", "zwei", "should_two"}
+    within = own.within(words.__contains__)
+    assert ([f.name for f in within.flags], dict(within.collectives), within.markers) == (
+        ["zwei"],
+        {"own_sum": "TP"},
+        (),
+    )
+
+
+def test_a_flag_that_a_tree_does_not_spell_is_known_by_its_question(tmp_path: Path) -> None:
+    assert [f.name for f in extended(tmp_path, "").within({"should_two"}.__contains__).flags] == ["two"]
 
 
 # --- errors

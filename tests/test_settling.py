@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,12 @@ def test_a_statement_that_does_not_begin_its_line_is_left_alone() -> None:
     plan = FixPlan("x.py", "settle", Span(1, 10, 1, 24), None, True, (), "f", (("x", "m"),), "", Safety.CORRECTIVE, "")
     with pytest.raises(CannotRewrite, match="shares its line"):
         guard_edits(plan, text)
+
+
+def test_it_is_reduced_by_the_collective_that_the_tree_calls(tmp_path: Path) -> None:
+    """A profile lists several over all ranks; the first may be one of the base that a fork hardly uses."""
+    quant = "tensor_model_parallel_quant_all_reduce"
+    text = model(send=SEND).replace("tensor_model_parallel_all_reduce", quant)
+    text += "\n\ndef norm_sum(x):\n    return tensor_model_parallel_all_reduce(x)\n"
+    text += f"\n\ndef other_sum(x):\n    return {quant}(x)\n"
+    assert re.search(rf"x = {quant}\(x\)\n +x\._sglang_needs_allreduce_fusion = False\n", after(tmp_path, text))

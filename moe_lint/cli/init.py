@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from moe_lint.api import options_of
-from moe_lint.cli.settings import settings_for, tree_options
+from moe_lint.cli.settings import repeated, settings_for, tree_options
 from moe_lint.fixing import diff, write_all
 from moe_lint.initialise import plan_init
 
@@ -29,4 +31,5 @@ def command(context: click.Context, tree: str, into: str | None, do_diff: bool) 
     write_all(plan.files)
     for one in plan.files:
         click.echo(f"wrote {one.path}")
-    click.echo(f"added `{plan.helper.name}`; next: moe-lint --fix {tree}")
+    following = shlex.join(["moe-lint", "--fix", *repeated(context), tree])
+    click.echo(f"added `{plan.helper.name}`; next: {following}")

@@ -162,6 +162,15 @@ def _decorated(function: _Function, options: tuple[Callable[[_Function], _Functi
     return function
 
 
+def repeated(context: click.Context) -> list[str]:
+    """The options that were given, as the next command needs them."""
+    words: list[str] = []
+    for option, value in context.meta.get(_GIVEN, {}).values():
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [option] if isinstance(one, bool) else [option, one]
+    return words
+
+
 def settings_for(context: click.Context, paths: tuple[str, ...]) -> Settings:
     """The settings of a run on these paths. Raises ``UsageError``."""
     from moe_lint.config import read_settings

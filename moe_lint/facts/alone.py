@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 
 from moe_lint.expressions import nodes
-from moe_lint.facts.syntax import inner_blocks, span_of
+from moe_lint.facts.syntax import assignment, inner_blocks, span_of
 from moe_lint.model import Span
 from moe_lint.source import Lines
 
@@ -52,8 +52,9 @@ class _LeftOut:
         if isinstance(copied, ast.Pass) or (isinstance(copied, ast.Expr) and isinstance(copied.value, ast.Name)):
             return ""
         written = ast.unparse(copied)
-        if isinstance(copied, ast.Assign) and len(copied.targets) == 1:
-            return "" if ast.unparse(copied.targets[0]) == ast.unparse(copied.value) else written
+        targets, value = assignment(copied) or ([], None)
+        if value is not None and len(targets) == 1:
+            return "" if ast.unparse(targets[0]) == ast.unparse(value) else written
         return "return" if written == "return None" else written
 
     def same_both_ways(self, body: Sequence[ast.stmt], test: ast.If, after: str | None = "return") -> bool:
@@ -111,11 +112,8 @@ def _holds(node: ast.AST, wanted: ast.AST) -> bool:
 
 def _copies(statement: ast.stmt) -> bool:
     """Whether a statement gives one name the value of another."""
-    return (
-        isinstance(statement, ast.Assign)
-        and isinstance(statement.value, ast.Name)
-        and all(isinstance(target, ast.Name) for target in statement.targets)
-    )
+    targets, value = assignment(statement) or ([], None)
+    return isinstance(value, ast.Name) and all(isinstance(target, ast.Name) for target in targets)
 
 
 def _acts(test: ast.expr) -> bool:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from moe_lint.expressions import LEAVES, Resolver, dotted, inline, is_condition, nodes, rewritten
 from moe_lint.facts.reader import FileContext
-from moe_lint.facts.syntax import defaults_of, span_of
+from moe_lint.facts.syntax import assignment, defaults_of, span_of
 from moe_lint.formula import TRUE, Atom, Formula, atom_set, conj, negate, nests_too_deeply
 from moe_lint.model import Span
 from moe_lint.profile import Profile
@@ -272,11 +272,9 @@ class ConductReader:
             if isinstance(node, ast.Raise) and node.exc is not None:
                 self.expression(node.exc)
             return True
-        if isinstance(node, ast.Assign):
-            self._assign(node.targets, node.value)
-        elif isinstance(node, ast.AnnAssign):
-            if node.value is not None:
-                self._assign([node.target], node.value)
+        assigned = assignment(node)
+        if assigned is not None:
+            self._assign(*assigned)
         elif isinstance(node, ast.AugAssign):
             self.expression(node.value)
             if isinstance(node.op, ast.Add):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from msgspec import Struct
 
 from moe_lint.expressions import dotted, nodes
-from moe_lint.facts.syntax import inner_blocks, span_of
+from moe_lint.facts.syntax import assignment, inner_blocks, span_of
 from moe_lint.model import Span
 from moe_lint.source import Lines
 
@@ -29,9 +29,9 @@ def leaving(function: ast.AST, layers: Collection[Span], leaks: Collection[Span]
 
     None where the calls do not agree on a name, or the place does not read it.
     """
-    assigns = [n for n in nodes(function) if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call)]
-    given = [a for a in assigns if span_of(a.value, lines) in layers]
-    names = {(_first(a.targets[0]), isinstance(a.targets[0], ast.Tuple)) for a in given}
+    assigns = filter(None, map(assignment, nodes(function)))
+    given = [a for a, value in assigns if isinstance(value, ast.Call) and span_of(value, lines) in layers]
+    names = {(_first(targets[0]), isinstance(targets[0], ast.Tuple)) for targets in given}
     if len(names) != 1 or len(given) != len(layers):
         return None
     ((name, part),) = names

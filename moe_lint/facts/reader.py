@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from msgspec import Struct
 from msgspec.structs import replace
 
-from moe_lint.expressions import FormulaBuilder, Resolver, dotted, is_condition, nodes
+from moe_lint.expressions import JOINS, FormulaBuilder, Resolver, dotted, is_condition, nodes
 from moe_lint.facts.data import (
     NOTHING,
     Argument,
@@ -26,7 +26,7 @@ from moe_lint.facts.data import (
     ScatterFact,
 )
 from moe_lint.facts.operands import Flow, Operands
-from moe_lint.facts.syntax import arguments_of, defaults_of, group_axis, is_reduction_name, span_of, sums
+from moe_lint.facts.syntax import arguments_of, assignment, defaults_of, group_axis, is_reduction_name, span_of, sums
 from moe_lint.formula import TRUE, Atom, Formula, Or, choose, conj, negate
 from moe_lint.model import Axis, Span
 from moe_lint.profile import Profile
@@ -216,14 +216,12 @@ class FunctionReader(Operands):
             return True
         if isinstance(statement, ast.Raise | ast.Continue | ast.Break):
             return True
-        if isinstance(statement, ast.Assign):
-            self.expression(statement.value)
-            for target in statement.targets:
-                self._assign(target, statement.value)
-        elif isinstance(statement, ast.AnnAssign):
-            if statement.value is not None:
-                self.expression(statement.value)
-                self._assign(statement.target, statement.value)
+        assigned = assignment(statement)
+        if assigned is not None:
+            targets, value = assigned
+            self.expression(value)
+            for target in targets:
+                self._assign(target, value)
         elif isinstance(statement, ast.AugAssign):
             self.expression(statement.value)
             key = dotted(statement.target)
@@ -459,7 +457,7 @@ class FunctionReader(Operands):
 
     def _bind_again(self, key: str, statement: ast.AugAssign) -> None:
         """`skip |= asked()`: a condition joined to the one before; anything else is unknown."""
-        join = {ast.BitOr: ast.Or, ast.BitAnd: ast.And}.get(type(statement.op))
+        join = JOINS.get(type(statement.op))
         old = self.flow.env.pop(key, None)
         self.flow.carriers.pop(key, None)
         if join is not None and old is not None:
@@ -732,8 +730,9 @@ def _backend_members(condition: Formula, profile: Profile) -> frozenset[str]:
 
 
 def _shape(statement: ast.stmt, call: ast.Call) -> tuple[str, str | None]:
-    if isinstance(statement, ast.Assign) and statement.value is call and len(statement.targets) == 1:
-        target = statement.targets[0]
+    targets, value = assignment(statement) or ([], None)
+    if value is call and len(targets) == 1:
+        target = targets[0]
         return ("assign", dotted(target)) if isinstance(target, ast.Name | ast.Attribute) else ("other", None)
     if isinstance(statement, ast.Return) and statement.value is call:
         return "return", None

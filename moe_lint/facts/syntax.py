@@ -97,6 +97,15 @@ def inner_blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
         yield case.body
 
 
+def assignment(statement: ast.AST) -> tuple[list[ast.expr], ast.expr] | None:
+    """The targets and the value of an assignment, annotated or not."""
+    if isinstance(statement, ast.Assign):
+        return statement.targets, statement.value
+    if isinstance(statement, ast.AnnAssign) and statement.value is not None:
+        return [statement.target], statement.value
+    return None
+
+
 def arguments_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
     return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
 

@@ -18,6 +18,9 @@ def summary(report: Report) -> str:
     """One line: what was found, what can be fixed, what was judged."""
     sites = sum(row.post_experts for row in report.rows)
     judged = f"{counted(sites, 'post-experts reduction')} in {counted(report.files, 'file')}"
+    others = len(report.rows) - sites
+    if others and not sites:
+        judged += f" ({counted(others, 'other')}: `moe-lint matrix --all`)"
     failed = sum(problem.failed for problem in report.problems)
     if failed:
         judged += f"; {counted(failed, 'problem')} kept some from being judged"

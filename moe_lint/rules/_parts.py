@@ -6,6 +6,8 @@ that the constructor has for it.
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable, Iterator
 
 from msgspec import Struct
@@ -79,7 +81,8 @@ def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[boo
     for name in index.profile.reducing:
         if name in params:
             given = any(bound.parameter == name for bound in callers.bind(built.call, constructor, skip_first=True))
-            return (None, "") if given else (defaults.get(name), f"the default of `{built.owner.name}`")
+            changed = _is_assigned(name, facts.function_text(constructor.name))
+            return (None, "") if given or changed else (defaults.get(name), f"the default of `{built.owner.name}`")
     forward = index.method(built.owner, "forward")
     body = index.function(forward) if forward is not None else None
     if body is None or depth >= _DEPTH:
@@ -88,6 +91,12 @@ def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[boo
     inner = callers.built(built.owner).get(next(iter(last)) or "", ()) if len(last) == 1 else ()
     answers = {_told(callers, one, depth) for one in inner}
     return answers.pop() if len(answers) == 1 else (None, "")
+
+
+def _is_assigned(name: str, method: str) -> bool:
+    """Whether a method, as its class holds it, gives a name another value: then its default says nothing."""
+    nodes = ast.walk(ast.parse(f"if True:\n{method}")) if re.search(rf"\b{name}\b *[:=]", method) is not None else ()
+    return any(isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store) for node in nodes)
 
 
 def _told(callers: Callers, built: Built, depth: int) -> tuple[bool | None, str]:

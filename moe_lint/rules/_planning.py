@@ -30,10 +30,7 @@ def plan_guard(site: Site, context: Context) -> FixPlan | str | None:
         return None
     if helper.proposed:  # what is not there cannot be imported
         return f"the tree has no `{helper.name}` yet: `moe-lint init` adds it"
-    if helper.owner is not None:  # a method: nothing to import, but somebody to ask
-        module = "" if policy.receiver(owner_of(site)) is not None else None
-    else:
-        module = policy.import_module(site.path)
+    module = policy.helper_module(site.path, owner_of(site))
     if module is None:
         return f"`{helper.name}` cannot be reached from here"
     handed = hand_down(site, context) if site.relation is Relation.WEAKER else None

@@ -28,7 +28,7 @@ def plan_settle(
     place = facts.leaving(frame.function.name, {c.span for c in runs}, {c.span for c in leaks}) if facts else None
     if place is None or place.part != _returns_several(layer, index) or not _is_in_time(place.statement, runs, leaks):
         return f"what `{layer.owner.name}` returns is not handed on under one name"
-    collective = _of_all_ranks(callers, layer, flag)
+    collective = _of_all_ranks(context, layer, flag)
     if collective is None:
         return f"the sum that `{layer.owner.name}` defers is not seen to be one over all ranks"
     module = _module_of(collective, frame.path, context)
@@ -76,9 +76,12 @@ def _is_in_time(statement: Span, runs: Sequence[Call], leaks: Sequence[Call]) ->
     return all(call.span < statement for call in runs)
 
 
-def _of_all_ranks(callers: Callers, layer: Layer, flag: str) -> str | None:
-    """The collective over all ranks, if that is what the layer's blocks of experts leave out, in one sum or in two."""
-    profile = callers.index.profile
+def _of_all_ranks(context: Context, layer: Layer, flag: str) -> str | None:
+    """The collective over all ranks, if that is what the layer's blocks of experts leave out, in one sum or in two.
+
+    Of several, the one that most of the tree calls.
+    """
+    callers, profile = context.callers, context.index.profile
     whole = profile.launch.group_of("", "TP")
     names = [n for n, axis in profile.collectives.items() if axis == "TP" and profile.launch.group_of(n, axis) == whole]
     edges = [e for frame in layer.frames for e in callers.edges(frame) if e.built is not None]
@@ -88,7 +91,8 @@ def _of_all_ranks(callers: Callers, layer: Layer, flag: str) -> str | None:
         groups = {profile.launch.group_of(found.site.raw.collective, found.site.axis) for found in sums}
         if whole not in groups and {found.site.axis for found in sums} != {"EP", "TP"}:
             return None
-    return names[0] if told and names else None
+    used = Counter(site.raw.collective for site in context.sites)
+    return max(names, key=lambda name: used[name]) if told and names else None
 
 
 def _module_of(name: str, importer: str, context: Context) -> str | None:
@@ -100,6 +104,9 @@ def _module_of(name: str, importer: str, context: Context) -> str | None:
         module, original = facts.imports.get(name, ("", None)) if facts is not None else ("", None)
         if original == name and path == importer:
             return module
-        if original == name and not module.startswith("."):
-            found[module] += 1
+        if original == name:
+            home = index.module_path(module, path) if module.startswith(".") else None
+            known = module if home is None else context.policy.import_module(importer, name, home)
+            if known is not None:
+                found[known] += 1
     return min(found, key=lambda module: (-found[module], module)) if found else None

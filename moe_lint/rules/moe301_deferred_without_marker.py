@@ -96,7 +96,7 @@ else:
 
     def check(self, context: Context) -> Iterable[Finding]:
         callers = context.callers
-        markers = [marker for marker in context.index.profile.markers if context.index.mentions(marker)]
+        markers = context.index.profile.markers
         if not markers:
             return  # nobody in this tree waits for a mark: it hands sums on in another way
         told: set[tuple[str, int, str]] = set()

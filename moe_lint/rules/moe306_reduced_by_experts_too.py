@@ -55,6 +55,17 @@ def _indented(text: str) -> str:
     return indent(text.strip(), "    ")
 
 
+_SHARED_MLP = """
+class SharedMLP:
+    def __init__(self, config, is_shared=False, reduce_results=True):
+        if is_shared:
+            reduce_results = False
+        self.down_proj = RowParallelLinear(config, reduce_results=reduce_results)
+
+    def forward(self, x):
+        x, _ = self.down_proj(x)
+        return x
+"""
 _WRAPPER = """
 
 def reduce_moe_output(x):
@@ -147,6 +158,26 @@ class ReducedByExpertsToo(Rule):
             layer=_LAYER,
         ),
         _with_shared("shared-experts-left-to-the-block", "reduce_results=False", _JOINS),
+        layer_case(
+            "shared-experts-whose-constructor-takes-the-default-back",
+            _SHARED_MLP,
+            block(
+                experts("x = x + self.shared_experts(x)\n" + ROUTED.strip()),
+                init="self.experts = FusedMoE(config, reduce_results=False)\n"
+                "self.shared_experts = SharedMLP(config, is_shared=True)",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "dense-where-the-block-calls-experts",
+            _MLP,
+            block(
+                method("x = self.experts(hidden_states=x, topk_output=None)\n" + ROUTED.strip()),
+                init="if config.sparse:\n    self.experts = FusedMoE(config, reduce_results=False)\n"
+                "else:\n    self.experts = MLP(config)",
+            ),
+            layer=_LAYER,
+        ),
         _with_shared("shared-experts-divided", "", "x = x + shared / self.tp_size\n" + ROUTED),
         _with_shared(
             "shared-experts-on-the-first-rank",
@@ -272,7 +303,7 @@ def _whole_parts(site: Site, context: Context) -> Iterator[tuple[Part, Configura
         for part in parts(context.callers, ref, asked):
             experts = profile.is_expert_attribute(part.attribute)
             whole = TRUE if part.sums is True else FALSE if experts else part.whole
-            if whole == FALSE or not _is_reduced(part, site, context):
+            if whole == FALSE or _refuses_its_calls(part, site, context) or not _is_reduced(part, site, context):
                 continue
             joined = TRUE if experts else _joined(part, site, whole, context)
             runs, called = _runs(site, context)
@@ -281,6 +312,21 @@ def _whole_parts(site: Site, context: Context) -> Iterator[tuple[Part, Configura
             shown = context.policy.configuration(conj((whole, joined, runs)), site.axis, site.raw.collective)
             if shown is not None:
                 yield part, shown
+
+
+def _refuses_its_calls(part: Part, site: Site, context: Context) -> bool:
+    """Whether what is built here cannot be called as the block calls the part: it fails at once, and sums nothing."""
+    callers, index = context.callers, context.index
+    built = [b.owner for b in callers.built(part.owner).get(part.attribute, ()) if b.call.span == part.call.span]
+    forwards = [callers.conduct(run) if (run := index.method(b, "forward")) is not None else None for b in built]
+    conduct = callers.conduct(Ref(site.path, site.raw.function))
+    calls = [c for c in conduct.calls if c.callee == f"self.{part.attribute}"] if conduct is not None else []
+    given = [{argument.keyword for argument in call.arguments} - {None} for call in calls]
+    return bool(given and forwards) and all(
+        forward is not None and forward.variadic[1] is None and not keywords <= set(forward.params)
+        for forward in forwards
+        for keywords in given
+    )
 
 
 def _is_reduced(part: Part, site: Site, context: Context) -> bool:

@@ -33,7 +33,7 @@ REAL = (
     "model_executor.forward_batch_info", "model_executor.forward_batch_deepseek_mha_mixin",
 )  # fmt: skip
 
-#: Run as they are, by name below the top package: small modules beside the engine.
+#: Run as they are: small modules beside the engine's package.
 REAL_BESIDE = ("kernel_api_logging", "kernels.fused_op", "kernels.spec", "kernels.registry", "kernels.selector",
                "kernels.kernel_api_logging")  # fmt: skip
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -344,3 +346,20 @@ def test_an_engine_that_cannot_be_set_up_here_is_unmodelled_and_not_broken(tmp_p
     assert {(case.verdict, case.detail) for case in model.cases} == {
         (Verdict.UNMODELLED, "set-up of the engine: no cluster")
     }
+
+
+def test_small_modules_beside_the_engine_run_however_deep_it_lies(tmp_path: Path) -> None:
+    logged = changed("    def forward(self", "    @debug_kernel_api\n    def forward(self", 1).replace(
+        "from torch import nn\n", "from torch import nn\nfrom mini.kernel_api_logging import debug_kernel_api\n"
+    )
+    tree = engine(tmp_path / "one", {"pair": logged}) / "mini"
+    deep = tmp_path / "two" / "acme" / "llm"
+    shutil.copytree(tree, deep / "core")
+    (deep.parent / "__init__.py").touch()
+    (deep / "__init__.py").touch()
+    (deep / "kernel_api_logging.py").write_text("def debug_kernel_api(function):\n    return function\n")
+    for path in deep.rglob("*.py"):
+        text = path.read_text().replace("mini.kernel_api_logging", "acme.llm.kernel_api_logging")
+        path.write_text(re.sub(r"\bmini\.(?=\w)", "acme.llm.core.", text))
+    (found,) = verify(deep.parent, deep.parent, ("*",), Settings(("block",), (2,))).models
+    assert {case.verdict for case in found.cases} == {Verdict.EQUIVALENT}
