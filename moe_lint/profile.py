@@ -104,13 +104,15 @@ class Profile(Struct, frozen=True, dict=True):
     def within(self, mentions: Callable[[str], bool]) -> Profile:
         """What a tree knows of the profile's flags, markers and collectives: of a fork's base, what it has not renamed.
 
-        A question that two flags share is asked for the one that the tree spells.
+        A question that two flags share is asked for the one that the tree spells. A tree that spells none hands its
+        sums on in another way than by flags: they stay, so that this is seen.
         """
         spelled = [flag for flag in self.flags if any(map(mentions, (flag.name, *flag.aliases)))]
         taken = {flag.predicate for flag in spelled} | {""}
+        known = tuple(f for f in self.flags if f in spelled or (f.predicate not in taken and mentions(f.predicate)))
         return replace(
             self,
-            flags=tuple(f for f in self.flags if f in spelled or (f.predicate not in taken and mentions(f.predicate))),
+            flags=known or self.flags,
             markers=tuple(filter(mentions, self.markers)),
             collectives={name: axis for name, axis in self.collectives.items() if mentions(name)},
         )

@@ -264,6 +264,10 @@ def test_of_the_base_a_tree_knows_what_it_spells(tmp_path: Path) -> None:
     )
 
 
+def test_the_flags_stay_known_to_a_tree_that_spells_none(tmp_path: Path) -> None:
+    assert [f.name for f in extended(tmp_path, "").within({"sum_all"}.__contains__).flags] == ["one", "two"]
+
+
 def test_a_flag_that_a_tree_does_not_spell_is_known_by_its_question(tmp_path: Path) -> None:
     assert [f.name for f in extended(tmp_path, "").within({"should_two"}.__contains__).flags] == ["two"]
 
