@@ -16,9 +16,10 @@ from msgspec import Struct
 
 from moe_lint.expressions import NotBoolean
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, conj, disj, negate, substitute
+from moe_lint.helper import find_definition, is_skip_predicate
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.model import Axis
-from moe_lint.policy import Policy, find_definition, is_skip_predicate
+from moe_lint.policy import Policy
 from moe_lint.profile import Flag, Profile
 
 #: `self._scatter_fn is Steps._scatter`: the communicator has chosen that step

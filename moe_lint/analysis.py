@@ -13,10 +13,11 @@ from moe_lint.absorbers import combine_sums
 from moe_lint.dataflow import Dataflow
 from moe_lint.facts import RawSite, is_reduction_name
 from moe_lint.formula import Atom
+from moe_lint.helper import find_definition, propose_helper, read_helper
 from moe_lint.index import ProjectIndex
 from moe_lint.kept import Unchanged
 from moe_lint.model import Problem, Route, SkipReason, counted
-from moe_lint.policy import Policy, find_definition, propose_helper, read_helper
+from moe_lint.policy import Policy
 from moe_lint.prefilter import Prefilter
 from moe_lint.profile import Profile, bundled_profiles, load_profile, matches
 from moe_lint.reading import Known, Reader

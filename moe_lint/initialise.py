@@ -13,9 +13,9 @@ from moe_lint.discover import python_file_names
 from moe_lint.engine import display_path
 from moe_lint.fixing import FileFix
 from moe_lint.formula import And, Atom, Formula, Or
+from moe_lint.helper import Helper
 from moe_lint.ignored import DEFAULT_FILES, FileFilter
 from moe_lint.model import UsageError
-from moe_lint.policy import Helper
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, decode, lines_with_ends, parse, problem_of
 

@@ -29,10 +29,11 @@ from moe_lint.formula import (
     exists,
     negate,
 )
+from moe_lint.helper import find_definition
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Route, SkipReason, Verdict
-from moe_lint.policy import Policy, Reason, find_definition
+from moe_lint.policy import Policy, Reason
 from moe_lint.sites import Site, asked_before, is_ownership, is_skip_atom, owner_of
 
 _BY_CONTRACT = "the layer boundary around this block takes sums over by contract, not by a condition"

@@ -15,8 +15,9 @@ from msgspec.structs import replace
 from moe_lint.expressions import FormulaBuilder, NotBoolean, dotted
 from moe_lint.facts import GuardPart, RawSite
 from moe_lint.formula import FALSE, TRUE, Formula, atom_set, substitute
+from moe_lint.helper import find_definition, is_skip_predicate
 from moe_lint.index import ProjectIndex, Ref
-from moe_lint.policy import bind, find_definition, is_skip_predicate
+from moe_lint.policy import bind
 
 _CALL = re.compile(r"^[A-Za-z_][\w.]*\(.*\)$")
 #: How many predicates deep a guard is opened.

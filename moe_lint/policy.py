@@ -1,21 +1,15 @@
-"""What this tree's helper means: its body, its signature, its wrappers, read from the tree under judgement.
-
-A tree without a helper is judged against the one that `moe-lint init` would add, built from the skip reasons that the
-tree's own guards use.
-"""
+"""What this tree's helper decides, how it is asked, and how a guard compares with it."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from os.path import commonpath
 from pathlib import PurePath
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from moe_lint.expressions import FormulaBuilder, NotBoolean
 from moe_lint.formula import (
@@ -34,43 +28,17 @@ from moe_lint.formula import (
     negate,
     substitute,
 )
+from moe_lint.helper import Helper, find_function, told_of
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.launch import Configuration, Configurations
-from moe_lint.model import Axis, Problem, SkipReason
-from moe_lint.profile import Profile, matches
+from moe_lint.model import Axis, Problem
+from moe_lint.profile import Profile
 
 _EXPANSION_LIMIT = 400
 #: `self.x` where something of x is asked.
 _RECEIVER = re.compile(r"(?<![\w.])self\.\w+(?=\.\w)")
 #: What follows the opening parenthesis of a call that is nothing but a call with plain arguments.
 _PLAIN_CALL = re.compile(r"[^()]*\)$")
-
-
-class Helper(Struct, frozen=True):
-    """The central predicate of a tree.
-
-    ``flags`` maps each of its parameters that is a layer-context flag to the flag's name. ``skips`` is its value as a
-    formula over its parameters and the predicates it calls.
-    """
-
-    name: str
-    path: str
-    line: int
-    axis_parameter: str | None
-    flags: tuple[tuple[str, str], ...]
-    defaults: tuple[tuple[str, bool], ...]
-    skips: Formula
-    #: the class whose method it is; None for a function
-    owner: str | None = None
-    #: of a method: the class or the call that the tree asks (`get_parallel()`), and where that is defined
-    asked_of: tuple[str, Ref] | None = None
-    #: `moe-lint init` would write it; the tree has none yet
-    proposed: bool = False
-
-    @property
-    def itself(self) -> str:
-        """What `self` is called in its body: its reasons are told that way."""
-        return self.asked_of[0] if self.asked_of is not None else self.owner or ""
 
 
 class Reason(Struct, frozen=True):
@@ -168,7 +136,7 @@ class Policy:
             attribute = receiver.partition(".")[2]
             classes = self.index.built_classes(owner, attribute) if attribute else [owner]
             if any(home in self.index.mro(found) for found in classes):
-                formula = _told_of(formula, helper.itself, receiver)
+                formula = told_of(formula, helper.itself, receiver)
         return formula
 
     def receiver(self, owner: Ref) -> str | None:
@@ -540,140 +508,3 @@ def _rewrite(text: str, values: Mapping[str, Formula]) -> str:
             return node
 
     return ast.unparse(Rewriter().visit(ast.parse(text, mode="eval").body))
-
-
-def find_function(index: ProjectIndex, name: str) -> Ref | None:
-    """The module-level function of that name; among several, the one outside tests with the shortest path."""
-    pattern = re.compile(rf"^def {re.escape(name)}\(", re.MULTILINE)
-    found = [path for path in index.holding(f"def {name}(") if pattern.search(index.texts[path])]
-    found.sort(key=lambda path: (_is_test(path), len(path), path))
-    for path in found:
-        facts = index.facts(path)
-        if facts is not None and name in facts.functions:
-            return Ref(path, name)
-    return None
-
-
-def _is_test(path: str) -> bool:
-    return any("test" in part for part in PurePath(path).parts)
-
-
-def _told_of(formula: Formula, owner: str, receiver: str) -> Formula:
-    """The formula with ``receiver`` (`self`, `self.experts`) called by the class it is an instance of."""
-    pattern = re.compile(rf"(?<![\w.]){re.escape(receiver)}\.(?=\w)")
-    return substitute(
-        formula, lambda name: Atom(pattern.sub(f"{owner}.", name)) if pattern.search(name) is not None else None
-    )
-
-
-def find_definition(index: ProjectIndex, name: str) -> Ref | None:
-    """The function of that name, or else the method: an override in a subclass is not the definition."""
-    found = find_function(index, name)
-    if found is not None:
-        return found
-    pattern = re.compile(rf"^[ \t]+def {re.escape(name)}\(", re.MULTILINE)
-    methods = [
-        Ref(path, method)
-        for path in index.holding(f"def {name}(")
-        if pattern.search(index.texts[path]) is not None and (facts := index.facts(path)) is not None
-        for method in facts.nested(name)
-        if method in facts.functions and method.removesuffix(f".{name}") in facts.classes
-    ]
-    classes = {Ref(ref.path, ref.name.rpartition(".")[0]) for ref in methods}
-    roots = [ref for ref in methods if not classes & set(index.mro(Ref(ref.path, ref.name.rpartition(".")[0]))[1:])]
-    return min(roots or methods, key=lambda ref: (_is_test(ref.path), len(ref.path), ref), default=None)
-
-
-def read_helper(index: ProjectIndex) -> tuple[Helper | None, tuple[Problem, ...]]:
-    """The helper of a tree, or the problem that keeps it from being understood, or neither when there is none."""
-    profile = index.profile
-    ref = next((r for name in profile.helpers if (r := find_definition(index, name)) is not None), None)
-    facts = index.facts(ref.path) if ref is not None else None
-    if ref is None or facts is None:
-        return None, ()
-    owner, _, name = ref.name.rpartition(".")
-    line, params, defaults = facts.header(ref.name)
-    flags = tuple((p, profile.flag_names[p]) for p in params if p in profile.flag_names)
-    axis = profile.axis_parameter if profile.axis_parameter in params else None
-    try:
-        skips = facts.condition(ref.name)
-    except NotBoolean as error:
-        message = f"`{name}` is not a boolean function: {error.what}; guards cannot be compared with it"
-        return None, (Problem(SkipReason.HELPER_NOT_BOOLEAN, ref.path, error.line, message),)
-    helper = Helper(
-        name,
-        ref.path,
-        line,
-        axis,
-        flags,
-        tuple((p, d) for p, d in defaults.items() if d is not None),
-        skips,
-        owner or None,
-        _asked_of(index, name) if owner else None,
-    )
-    return replace(helper, skips=_told_of(skips, helper.itself, "self") if owner else skips), ()
-
-
-def _asked_of(index: ProjectIndex, method: str) -> tuple[str, Ref] | None:
-    """The class, or the call of a function, of which most of a tree asks a method; None if it asks objects at hand."""
-    pattern = re.compile(rf"(?<![\w.)])([A-Za-z_][\w.]*)(\(\))?\.{re.escape(method)}\(")
-    found: Counter[tuple[str, Ref]] = Counter()
-    for path in index.holding(f".{method}("):
-        for receiver, call in pattern.findall(index.texts[path]):
-            ref = index.resolve(path, receiver)
-            if ref is not None and "." not in ref.name:
-                found[f"{ref.name}{call}", ref] += 1
-    return min(found, key=lambda one: (-found[one], one), default=None)
-
-
-def is_skip_predicate(atom: str, profile: Profile) -> bool:
-    """Whether an atom is a call of a skip predicate by the profile's naming."""
-    name, _, rest = atom.partition("(")
-    return rest == ")" and name.isidentifier() and matches(name, profile.skip_predicates)
-
-
-def propose_helper(
-    index: ProjectIndex, used: Iterable[tuple[Axis, str]], combined: Collection[str] = ()
-) -> Helper | None:
-    """The helper that `moe-lint init` would add, from the skip atoms that the guards of each axis use.
-
-    None when there is no reason to skip for: no flag in the profile and no predicate in a guard.
-
-    A predicate that only TP-axis guards name is taken to concern the TP path only, if the tree has EP-axis guards
-    that could have named it. The layer-context flags concern both, and so do the predicates in ``combined``: where they
-    hold, what comes out of the experts is whole already.
-    """
-    profile = index.profile
-    seen: dict[str, set[Axis]] = {}
-    axes: set[Axis] = set()
-    for axis, atom in used:
-        axes.add(axis)
-        if is_skip_predicate(atom, profile):
-            seen.setdefault(atom, set()).add(axis)
-    parameter = profile.axis_parameter or None
-    parts: list[Formula] = [Atom(flag.name) for flag in profile.flags]
-    for atom in sorted(seen):
-        tp_only = seen[atom] == {"TP"} and "EP" in axes and parameter is not None and atom not in combined
-        parts.append(conj((Atom(parameter or ""), Atom(atom))) if tp_only else Atom(atom))
-    if not parts:
-        return None
-    return Helper(
-        profile.helper,
-        _home_of(index, sorted(seen)),
-        0,
-        parameter,
-        tuple((flag.name, flag.name) for flag in reversed(profile.flags)),
-        tuple((flag.name, False) for flag in reversed(profile.flags)),
-        disj(parts),
-        proposed=True,
-    )
-
-
-def _home_of(index: ProjectIndex, predicates: list[str]) -> str:
-    """The file that defines most of the skip predicates: the helper belongs beside them."""
-    homes: dict[str, int] = {}
-    for atom in predicates:
-        ref = find_function(index, atom[: atom.index("(")])
-        if ref is not None:
-            homes[ref.path] = homes.get(ref.path, 0) + 1
-    return min(homes, key=lambda path: (-homes[path], path)) if homes else ""

@@ -26,10 +26,11 @@ from moe_lint.formula import (
     replace_atoms,
     satisfiable,
 )
+from moe_lint.helper import is_skip_predicate
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.local_predicates import opened
 from moe_lint.model import Axis, Route, SkipReason
-from moe_lint.policy import Policy, is_skip_predicate
+from moe_lint.policy import Policy
 from moe_lint.profile import Profile, matches
 from moe_lint.reaching import reaching
 

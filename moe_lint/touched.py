@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from moe_lint.analysis import Tree
 from moe_lint.changes import Changes
 from moe_lint.formula import atom_set
+from moe_lint.helper import find_function
 from moe_lint.index import Ref
 from moe_lint.model import Finding
-from moe_lint.policy import Policy, find_function
+from moe_lint.policy import Policy
 from moe_lint.sites import owner_of
 from moe_lint.source import SourceError, parse
 

@@ -24,6 +24,7 @@ ORDER = (
     "facts",
     "index",
     "dataflow",
+    "helper",
     "policy",
     "absorbers",
     "local_predicates",

@@ -7,10 +7,10 @@ from textwrap import indent
 from moe_lint.dataflow import OutputOf, Where
 from moe_lint.facts.conduct import Addition
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, TooManyAtoms, atom_set, conj, disj, negate, satisfiable
+from moe_lint.helper import find_definition
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Finding, Related, Route
-from moe_lint.policy import find_definition
 from moe_lint.profile import matches
 from moe_lint.reaching import reaching
 from moe_lint.rules._cases import ROUTED, block, experts, layer_case, method

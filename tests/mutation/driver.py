@@ -10,8 +10,8 @@ from pathlib import Path
 from moe_lint.analysis import Tree as Analysis
 from moe_lint.analysis import analyse
 from moe_lint.discover import python_file_names
+from moe_lint.helper import find_definition
 from moe_lint.model import Route
-from moe_lint.policy import find_definition
 from moe_lint.profile import Profile
 from moe_lint.sites import Site
 from reference_runtime.discover import Block
