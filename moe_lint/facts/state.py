@@ -11,7 +11,7 @@ from msgspec.msgpack import Decoder, Encoder
 from msgspec.structs import replace
 
 from moe_lint.facts.conduct import Conduct, Truth
-from moe_lint.facts.data import ClassFacts, FunctionFacts
+from moe_lint.facts.data import ClassFacts, FunctionFacts, Paths
 from moe_lint.facts.outline import Block, Method
 from moe_lint.formula import Formula
 from moe_lint.model import Span
@@ -79,6 +79,7 @@ class FileState(Struct, array_like=True):
     functions: dict[str, FunctionFacts] = field(default_factory=dict)
     conditions: dict[str, Formula | Unclear] = field(default_factory=dict)
     conducts: dict[str, Conduct] = field(default_factory=dict)
+    paths: dict[str, Paths] = field(default_factory=dict)
     #: reductions whose guard libcst reads as it is read here
     confirmed: set[Span] = field(default_factory=set)
     #: everything was looked at for errors
@@ -88,7 +89,14 @@ class FileState(Struct, array_like=True):
     def answers(self) -> int:
         """How many there are: they only become more."""
         known = len(self.definitions) + len(self.classes) + len(self.signatures) - len(self.unread) + self.whole
-        return known + len(self.functions) + len(self.conditions) + len(self.conducts) + len(self.confirmed)
+        return (
+            known
+            + len(self.functions)
+            + len(self.conditions)
+            + len(self.conducts)
+            + len(self.paths)
+            + len(self.confirmed)
+        )
 
 
 class _Kept(Struct, array_like=True):
