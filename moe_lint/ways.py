@@ -28,7 +28,7 @@ from moe_lint.formula import (
     exists,
     negate,
     nests_too_deeply,
-    satisfiable,
+    replace_atoms,
 )
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.launch import Configuration
@@ -122,15 +122,14 @@ class Ways:
     def shown(self, way: Way, site: Site) -> Configuration | None:
         """A configuration in which a way leaves without its sum although nobody else makes it; None where none is.
 
-        ``site`` is one of the block's sums over that axis. No a2a backend is in use: its combine may have summed.
+        ``site`` is one of the block's sums over that axis.
         """
         policy, launch = self.policy, self.profile.launch
         skips = disj(reason.formula for reason in policy.reasons(site.axis)) if policy.helper else FALSE
         lost = policy.opened(conj((policy.with_helper(way.condition), negate(skips))))
-        none = f"{self.profile.backend_getter}.is_none()"
-        for name in sorted(atom_set(lost)):
-            if self.profile.backend_getter and name.startswith(f"{self.profile.backend_getter}."):
-                lost = assign(lost, name, TRUE if name == none else FALSE)
+        lost = replace_atoms(lost, {**self._no_backend(lost), **self._several(lost, site)})
+        if lost == FALSE:
+            return None
         found = policy.configuration(lost, site.axis, site.raw.collective)
         others = [name for name in sorted(atom_set(lost)) if launch.meaning(name) is None]
         if found is None and len(others) > _FREE:
@@ -215,7 +214,9 @@ class Ways:
             known = facts is not None and function.name in facts.functions
             if not known or function in seen or len(seen) >= _DEPTH:
                 return ()
-            self._left[key] = tuple(self._find_leaving(function, owner, axis, element, (*seen, function)))
+            self._left[key] = tuple(
+                dict.fromkeys(self._find_leaving(function, owner, axis, element, (*seen, function)))
+            )
         return self._left[key]
 
     def _find_leaving(
@@ -260,7 +261,7 @@ class Ways:
 
         What the caller decides (a parameter, who owns the sum) is as the caller leaves it by default, or such that the
         reductions run; so is what is not known to be a condition on the batch, on the launch or on the platform. The
-        batch holds tokens.
+        batch holds tokens, and no a2a backend is in use: its combine may have summed.
         """
         facts = self.index.facts(function.path)
         assert facts is not None
@@ -268,6 +269,9 @@ class Ways:
         class_name = owner.name if "." in function.name else None
         reached = meaning(out.condition, class_name, function.path, self.index)
         runs = disj(conj(part.formula for part in site.raw.guard) for site in sums)
+        reached = replace_atoms(reached, self._no_backend(reached))
+        if reached == FALSE:
+            return FALSE
         for name in sorted(atom_set(reached) | atom_set(runs)):
             default = defaults.get(name)
             if name in self.profile.flag_names:
@@ -291,6 +295,20 @@ class Ways:
             if name in atom_set(unsummed) and name not in self.profile.flag_names:
                 unsummed = conj((assign(unsummed, name, TRUE), assign(unsummed, name, FALSE)))
         return unsummed
+
+    def _no_backend(self, formula: Formula) -> dict[str, Formula]:
+        """What the questions about the a2a backend in a formula are worth where none is in use."""
+        getter = self.profile.backend_getter
+        none = f"{getter}.is_none()"
+        asked = (name for name in atom_set(formula) if getter and name.startswith(f"{getter}."))
+        return {name: TRUE if name == none else FALSE for name in asked}
+
+    def _several(self, formula: Formula, site: Site) -> dict[str, Formula]:
+        """What the questions about the size of a reduction's group are worth where it sums something."""
+        launch = self.profile.launch
+        group = launch.group_of(site.raw.collective, site.axis)
+        told = {name: launch.among_several(name, group) for name in atom_set(formula)} if group is not None else {}
+        return {name: TRUE if value else FALSE for name, value in told.items() if value is not None}
 
     def _tells(self, atom: str, path: str) -> bool:
         """Whether a condition of a reduction says something about the batch, the launch, the platform or the layer."""
@@ -337,7 +355,7 @@ class Ways:
             for left in self._leaving(target, owner, axis, call.element, seen):
                 inner = left.way
                 both = conj((way.condition, inner.condition))
-                if both == FALSE or nests_too_deeply(both) or not _possible(both):
+                if both == FALSE or nests_too_deeply(both):
                     continue
                 place = way if way.owns else inner
                 sums, beside = (*inner.sums, *way.sums), (*inner.beside, *way.beside)
@@ -370,10 +388,3 @@ def _summed(origins: Origins) -> Iterator[Span]:
             yield origin.span
         elif isinstance(origin, CallResult):
             yield from _summed(origin.inputs)
-
-
-def _possible(condition: Formula) -> bool:
-    try:
-        return satisfiable(condition)
-    except TooManyAtoms:
-        return False
