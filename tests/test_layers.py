@@ -28,6 +28,7 @@ ORDER = (
     "local_predicates",
     "reaching",
     "sites",
+    "ways",
     "callers",
     "builders",
     "law",

@@ -40,7 +40,13 @@ class Summed(Struct, frozen=True, tag=True, array_like=True):
     span: Span
 
 
-Origin = Experts | Param | CallResult | Summed
+class Marked(Struct, frozen=True, tag=True, array_like=True):
+    """The value is the tensor that was marked at ``span`` as owing a sum, on some way. Only `paths` tells of it."""
+
+    span: Span
+
+
+Origin = Experts | Param | CallResult | Summed | Marked
 Origins = frozenset[Origin]
 NOTHING: Origins = frozenset()
 
@@ -142,6 +148,8 @@ class Paths(Struct, frozen=True, array_like=True):
     exits: tuple[Exit, ...]
     #: (reduction, what it sums)
     summed: tuple[tuple[Span, Origins], ...]
+    #: (mark of a tensor as owing a sum, when it is made)
+    marks: tuple[tuple[Span, Formula], ...]
 
 
 class AttributeFact(Struct, frozen=True, array_like=True):

@@ -518,7 +518,7 @@ class FileFacts:
                 self._state.paths[qualname] = reader.paths()
             except RecursionError:
                 self._too_deep(qualname)
-                self._state.paths[qualname] = Paths((), ())
+                self._state.paths[qualname] = Paths((), (), ())
         return self._state.paths[qualname]
 
     def _conduct_reader(self, qualname: str) -> ConductReader:
