@@ -5,15 +5,30 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from moe_lint.callers import Edge, Layer, Sum
-from moe_lint.formula import Atom, Formula, conj, disj, negate
-from moe_lint.model import Finding
+from moe_lint.formula import TRUE, Atom, Formula, conj, disj, negate
+from moe_lint.model import Finding, Span
 from moe_lint.profile import Flag
-from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case
+from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case, method
 from moe_lint.rules._layers import block_sums, call_finding, callee_name, edges, launch, place
-from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.base import Case, Context, Rule
 
 _CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
 _POST = "\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)\n"
+_LINEAR = """
+class Linear:
+    def __init__(self, size, reduce_results=True):
+        self.reduce_results = reduce_results
+
+    def forward(self, x, skip_all_reduce=False):
+        if self.reduce_results and self.tp_size > 1 and not skip_all_reduce:
+            x = tensor_model_parallel_all_reduce(x)
+        return x
+"""
+
+
+def _dense(name: str, body: str) -> Case:
+    dense = block(method(body), name="Dense", init="self.down_proj = Linear(config)")
+    return layer_case(name, _LINEAR, dense, build="self.mlp = Dense(config)", layer=ASK + _CALL + SETTLE)
 
 
 class FlagChanged(Rule):
@@ -34,12 +49,14 @@ class FlagChanged(Rule):
 
     A flag whose sum is deferred by a mark on the tensor may be narrowed, as long as the mark is: the next layer sums
     what is marked. Two flags may be handed on as one. A constant where the layer sums by itself is MOE006's, and a
-    flag that is not handed on at all MOE201's. Reported at the call of the block. There is no fix.
+    flag that is not handed on at all MOE201's. Reported at the call of the block; where a block without experts hands
+    the flag to a layer that sums for it, at the call of that layer. There is no fix.
     """
 
     code = "MOE206"
     name = "flag-changed"
     VALID = (
+        _dense("dense-block", "x = self.down_proj(x, skip_all_reduce=should_allreduce_fusion or use_reduce_scatter)"),
         layer_case("as-answered", block(experts(ROUTED)), layer=ASK + _CALL + SETTLE),
         layer_case(
             "two-as-one",
@@ -63,6 +80,10 @@ class FlagChanged(Rule):
         ),
     )
     INVALID = (
+        _dense(
+            "dense-block-that-asks-for-both",
+            "x = self.down_proj(x, skip_all_reduce=should_allreduce_fusion and use_reduce_scatter)  # <- MOE206",
+        ),
         layer_case(
             "narrowed",
             block(experts(ROUTED)),
@@ -86,34 +107,39 @@ class FlagChanged(Rule):
     )
 
     def check(self, context: Context) -> Iterable[Finding]:
-        told: set[tuple[str, int]] = set()
+        told: set[tuple[str, Span]] = set()
         for layer, start, edge in edges(context.callers):
             if start != edge.frame or edge.built is None or any(bound.passed.hides for bound in edge.bound):
                 continue
             for flag in context.index.profile.flags:
-                key = (edge.frame.path, edge.call.span.line)
                 handed = {**dict(edge.target.context), **dict(edge.target.values)}.get(flag.name)
-                if handed is None or key in told or not context.callers.asked(edge.frame, edge.call, flag.name):
+                if handed is None or not context.callers.asked(edge.frame, edge.call, flag.name):
                     continue
                 found = _doubled(layer, edge, flag, handed, context) or _lost(edge, flag, handed, context)
-                if found is not None:
-                    told.add(key)
-                    yield self._told(edge, flag, handed, *found, context)
+                # handed as it was answered, it is lost in the block: at the call that brings the reduction about
+                at = found[0].route[-1] if found is not None and handed == Atom(flag.name) else edge
+                if found is not None and (at.frame.path, at.call.span) not in told:
+                    told |= {(edge.frame.path, edge.call.span), (at.frame.path, at.call.span)}
+                    yield self._told(edge, at, flag, handed, *found, context)
 
-    def _told(self, edge: Edge, flag: Flag, handed: Formula, found: Sum, when: Formula, context: Context) -> Finding:
+    def _told(
+        self, edge: Edge, at: Edge, flag: Flag, handed: Formula, found: Sum, when: Formula, context: Context
+    ) -> Finding:
         spelled = dict(edge.call.known).get(flag.name, flag.name)
-        twice = context.callers.possible(conj((when, Atom(flag.name))), unknown=False)
-        consequence = (
-            f"its all-reduce runs although {flag.absorber} sums again, which scales the output by the group size"
-            if twice
-            else "it leaves its sum although nobody makes it, and each rank keeps its own partial sum"
-        )
+        if context.callers.possible(conj((when, Atom(flag.name))), unknown=False):
+            what = "its all-reduce runs"
+            consequence = f"although {flag.absorber} sums again, which scales the output by the group size"
+        else:
+            what = "it leaves its sum"
+            consequence = "although nobody makes it, and each rank keeps its own partial sum"
+        given = f"is handed `{handed}` for `{spelled}`, which is not what the communicator answers: {what}"
+        if at is not edge:
+            given = f"is not told of `{flag.name}` whenever it is set: {what}"
         return call_finding(
             self,
-            edge.frame,
-            edge.call,
-            f"`{callee_name(edge)}` is handed `{handed}` for `{spelled}`, which is not what the communicator answers: "
-            f"{consequence}{launch(context, when, found)}",
+            at.frame,
+            at.call,
+            f"`{callee_name(at)}` {given} {consequence}{launch(context, when, found)}",
             remedy=f"hand down `{spelled}` as it was answered",
             related=(place(found),),
         )
@@ -126,7 +152,9 @@ def _doubled(layer: Layer, edge: Edge, flag: Flag, handed: Formula, context: Con
         return None  # MOE201
     absorbed = disj(callers.marks(layer)) if flag.last else Atom(flag.name)
     for found in block_sums(callers, edge):
-        when = conj((found.condition, Atom(flag.name), absorbed, negate(handed)))
+        # after experts, what a guard makes of the flag is told there (MOE001, MOE007)
+        changed = negate(handed) if found.site.post_experts else TRUE
+        when = conj((found.condition, Atom(flag.name), absorbed, changed))
         if callers.possible(when, unknown=False):
             return found, when
     return None

@@ -5,14 +5,14 @@ from textwrap import indent
 
 from moe_lint.absorbers import absorbers_of
 from moe_lint.builders import builders
-from moe_lint.formula import Atom
+from moe_lint.formula import Atom, atom_set
 from moe_lint.index import Ref
 from moe_lint.model import Finding, Related, Span
 from moe_lint.rules._cases import BARE, UTILS, block, experts
 from moe_lint.rules._layers import launch
 from moe_lint.rules._parts import parts
 from moe_lint.rules.base import Case, Context, Rule
-from moe_lint.sites import Site
+from moe_lint.sites import Site, is_ownership
 
 _BOUNDARY = """
 def make_stage_boundary(*stages):
@@ -91,6 +91,11 @@ class BlockAndBoundarySum(Rule):
     name = "block-and-boundary-sum"
     VALID = (
         _case("told-not-to", _OWNED, _TOLD),
+        _case(
+            "told-not-to-by-a-local",
+            _OWNED.replace("if self", "sums = self").replace("results:", "results\n    if sums:"),
+            _TOLD,
+        ),
         _case("without-a-boundary", _OWNED, "self.mlp = Block(config)", boundary=False),
         _case(
             "never-told", experts("x = reduce_moe_output(x)", parameters="x"), "self.mlp = Block(config)", told=False
@@ -188,8 +193,8 @@ def _in_spite(context: Context) -> Iterator[_Told]:
             no = [p.keyword for p in built.call.arguments if p.keyword in words and p.literal is False]
             mro = context.index.mro(built.owner)
             for site in sites if no else ():
-                conditions = " ".join(part.text for part in site.raw.guard)
-                if Ref(site.path, site.raw.class_name or "") in mro and not any(word in conditions for word in words):
+                asks = any(is_ownership(name, context.index.profile) for name in atom_set(site.guard))
+                if Ref(site.path, site.raw.class_name or "") in mro and not asks:
                     related = (Related(built.path, built.call.span.line, f"told by `{no[0]}=False` not to sum"),)
                     message = f"`{built.owner.name}` sums here although `{layer.name}` tells it not to"
                     yield site.path, site.raw.span, site.raw.class_name, message, related
