@@ -7,7 +7,7 @@ followed ends a way: what it does with the output is not known.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 from msgspec import Struct
@@ -74,6 +74,14 @@ class _Left(Struct, frozen=True):
     way: Way
 
 
+class _Asked(Struct, frozen=True):
+    """What is looked for: the output of a block's experts, or of its layer ``attribute``, not summed over an axis."""
+
+    owner: Ref
+    axis: Axis
+    attribute: str
+
+
 class Ways:
     """Answers questions about the ways through the classes of a tree."""
 
@@ -83,7 +91,7 @@ class Ways:
         self.profile: Profile = index.profile
         self.dataflow = Dataflow(index)
         self.sites = {(site.path, site.raw.span): site for site in sites}
-        self._left: dict[tuple[Ref, Ref, Axis, int | None], tuple[_Left, ...]] = {}
+        self._left: dict[tuple[Ref, _Asked, int | None], tuple[_Left, ...]] = {}
 
     def blocks(self) -> Iterator[tuple[Ref, dict[Axis, Site]]]:
         """Every class that sums its experts' output on some way through `forward`, or is derived from one that does.
@@ -112,29 +120,34 @@ class Ways:
                 found.setdefault(site.axis, site)
         return found
 
-    def unsummed(self, owner: Ref, axis: Axis) -> Iterator[Way]:
-        """The ways out of a block's `forward` on which nobody may have summed over an axis."""
+    def unsummed(self, owner: Ref, axis: Axis, attribute: str = "") -> Iterator[Way]:
+        """The ways out of a block's `forward` on which nobody may have summed its experts' output over an axis.
+
+        ``attribute``: that of another layer of the block, whose output is looked for in place of the experts'.
+        """
         entry = self.index.method(owner, "forward")
-        for left in self._leaving(entry, owner, axis, None, ()) if entry is not None else ():
+        asked = _Asked(owner, axis, attribute)
+        for left in self._leaving(entry, asked, None, ()) if entry is not None else ():
             if left.param is None:
                 yield left.way
 
-    def shown(self, way: Way, site: Site) -> Configuration | None:
+    def shown(self, way: Way, axis: Axis, collective: str = "") -> Configuration | None:
         """A configuration in which a way leaves without its sum although nobody else makes it; None where none is.
 
-        ``site`` is one of the block's sums over that axis.
+        ``collective`` is the one that would have summed over that axis.
         """
         policy, launch = self.policy, self.profile.launch
-        skips = disj(reason.formula for reason in policy.reasons(site.axis)) if policy.helper else FALSE
+        skips = disj(reason.formula for reason in policy.reasons(axis)) if policy.helper else FALSE
         lost = policy.opened(conj((policy.with_helper(way.condition), negate(skips))))
-        lost = replace_atoms(lost, {**self._no_backend(lost), **self._several(lost, site)})
+        group = launch.group_of(collective, axis)
+        lost = replace_atoms(lost, {**self._no_backend(lost), **self._several(lost, group)})
         if lost == FALSE:
             return None
-        found = policy.configuration(lost, site.axis, site.raw.collective)
+        found = policy.configuration(lost, axis, collective)
         others = [name for name in sorted(atom_set(lost)) if launch.meaning(name) is None]
         if found is None and len(others) > _FREE:
             try:
-                return policy.configuration(exists(lost, others), site.axis, site.raw.collective)
+                return policy.configuration(exists(lost, others), axis, collective)
             except TooManyAtoms:
                 return None
         return found
@@ -205,41 +218,37 @@ class Ways:
 
     # --- what leaves a function
 
-    def _leaving(
-        self, function: Ref, owner: Ref, axis: Axis, element: int | None, seen: tuple[Ref, ...]
-    ) -> tuple[_Left, ...]:
-        key = (function, owner, axis, element)
+    def _leaving(self, function: Ref, asked: _Asked, element: int | None, seen: tuple[Ref, ...]) -> tuple[_Left, ...]:
+        key = (function, asked, element)
         if key not in self._left:
             facts = self.index.facts(function.path)
             known = facts is not None and function.name in facts.functions
             if not known or function in seen or len(seen) >= _DEPTH:
                 return ()
-            self._left[key] = tuple(
-                dict.fromkeys(self._find_leaving(function, owner, axis, element, (*seen, function)))
-            )
+            self._left[key] = tuple(dict.fromkeys(self._find_leaving(function, asked, element, (*seen, function))))
         return self._left[key]
 
     def _find_leaving(
-        self, function: Ref, owner: Ref, axis: Axis, element: int | None, seen: tuple[Ref, ...]
+        self, function: Ref, asked: _Asked, element: int | None, seen: tuple[Ref, ...]
     ) -> Iterator[_Left]:
         facts = self.index.facts(function.path)
         assert facts is not None
         paths = facts.paths(function.name)
         known = [self.sites.get((function.path, span)) for span, _ in paths.summed]
-        inside = [site for site in known if site is not None and self._over(site, axis)]
+        inside = [site for site in known if site is not None and self._over(site, asked.axis)]
         for out in paths.exits:
             for origins in elements_at(out.elements, element):
                 spans = set(_summed(origins))
                 sums = tuple(site for site in inside if site.raw.span in spans)
                 try:
-                    condition = self._unsummed(function, owner, out, sums)
+                    condition = self._unsummed(function, asked.owner, out, sums)
                 except TooManyAtoms:
                     continue
                 if condition == FALSE or nests_too_deeply(condition):
                     continue
                 beside = tuple(site for site in inside if site not in sums and site.raw.span < out.span)
                 way = Way(function, out.span, condition, sums, beside, bool(inside))
-                yield from self._sources(origins, way, owner, axis, seen)
+                yield from self._sources(origins, way, asked, seen)
 
     def _over(self, site: Site, axis: Axis) -> bool:
         """Whether a reduction sums over an axis, or over all ranks."""
@@ -247,6 +256,13 @@ class Ways:
             return True
         launch = self.profile.launch
         return self._tells_groups_apart and launch.group_of(site.raw.collective, site.axis) == launch.group_of("", "TP")
+
+    def leaves_out_an_axis(self, sums: Mapping[Axis, Site]) -> bool:
+        """Whether a block's sums are over the ranks that share an expert only: other experts are on other ranks."""
+        whole = self.profile.launch.group_of("", "TP")
+        groups = [self.profile.launch.group_of(site.raw.collective, axis) for axis, site in sums.items()]
+        wrapped = any(site.raw.collective in self.profile.wrappers for site in sums.values())
+        return "EP" not in sums and whole not in groups and not wrapped
 
     @cached_property
     def _tells_groups_apart(self) -> bool:
@@ -303,10 +319,9 @@ class Ways:
         asked = (name for name in atom_set(formula) if getter and name.startswith(f"{getter}."))
         return {name: TRUE if name == none else FALSE for name in asked}
 
-    def _several(self, formula: Formula, site: Site) -> dict[str, Formula]:
-        """What the questions about the size of a reduction's group are worth where it sums something."""
+    def _several(self, formula: Formula, group: str | None) -> dict[str, Formula]:
+        """What the questions about the size of a group are worth where there is something to sum over it."""
         launch = self.profile.launch
-        group = launch.group_of(site.raw.collective, site.axis)
         told = {name: launch.among_several(name, group) for name in atom_set(formula)} if group is not None else {}
         return {name: TRUE if value else FALSE for name, value in told.items() if value is not None}
 
@@ -334,25 +349,30 @@ class Ways:
 
     # --- where what leaves comes from
 
-    def _sources(self, origins: Origins, way: Way, owner: Ref, axis: Axis, seen: tuple[Ref, ...]) -> Iterator[_Left]:
+    def _sources(self, origins: Origins, way: Way, asked: _Asked, seen: tuple[Ref, ...]) -> Iterator[_Left]:
         for origin in sorted(origins, key=repr):
             if isinstance(origin, Param):
                 yield _Left(origin.name, way)
             elif isinstance(origin, CallResult):
-                yield from self._called(origin, way, owner, axis, seen)
-            elif isinstance(origin, Experts):
+                yield from self._called(origin, way, asked, seen)
+            elif isinstance(origin, Experts) and not asked.attribute:
                 yield _Left(None, way)
 
-    def _called(self, call: CallResult, way: Way, owner: Ref, axis: Axis, seen: tuple[Ref, ...]) -> Iterator[_Left]:
-        where = Where(way.function.path, owner.name, way.function.name)
+    def _called(self, call: CallResult, way: Way, asked: _Asked, seen: tuple[Ref, ...]) -> Iterator[_Left]:
+        where = Where(way.function.path, asked.owner.name, way.function.name)
         last = call.callee.rsplit(".", 1)[-1]
-        method = self.index.method(owner, call.callee[5:]) if call.callee.startswith("self.") else None
-        if method is None and self.dataflow.is_run(call, where) and not matches(last, self.profile.combines):
+        method = self.index.method(asked.owner, call.callee[5:]) if call.callee.startswith("self.") else None
+        experts = method is None and self.dataflow.is_run(call, where)
+        if call.callee == f"self.{asked.attribute}" or (
+            experts and not asked.attribute and not matches(last, self.profile.combines)
+        ):
             yield _Left(None, way)
             return
+        if experts and asked.attribute:
+            return  # what is handed to the experts is another quantity
         targets = [method] if method is not None else self._targets(call.callee, way.function)
         for target in targets:
-            for left in self._leaving(target, owner, axis, call.element, seen):
+            for left in self._leaving(target, asked, call.element, seen):
                 inner = left.way
                 both = conj((way.condition, inner.condition))
                 if both == FALSE or nests_too_deeply(both):
@@ -364,7 +384,7 @@ class Ways:
                     yield _Left(None, joined)
                 else:
                     through = replace(way, condition=both, sums=sums, beside=beside)
-                    yield from self._sources(call.inputs, through, owner, axis, seen)
+                    yield from self._sources(call.inputs, through, asked, seen)
 
     def _targets(self, callee: str, function: Ref) -> list[Ref]:
         facts = self.index.facts(function.path)
