@@ -47,6 +47,7 @@ _OF_THE_BATCH = re.compile(r" is None$|\.shape\b|\.size\(|\.numel\(")
 #: Of a batch without tokens nothing can be lost.
 _SOME_TOKENS = re.compile(r"(?:\.shape\[0\]|\.numel\(\)|\.size\(0\)) (?:> 0|!= 0)$")
 _NO_TOKENS = re.compile(r"(?:\.shape\[0\]|\.numel\(\)|\.size\(0\)) == 0$")
+_OWN = re.compile(r"self\.\w+$")
 _NAME = re.compile(r"[A-Za-z_]\w*$")
 
 
@@ -276,8 +277,9 @@ class Ways:
         """When a `return` is reached and none of some reductions ran before.
 
         What the caller decides (a parameter, who owns the sum) is as the caller leaves it by default, or such that the
-        reductions run; so is what is not known to be a condition on the batch, on the launch or on the platform. The
-        batch holds tokens, and no a2a backend is in use: its combine may have summed.
+        reductions run; so are switches of the block (`self.fast`), and what is not known to be a condition on the
+        batch, on the launch or on the platform. The batch holds tokens, and no a2a backend is in use: its combine may
+        have summed.
         """
         facts = self.index.facts(function.path)
         assert facts is not None
@@ -307,8 +309,8 @@ class Ways:
             if not self._tells(name, function.path) or self._asks_for_one_rank(name, runs)
         ]
         unsummed = conj((reached, negate(exists(runs, unknown))))
-        for name in params:
-            if name in atom_set(unsummed) and name not in self.profile.flag_names:
+        for name in sorted(atom_set(unsummed)):
+            if name not in self.profile.flag_names and (name in params or _OWN.match(name)):
                 unsummed = conj((assign(unsummed, name, TRUE), assign(unsummed, name, FALSE)))
         return unsummed
 

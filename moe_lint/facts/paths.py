@@ -39,7 +39,8 @@ class PathReader(FunctionReader):
     def _assign(self, target: ast.expr, value: ast.expr) -> None:
         super()._assign(target, value)
         if isinstance(target, ast.Attribute) and target.attr in self.profile.markers:
-            key, span = dotted(target.value), span_of(target, self.file.lines)
+            key = target.value.id if isinstance(target.value, ast.Name) else None
+            span = span_of(target, self.file.lines)
             if key is not None and isinstance(value, ast.Constant) and value.value is True:
                 self.flow.taint[key] = self.flow.taint.get(key, NOTHING) | {Marked(span)}
                 if not self.quiet:

@@ -113,7 +113,7 @@ class FlagChanged(Rule):
                 continue
             for flag in context.index.profile.flags:
                 handed = {**dict(edge.target.context), **dict(edge.target.values)}.get(flag.name)
-                if handed is None or not context.callers.asked(edge.frame, edge.call, flag.name):
+                if handed is None or not _answered(edge, flag, context):
                     continue
                 found = _doubled(layer, edge, flag, handed, context) or _lost(edge, flag, handed, context)
                 # handed as it was answered, it is lost in the block: at the call that brings the reduction about
@@ -143,6 +143,13 @@ class FlagChanged(Rule):
             remedy=f"hand down `{spelled}` as it was answered",
             related=(place(found),),
         )
+
+
+def _answered(edge: Edge, flag: Flag, context: Context) -> bool:
+    """Whether a communicator has answered for the flag: a layer that works it out by itself is none's word."""
+    conduct = context.callers.conduct(edge.frame.function)
+    own = conduct is not None and flag.name in conduct.decided
+    return not own and context.callers.asked(edge.frame, edge.call, flag.name)
 
 
 def _doubled(layer: Layer, edge: Edge, flag: Flag, handed: Formula, context: Context) -> tuple[Sum, Formula] | None:

@@ -71,7 +71,8 @@ class PathWithoutReduction(Rule):
     Also reported: a reduction whose result is not what the block returns, one that asks for more than one rank of
     another group than it sums over, a path that sums over one axis of two, and a block that layers tell by a flag when
     to leave its sum, but that makes none. Not reported: paths of an a2a backend,
-    whose combine has summed, what the caller decides by an argument, and a block that is told nothing and
+    whose combine has summed, what the caller decides by an argument or a
+    switch of the block (`self.fast`), and a block that is told nothing and
     never sums. Reported at the
     `return`, or at the reduction where that is what a condition holds back. There is no fix.
     """
@@ -97,6 +98,7 @@ class PathWithoutReduction(Rule):
         case("reduced-in-a-method", method("return self.reduced(self.experts(x))"), method(BARE, "reduced", "x")),
         case("the-caller-decides", experts("if not reduce:\n    return x\n" + BARE.strip(), parameters="x, reduce")),
         case("an-own-condition", experts(BARE.replace("> 1:", "> 1 and self.sums:"))),
+        case("a-switch-of-the-block", experts("\nif self.fast:\n    return x\n" + BARE.strip()), absorber=False),
         case("nothing-was-computed", method("if x.shape[0] == 0:\n    return x\nx = self.experts(x)\n" + BARE.strip())),
         case("never-summed", experts("if self.shared is None:\n    return x"), absorber=False),
         layer_case("never-told-and-never-summed", block(experts("return x", parameters="x")), layer="x = self.mlp(x)"),
