@@ -101,7 +101,7 @@ else:
         layer_case(
             "on-another-tensor",
             block(experts(ROUTED)),
-            layer=ASK + _CALL + "\n" + _MARK.replace(" x._", " residual._") + "  # <- MOE301",
+            layer=ASK + _CALL + SETTLE.replace(" x._", " residual._").replace("= True", "= True  # <- MOE301"),
         ),
         layer_case("never-marked", block(experts(ROUTED)), layer=ASK + _CALL + "  # <- MOE301" + _POST),
         layer_case(
@@ -193,13 +193,15 @@ def _left_behind(edge: Edge, context: Context) -> Iterator[Span]:
     paths = facts.paths(edge.frame.function.name) if facts is not None else None
     for span, condition in paths.marks if paths is not None else ():
         behind = [out for out in paths.exits if span < out.span] if paths is not None else []
-        outputs = [
+        callee = edge.call.callee
+        elements = [
             origins
             for out in behind
             if context.callers.possible(conj((condition, out.condition)))
             for origins in out.elements
-            if _comes_from(origins, edge.call.callee)
         ]
+        itself = [o for o in elements if any(isinstance(one, CallResult) and one.callee == callee for one in o)]
+        outputs = itself or [origins for origins in elements if _comes_from(origins, callee)]
         if outputs and not any(Marked(span) in origins for origins in outputs):
             yield span
 
