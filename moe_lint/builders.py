@@ -9,8 +9,9 @@ from pathlib import PurePath
 from msgspec import Struct
 
 from moe_lint.callers import Callers, Instance
-from moe_lint.formula import FALSE, TRUE, Formula, atom_set
+from moe_lint.formula import FALSE, TRUE, Formula, assign, atom_set
 from moe_lint.index import ProjectIndex, Ref
+from moe_lint.model import Span
 from moe_lint.sites import Site, is_ownership
 
 
@@ -19,20 +20,23 @@ class Builder(Struct, frozen=True):
 
     ``name`` is that of its file where the class is not seen.
 
-    ``sums`` and ``boundary`` are None where that is not known.
+    ``sums`` and ``boundary`` are None where that is not known, and so is ``built``: the file, and the call there.
     """
 
     name: str
     argument: str
     sums: bool | None
     boundary: bool | None
+    built: tuple[str, Span] | None = None
+    #: the value of the argument
+    value: bool | None = None
 
     @property
     def open(self) -> str | None:
         """Why it is not plain who sums; None where just one of the two does."""
         if self.sums is None:
             return f"`{self.name}` does not say by a constant whether it builds this block with `{self.argument}`"
-        told = f"`{self.name}` builds this block with `{self.argument}={self.sums}`"
+        told = f"`{self.name}` builds this block with `{self.argument}={self.value}`"
         if self.boundary is None:
             return f"{told}, and no layer around it was found"
         if self.sums and self.boundary:
@@ -49,10 +53,11 @@ def builders(site: Site, callers: Callers) -> list[Builder]:
     if owner is None or len(names) != 1 or index.profile.is_expert_constructor(owner):
         return []
     block = Ref(site.path, owner)
-    return sorted(dict.fromkeys(_builders(block, names[0], callers)), key=lambda found: found.name)
+    found = dict.fromkeys(_builders(block, names[0], site.guard, callers))
+    return sorted(found, key=lambda one: (one.name, one.built or ("", Span(0, 0, 0, 0))))
 
 
-def _builders(block: Ref, attribute: str, callers: Callers) -> Iterator[Builder]:
+def _builders(block: Ref, attribute: str, guard: Formula, callers: Callers) -> Iterator[Builder]:
     index = callers.index
     for kind in (block, *index.subclasses(block)):
         calls = dict.fromkeys(_calls(kind, index))
@@ -60,7 +65,10 @@ def _builders(block: Ref, attribute: str, callers: Callers) -> Iterator[Builder]
             boundary = True if index.constructs_absorber(user) else index.has_absorber(user)
             for built in (b for several in callers.built(user).values() for b in several if b.owner == kind):
                 value = dict(callers.instance(built, Instance(user)).fixed).get(attribute)
-                yield Builder(user.name, attribute.removeprefix("self."), _truth(value), boundary)
+                told = _truth(value)
+                sums = assign(guard, attribute, TRUE if told else FALSE) != FALSE if told is not None else None
+                place = (built.path, built.call.span)
+                yield Builder(user.name, attribute.removeprefix("self."), sums, boundary, place, told)
                 calls.pop((built.path, built.call.span.line), None)
         for path, _ in calls:
             yield Builder(PurePath(path).name, attribute.removeprefix("self."), None, None)

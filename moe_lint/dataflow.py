@@ -96,7 +96,7 @@ class Dataflow:
                 found |= self._named(origin)
             elif isinstance(origin, Param):
                 found |= _Sources(params=frozenset({origin.name}))
-            else:
+            elif isinstance(origin, CallResult):
                 found |= self._call_sources(origin, where)
             if found.experts:
                 return found
@@ -136,14 +136,14 @@ class Dataflow:
     def _is_something_else(self, call: CallResult, where: Where) -> bool:
         """Whether a call returns the shared experts' output beside the experts', and this is it."""
         shared = call.element is not None and call.element == self.profile.shared_element
-        return shared and self._is_run(call, where)
+        return shared and self.is_run(call, where)
 
     def _is_source(self, call: CallResult, where: Where, own_method: bool) -> bool:
         if call.named_experts and not own_method:
             return True
         return self._built_as_experts(call.callee, where) or self._runs_part_of_experts(call.callee, where)
 
-    def _is_run(self, call: CallResult, where: Where) -> bool:
+    def is_run(self, call: CallResult, where: Where) -> bool:
         """Whether a call runs an expert layer."""
         return call.named_experts or self._built_as_experts(call.callee, where)
 
@@ -192,7 +192,7 @@ class Dataflow:
             if facts is not None:
                 where = Where(function.path, facts.class_name, function.name)
                 for elements in facts.returns:
-                    for origins in _pick(elements, element):
+                    for origins in elements_at(elements, element):
                         whole = len(elements) == 1 and any(isinstance(o, Param) for o in origins)
                         found |= self._sources(origins, where) | _Sources(whole=whole)
             self._returns[key] = found
@@ -239,7 +239,7 @@ def _cheapest_first(origin: Origin) -> tuple[int, str]:
     """Origins that answer without opening another file come first."""
     if isinstance(origin, CallResult):
         return (1 if origin.named_experts else 3, origin.callee)
-    return (0, "") if isinstance(origin, Experts) else (2, origin.name)
+    return (2, origin.name) if isinstance(origin, Param) else (0, "")
 
 
 def argument_origins(call: CallFact, params: list[str], param: str) -> Origins:
@@ -252,7 +252,7 @@ def argument_origins(call: CallFact, params: list[str], param: str) -> Origins:
     return positional[position].origins if position < len(positional) else frozenset()
 
 
-def _pick(elements: tuple[Origins, ...], element: int | None) -> tuple[Origins, ...]:
+def elements_at(elements: tuple[Origins, ...], element: int | None) -> tuple[Origins, ...]:
     if element is None:
         return elements
     if len(elements) > 1:

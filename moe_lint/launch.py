@@ -157,6 +157,15 @@ class Space(Struct, frozen=True, dict=True):
             self._meanings[atom] = self._find_meaning(atom)
         return self._meanings[atom]
 
+    def among_several(self, atom: str, group: str) -> bool | None:
+        """What a condition on the size of a group alone says where that is above 1; None where it depends on more."""
+        found = self.meaning(atom)
+        if found is None or found[1] != {group}:
+            return None
+        values = next(size.values for size in self.sizes if size.name == group)
+        answers = {bool(found[0]({group: value})) for value in values if value > 1}
+        return answers.pop() if len(answers) == 1 else None
+
     @cached_property
     def _meanings(self) -> dict[str, tuple[Test, frozenset[str]] | None]:
         return {}

@@ -34,26 +34,27 @@ def opened(raw: RawSite, path: str, index: ProjectIndex) -> RawSite:
         return raw
 
     def part(old: GuardPart) -> GuardPart:
-        operands = tuple((text, _opened(formula, raw, path, index)) for text, formula in old.operands)
-        return replace(old, formula=_opened(old.formula, raw, path, index), operands=operands)
+        operands = tuple((text, meaning(formula, raw.class_name, path, index)) for text, formula in old.operands)
+        return replace(old, formula=meaning(old.formula, raw.class_name, path, index), operands=operands)
 
     return replace(raw, guard=tuple(part(old) for old in raw.guard))
 
 
-def _opened(formula: Formula, raw: RawSite, path: str, index: ProjectIndex) -> Formula:
+def meaning(formula: Formula, class_name: str | None, path: str, index: ProjectIndex) -> Formula:
+    """A condition of a class with such predicates opened."""
     for _ in range(_DEPTH):
-        found = substitute(formula, lambda atom: _meaning(atom, raw, path, index))
+        found = substitute(formula, lambda atom: _meaning(atom, class_name, path, index))
         if found == formula:
             break
         formula = found
     return formula
 
 
-def _meaning(atom: str, raw: RawSite, path: str, index: ProjectIndex) -> Formula | None:
+def _meaning(atom: str, class_name: str | None, path: str, index: ProjectIndex) -> Formula | None:
     if not _CALL.match(atom) or is_skip_predicate(atom, index.profile):
         return None
     call = ast.parse(atom, mode="eval").body
-    ref = _definition(call, raw, path, index) if isinstance(call, ast.Call) else None
+    ref = _definition(call, class_name, path, index) if isinstance(call, ast.Call) else None
     facts = index.facts(ref.path) if ref is not None else None
     if ref is None or facts is None or not isinstance(call, ast.Call):
         other = _renamed(call, path, index) if isinstance(call, ast.Call) else None
@@ -71,13 +72,13 @@ def _meaning(atom: str, raw: RawSite, path: str, index: ProjectIndex) -> Formula
     return None if values is None else bind(body, values, index.profile)
 
 
-def _definition(call: ast.Call, raw: RawSite, path: str, index: ProjectIndex) -> Ref | None:
+def _definition(call: ast.Call, class_name: str | None, path: str, index: ProjectIndex) -> Ref | None:
     """The method of the site's class, or the function, that a call means."""
     owner, _, name = (dotted(call.func) or "").rpartition(".")
     if not name or name in index.profile.helpers or name in index.profile.wrappers:
         return None
     if owner == "self":
-        return index.method(Ref(path, raw.class_name), name) if raw.class_name is not None else None
+        return index.method(Ref(path, class_name), name) if class_name is not None else None
     # the name of a condition leaves out of what module or class it is asked
     owners = [owner] if owner else ["", *re.findall(rf"([\w.]+)\.{name}\(", index.texts.get(path, ""))]
     refs = (index.resolve(path, f"{one}.{name}".lstrip(".")) for one in dict.fromkeys(owners))

@@ -71,7 +71,7 @@ def test_another_guard_is_a_new_finding_and_the_old_entry_is_stale(tree: Path) -
 
 def test_a_second_site_like_the_first_is_new(tree: Path) -> None:
     write()
-    (tree / "engine/models/x.py").write_text(model(FORGETFUL + FORGETFUL))
+    (tree / "engine/models/x.py").write_text(model(f"{FORGETFUL}x = self.experts(x)\n{FORGETFUL}"))
     assert report() == (1, ["engine/models/x.py"], 1, [])
 
 

@@ -78,7 +78,7 @@ def test_bash_fills_in_the_word(tmp_path: Path) -> None:
         "--sta": "--statistics",
         "check --exit": "--exit-zero",
         "matrix -o h": "html",
-        "--select MOE001,MOE10": "MOE001,MOE101 MOE001,MOE102 MOE001,MOE103",
+        "--select MOE001,MOE10": "MOE001,MOE101 MOE001,MOE102 MOE001,MOE103 MOE001,MOE104",
         "rule MOE90": "MOE901 MOE902 MOE903",
         "--add": "--add-ignores",
         "--format nonsense --sta": "--statistics",

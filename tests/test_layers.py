@@ -30,6 +30,7 @@ ORDER = (
     "local_predicates",
     "reaching",
     "sites",
+    "ways",
     "callers",
     "builders",
     "law",

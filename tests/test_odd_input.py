@@ -66,9 +66,9 @@ FIXED = {
         EXPERTS, f"{EXPERTS}        if a == 0:\n            b = 0\n" + "        elif a == 1:\n            b = 1\n" * 600
     ),
     "800-chained-calls": replaced(EXPERTS, f"{EXPERTS}        y = x{'.a()' * 800}\n"),
-    "300-early-returns": replaced(EXPERTS, EXPERTS + "".join(f"        if a{i}: return x\n" for i in range(300))),
+    "300-early-returns": replaced(EXPERTS, EXPERTS + "".join(f"        if a{i}: return a{i}\n" for i in range(300))),
     "300-early-returns-for-two-reasons": replaced(
-        EXPERTS, EXPERTS + "".join(f"        if a{i} and b{i}: return x\n" for i in range(300))
+        EXPERTS, EXPERTS + "".join(f"        if a{i} and b{i}: return a{i}\n" for i in range(300))
     ),
     "a-condition-that-doubles": replaced(
         EXPERTS, f"{EXPERTS}        c0 = a\n" + "".join(f"        c{i + 1} = c{i} and c{i}\n" for i in range(60))

@@ -176,7 +176,7 @@ def tangled(count: int) -> str:
     """Early returns whose conditions hang together: each speaks for the reduction in one and against it in others."""
     numbers = range(count)
     tests = [f"{'not ' * (i % 2)}a{i % 7} and {'not ' * (i % 3 == 0)}a{i * 5 % 23} and a{i * 11 % 29}" for i in numbers]
-    return "".join(f"        if {test}:\n            return x\n" for test in tests)
+    return "".join(f"        if {test}:\n            return a0\n" for test in tests)
 
 
 def test_a_guard_with_too_many_conditions_is_told_in_every_output_and_never_judged(tmp_path: Path) -> None:

@@ -34,7 +34,19 @@ class CallResult(Struct, frozen=True, tag=True, array_like=True):
     named_experts: bool
 
 
-Origin = Experts | Param | CallResult
+class Summed(Struct, frozen=True, tag=True, array_like=True):
+    """The value went through the reduction at ``span``, on some way. Only `paths` tells of it."""
+
+    span: Span
+
+
+class Marked(Struct, frozen=True, tag=True, array_like=True):
+    """The value is the tensor that was marked at ``span`` as owing a sum, on some way. Only `paths` tells of it."""
+
+    span: Span
+
+
+Origin = Experts | Param | CallResult | Summed | Marked
 Origins = frozenset[Origin]
 NOTHING: Origins = frozenset()
 
@@ -120,6 +132,24 @@ class ScatterFact(Struct, frozen=True, array_like=True):
     callee: str
     span: Span
     condition: Formula
+
+
+class Exit(Struct, frozen=True, array_like=True):
+    """A `return`: the origins of its elements (one, or those of a tuple), and what must hold for it to be reached."""
+
+    span: Span
+    elements: tuple[Origins, ...]
+    condition: Formula
+
+
+class Paths(Struct, frozen=True, array_like=True):
+    """The ways out of a function. Their origins, and those of what is reduced on them, tell of reductions before."""
+
+    exits: tuple[Exit, ...]
+    #: (reduction, what it sums)
+    summed: tuple[tuple[Span, Origins], ...]
+    #: (mark of a tensor as owing a sum, when it is made)
+    marks: tuple[tuple[Span, Formula], ...]
 
 
 class AttributeFact(Struct, frozen=True, array_like=True):

@@ -15,10 +15,11 @@ from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_b
 from moe_lint.facts.alone import only_guards
 from moe_lint.facts.class_env import ClassEnv
 from moe_lint.facts.conduct import Conduct, ConductReader, Truth
-from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins
+from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins, Paths
 from moe_lint.facts.handed import hands_on
 from moe_lint.facts.leaving import Leaving, first_returned, leaving
 from moe_lint.facts.outline import Block, Method, local_imports, methods, outline, without
+from moe_lint.facts.paths import PathReader
 from moe_lint.facts.reader import FileContext, FunctionReader
 from moe_lint.facts.state import Definition, FileState, Part, Signature, Unclear, decoded, encoded
 from moe_lint.facts.syntax import (
@@ -523,6 +524,19 @@ class FileFacts:
                 self._too_deep(qualname)
                 self._state.conducts[qualname] = Conduct.unread()
         return self._state.conducts[qualname]
+
+    def paths(self, qualname: str) -> Paths:
+        """The ways out of one function. Raises ``KeyError`` for a name that the file does not define."""
+        if qualname not in self._state.paths:
+            definition = self._functions[qualname]
+            reader = PathReader(self._context, qualname, definition.class_name, self._env_of(definition.class_name), {})
+            try:
+                reader.run(self._node(definition))
+                self._state.paths[qualname] = reader.paths()
+            except RecursionError:
+                self._too_deep(qualname)
+                self._state.paths[qualname] = Paths((), (), ())
+        return self._state.paths[qualname]
 
     def _conduct_reader(self, qualname: str) -> ConductReader:
         return ConductReader(self._context, self._env_of(self._functions[qualname].class_name), self.path, qualname)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from msgspec.msgpack import Decoder, Encoder
 from msgspec.structs import replace
 
 from moe_lint.facts.conduct import Conduct, Truth
-from moe_lint.facts.data import ClassFacts, FunctionFacts
+from moe_lint.facts.data import ClassFacts, FunctionFacts, Paths
 from moe_lint.facts.leaving import Leaving
 from moe_lint.facts.outline import Block, Method
 from moe_lint.formula import Formula
@@ -86,6 +86,7 @@ class FileState(Struct, array_like=True):
     functions: dict[str, FunctionFacts] = field(default_factory=dict)
     conditions: dict[str, Formula | Unclear] = field(default_factory=dict)
     conducts: dict[str, Conduct] = field(default_factory=dict)
+    paths: dict[str, Paths] = field(default_factory=dict)
     #: (function, call in it, condition in it) -> whether the condition decides about the call alone
     alone: dict[tuple[str, Span, Span], bool] = field(default_factory=dict)
     #: (function, call in it) -> what must hold for the call to be reached
@@ -102,10 +103,11 @@ class FileState(Struct, array_like=True):
     @property
     def answers(self) -> int:
         """How many there are: they only become more."""
-        headers = len(self.definitions) + len(self.classes) + len(self.signatures) + len(self.plain) - len(self.unread)
-        headers += (self.assigning is not None) + (self.headers is not None)
-        bodies = self.whole + len(self.functions) + len(self.conditions) + len(self.conducts) + len(self.confirmed)
-        return headers + bodies + len(self.alone) + len(self.reached) + len(self.places) + len(self.returned)
+        headers: tuple[Sized, ...] = (self.definitions, self.classes, self.plain, self.signatures)
+        bodies: tuple[Sized, ...] = (self.functions, self.conditions, self.conducts, self.paths, self.confirmed)
+        parts: tuple[Sized, ...] = (self.alone, self.reached, self.places, self.returned)
+        once = self.whole + (self.assigning is not None) + (self.headers is not None)
+        return sum(map(len, (*headers, *bodies, *parts))) + once - len(self.unread)
 
 
 class _Kept(Struct, array_like=True):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from moe_lint.callers import Callers, Edge, Frame, Layer, Sum
 from moe_lint.facts import Call
-from moe_lint.formula import Atom, Formula, atom_set, conj
+from moe_lint.formula import Atom, Formula, atom_set, conj, disj, exists, negate
 from moe_lint.model import Finding, FixPlan, Related, Severity, Span
 from moe_lint.profile import Flag, Profile
 from moe_lint.rules.base import Context, Rule
@@ -57,7 +57,13 @@ def absorbs(callers: Callers, layer: Layer, edge: Edge, flag: Flag) -> bool:
     """
     if not flag.last:
         return True
-    return any(callers.possible(conj((mark, edge.target.holds, Atom(flag.name)))) for mark in callers.marks(layer))
+    marks, asked = callers.marks(layer), conj((edge.target.holds, Atom(flag.name)))
+    if not any(callers.possible(conj((mark, asked))) for mark in marks):
+        return False
+    # whatever a mark asks beside the flags: without one of them there is none
+    flags = {one.name for one in callers.index.profile.flags}
+    widest = disj(exists(mark, sorted(atom_set(mark) - flags)) for mark in marks)
+    return not callers.possible(conj((asked, negate(widest))), unknown=False)
 
 
 def defers(callers: Callers, layer: Layer, flag: Flag) -> bool:

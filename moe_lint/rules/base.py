@@ -15,6 +15,7 @@ from moe_lint.index import ProjectIndex
 from moe_lint.model import Confidence, Finding, FixPlan, Problem, Related, Severity
 from moe_lint.policy import Policy
 from moe_lint.sites import Site, deciding_part
+from moe_lint.ways import Ways
 
 
 class Wrapper(Struct, frozen=True):
@@ -50,6 +51,11 @@ class Context(Struct, frozen=True, dict=True):
     def callers(self) -> Callers:
         """Who calls whom, from the layers down."""
         return Callers(self.index, self.policy, self.sites)
+
+    @cached_property
+    def ways(self) -> Ways:
+        """The ways through the blocks, and what is summed on them."""
+        return Ways(self.index, self.policy, self.sites)
 
     @cached_property
     def wrappers(self) -> Mapping[str, Wrapper]:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from moe_lint.callers import Edge
+from moe_lint.facts import CallResult, Marked, Origins
 from moe_lint.formula import Atom, atom_set, conj
-from moe_lint.model import Finding, Related
+from moe_lint.model import Finding, Related, Span
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case, method
 from moe_lint.rules._layers import absorbs, block_sums, call_finding, callee_name, has_experts, launch
 from moe_lint.rules.base import Context, Rule
 
 _CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
 _POST = "\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)\n"
+_MARK = "if should_allreduce_fusion:\n    x._sglang_needs_allreduce_fusion = True"
 
 
 class DeferredWithoutMarker(Rule):
@@ -32,8 +35,9 @@ class DeferredWithoutMarker(Rule):
         else:
             hidden_states, residual = self.layer_communicator.postprocess_layer(...)
 
-    The marker may be set in a function that the layer calls. Reported at the call of the block. There is no fix: which
-    of the statements that follow still apply is for you to say.
+    The mark belongs to the tensor: a clone of it, or what a later step computes from it, has none. The marker may be
+    set in a function that the layer calls. Reported at the call of the block, or at a mark that does not leave. There
+    is no fix: which of the statements that follow still apply is for you to say.
     """
 
     code = "MOE301"
@@ -62,8 +66,43 @@ else:
             block(experts(ROUTED)),
             layer=ASK + "x = self.mlp(x, False, use_reduce_scatter)" + _POST,
         ),
+        layer_case(
+            "finished-where-it-is-not-marked",
+            block(experts(ROUTED)),
+            layer=ASK + _CALL + f"\n{_MARK}\nif not should_allreduce_fusion:" + _POST.replace("\nx", "\n    x"),
+        ),
+        layer_case(
+            "under-another-name",
+            block(experts(ROUTED)),
+            layer=ASK + _CALL + f"\ny = x\n{_MARK.replace(' x._', ' y._')}\nreturn y, residual",
+        ),
+        layer_case(
+            "under-a-condition-of-the-layer",
+            block(experts(ROUTED)),
+            layer=ASK + _CALL + SETTLE.replace("if should", "if not self.apart and should"),
+        ),
     )
     INVALID = (
+        layer_case(
+            "marked-under-another-flag",
+            block(experts(ROUTED)),
+            layer=ASK + _CALL + "  # <- MOE301" + SETTLE.replace("if should_allreduce_fusion", "if use_reduce_scatter"),
+        ),
+        layer_case(
+            "cloned-behind-the-mark",
+            block(experts(ROUTED)),
+            layer=ASK + _CALL + f"\n{_MARK}  # <- MOE301\n    x = x.clone()",
+        ),
+        layer_case(
+            "finished-behind-the-mark",
+            block(experts(ROUTED)),
+            layer=ASK + _CALL + f"\n{_MARK}  # <- MOE301" + _POST,
+        ),
+        layer_case(
+            "on-another-tensor",
+            block(experts(ROUTED)),
+            layer=ASK + _CALL + SETTLE.replace(" x._", " residual._").replace("= True", "= True  # <- MOE301"),
+        ),
         layer_case("never-marked", block(experts(ROUTED)), layer=ASK + _CALL + "  # <- MOE301" + _POST),
         layer_case(
             "marked-on-another-path",
@@ -114,10 +153,25 @@ else:
                     for s in block_sums(callers, edge)
                     if flag.name in atom_set(s.condition) and not callers.possible(conj((s.condition, Atom(flag.name))))
                 ]
-                if not deferred or absorbs(callers, layer, edge, flag):
+                if not deferred:
+                    continue
+                found = deferred[0]
+                if absorbs(callers, layer, edge, flag):
+                    for span in _left_behind(edge, context):
+                        told.add(key)
+                        yield call_finding(
+                            self,
+                            edge.frame,
+                            edge.call,
+                            f"`{callee_name(edge)}` leaves its sum to the next layer when `{flag.name}` is set, but "
+                            f"what `{layer.owner.name}` returns of it is not the tensor that is marked here: nobody "
+                            f"sums, and each rank keeps its own partial sum{launch(context, Atom(flag.name), found)}",
+                            span=span,
+                            remedy="mark what is returned, and let nothing be computed from it behind the mark",
+                            related=(Related(edge.frame.path, edge.call.span.line, "its output is to be marked"),),
+                        )
                     continue
                 told.add(key)
-                found = deferred[0]
                 yield call_finding(
                     self,
                     edge.frame,
@@ -131,3 +185,29 @@ else:
                         Related(found.site.path, found.site.raw.span.line, "this reduction is skipped for the flag"),
                     ),
                 )
+
+
+def _left_behind(edge: Edge, context: Context) -> Iterator[Span]:
+    """The marks of a layer's function that no `return` behind them hands on with what the block returned."""
+    facts = context.index.facts(edge.frame.path)
+    paths = facts.paths(edge.frame.function.name) if facts is not None else None
+    for span, condition in paths.marks if paths is not None else ():
+        behind = [out for out in paths.exits if span < out.span] if paths is not None else []
+        callee = edge.call.callee
+        elements = [
+            origins
+            for out in behind
+            if context.callers.possible(conj((condition, out.condition)))
+            for origins in out.elements
+        ]
+        itself = [o for o in elements if any(isinstance(one, CallResult) and one.callee == callee for one in o)]
+        outputs = itself or [origins for origins in elements if _comes_from(origins, callee)]
+        if outputs and not any(Marked(span) in origins for origins in outputs):
+            yield span
+
+
+def _comes_from(origins: Origins, callee: str) -> bool:
+    return any(
+        isinstance(origin, CallResult) and (origin.callee == callee or _comes_from(origin.inputs, callee))
+        for origin in origins
+    )

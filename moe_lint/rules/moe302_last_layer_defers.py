@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.callers import Built, Callers, Layer
+from moe_lint.expressions import dotted
 from moe_lint.formula import FALSE, Atom, TooManyAtoms, conj, satisfiable
 from moe_lint.index import Ref
 from moe_lint.model import Finding, Route
@@ -51,6 +54,8 @@ class LastLayerDefers(Rule):
             ..., allow_reduce_scatter=True, is_last_layer=layer_id == config.num_hidden_layers - 1
         )
 
+    Layers count from 0: the index of the last one is not the number of layers.
+
     A model that settles the marked tensor itself behind its layers is not reported. Reported at the constructor call.
     There is no fix: what makes a layer the last one (the number of layers, a next-token head) is the model's to say.
     """
@@ -59,6 +64,12 @@ class LastLayerDefers(Rule):
     name = "last-layer-defers"
     VALID = (
         layer_case("told", block(experts(ROUTED)), layer=ASK + _CALL + SETTLE),
+        layer_case(
+            "told-by-counting-from-one",
+            block(experts(ROUTED)),
+            communicator="LayerCommunicator(config, is_last_layer=layer_id + 1 == config.num_hidden_layers)",
+            layer=ASK + _CALL + SETTLE,
+        ),
         layer_case(
             "never-deferred",
             block(experts(ROUTED)),
@@ -92,6 +103,12 @@ class LastLayerDefers(Rule):
             layer=ASK + _CALL + SETTLE,
         ),
         layer_case(
+            "told-for-an-index-that-no-layer-has",
+            block(experts(ROUTED)),
+            communicator="LayerCommunicator(config, is_last_layer=layer_id == config.num_hidden_layers)  # <- MOE302",
+            layer=ASK + _CALL + SETTLE,
+        ),
+        layer_case(
             "told-that-it-never-is",
             block(experts(ROUTED)),
             communicator="LayerCommunicator(config, is_last_layer=False)  # <- MOE302",
@@ -119,7 +136,7 @@ class LastLayerDefers(Rule):
             for layer in callers.layers if flag.last else ():
                 if not defers(callers, layer, flag) or _settled(context, layer):
                     continue
-                for built in _untold(callers, layer, flag):
+                for built, how in _untold(callers, layer, flag):
                     if (built.path, built.call.span.line) in told:
                         continue
                     told.add((built.path, built.call.span.line))
@@ -130,7 +147,7 @@ class LastLayerDefers(Rule):
                         built.call.span,
                         self.severity,
                         self.confidence,
-                        f"`{built.owner.name}` is built without `{flag.last}`, and `{layer.owner.name}` defers its sum "
+                        f"`{built.owner.name}` is built {how}, and `{layer.owner.name}` defers its sum "
                         "to the next layer: the last layer defers, too, nobody follows to sum, and each rank keeps its "
                         f"own partial sum{launch(context, Atom(flag.name))}",
                         "__init__",
@@ -140,8 +157,8 @@ class LastLayerDefers(Rule):
                     )
 
 
-def _untold(callers: Callers, layer: Layer, flag: Flag) -> Iterator[Built]:
-    """The communicators that are not told which layer is the last, though they could be."""
+def _untold(callers: Callers, layer: Layer, flag: Flag) -> Iterator[tuple[Built, str]]:
+    """The communicators that are not told which layer is the last, though they could be, and how they are built."""
     for built in layer.absorbers:
         arguments = built.call.arguments
         if any(passed.hides for passed in arguments):
@@ -152,7 +169,18 @@ def _untold(callers: Callers, layer: Layer, flag: Flag) -> Iterator[Built]:
             continue
         given = {b.parameter: b.passed for b in callers.bind(built.call, constructor, skip_first=True)}
         if flag.last not in given or given[flag.last].literal is False:
-            yield built
+            yield built, f"without `{flag.last}`"
+        elif _is_never_true(given[flag.last].text):
+            yield built, f"with `{flag.last}={given[flag.last].text}`, which holds for no layer: they count from 0"
+
+
+def _is_never_true(text: str) -> bool:
+    """Whether a condition is that a layer's index is the number of layers: `layer_id == config.num_hidden_layers`."""
+    node = ast.parse(text, mode="eval").body
+    if not isinstance(node, ast.Compare) or len(node.ops) != 1 or not isinstance(node.ops[0], ast.Eq):
+        return False
+    sides = [dotted(side) for side in (node.left, *node.comparators)]
+    return None not in sides and any(re.search(r"\bnum_(?:\w+_)?layers$", side or "") for side in sides)
 
 
 def _settled(context: Context, layer: Layer) -> bool:
