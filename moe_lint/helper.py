@@ -116,8 +116,9 @@ def _asked_of(index: ProjectIndex, method: str) -> tuple[str, Ref] | None:
     """The class, or the call of a function, of which most of a tree asks a method; None if it asks objects at hand."""
     pattern = re.compile(rf"(?<![\w.)])([A-Za-z_][\w.]*)(\(\))?\.{re.escape(method)}\(")
     found: Counter[tuple[str, Ref]] = Counter()
-    for path in index.holding(f".{method}("):
-        for receiver, call in pattern.findall(index.texts[path]):
+    places = {(path, line) for path in index.holding(f".{method}(") for line in index.lines_of(path, f".{method}(")}
+    for path, line in sorted(places):
+        for receiver, call in pattern.findall(index.line(path, line)):
             ref = index.resolve(path, receiver)
             if ref is not None and "." not in ref.name:
                 found[f"{ref.name}{call}", ref] += 1

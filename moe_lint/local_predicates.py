@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
@@ -80,9 +80,15 @@ def _definition(call: ast.Call, class_name: str | None, path: str, index: Projec
     if owner == "self":
         return index.method(Ref(path, class_name), name) if class_name is not None else None
     # the name of a condition leaves out of what module or class it is asked
-    owners = [owner] if owner else ["", *re.findall(rf"([\w.]+)\.{name}\(", index.texts.get(path, ""))]
+    owners = [owner] if owner else ["", *_asked_of(name, path, index)]
     refs = (index.resolve(path, f"{one}.{name}".lstrip(".")) for one in dict.fromkeys(owners))
     return next(filter(None, refs), None)
+
+
+def _asked_of(name: str, path: str, index: ProjectIndex) -> Iterator[str]:
+    """What a file calls a function or method of that name on."""
+    for line in dict.fromkeys(index.lines_of(path, f".{name}(") if path in index.texts else ()):
+        yield from re.findall(rf"([\w.]+)\.{name}\(", index.line(path, line))
 
 
 def _renamed(call: ast.Call, path: str, index: ProjectIndex) -> ast.Call | None:
