@@ -310,7 +310,8 @@ class Ways:
         ]
         unsummed = conj((reached, negate(exists(runs, unknown))))
         for name in sorted(atom_set(unsummed)):
-            if name not in self.profile.flag_names and (name in params or _OWN.match(name)):
+            decided = name in params or _OWN.match(name) is not None or not self._tells(name, function.path)
+            if decided and name not in self.profile.flag_names:
                 unsummed = conj((assign(unsummed, name, TRUE), assign(unsummed, name, FALSE)))
         return unsummed
 
@@ -345,9 +346,9 @@ class Ways:
 
     def _is_constant(self, atom: str, path: str) -> bool:
         """Whether an atom is a name that its file assigns once and for all (`_is_cuda`)."""
-        if _NAME.match(atom) is None:
-            return False
-        return re.search(rf"^{atom} *(?::[^=\n]+)?=(?!=)", self.index.texts[path], re.MULTILINE) is not None
+        facts = self.index.facts(path) if _NAME.match(atom) is not None else None
+        pattern = rf"^{atom} *(?::[^=\n]+)?=(?!=)"
+        return facts is not None and re.search(pattern, facts.lines.text, re.MULTILINE) is not None
 
     # --- where what leaves comes from
 

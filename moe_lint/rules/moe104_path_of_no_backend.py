@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.facts import Call
@@ -10,6 +11,7 @@ from moe_lint.policy import Policy
 from moe_lint.rules._cases import ROUTED, case, experts, method
 from moe_lint.rules.base import Context, Rule
 
+_CALLED = re.compile(r"\bself\.(\w+)\(")
 _CHOICE = """
 if not get_moe_a2a_backend().is_deepep() {join} not get_moe_a2a_backend().is_mori():
     return self.forward_normal(x, should_allreduce_fusion, use_reduce_scatter)
@@ -111,11 +113,14 @@ class PathOfNoBackend(Rule):
 
 def _own_calls(owner: Ref, context: Context) -> Iterator[tuple[str, Call]]:
     """The calls of a class's own methods in it, each with the function that makes it."""
-    facts = context.index.facts(owner.path)
+    index = context.index
+    facts = index.facts(owner.path)
     for name in facts.functions_in(owner.name) if facts is not None else ():
-        conduct = context.callers.conduct(Ref(owner.path, name))
+        called = _CALLED.findall(facts.function_text(name)) if facts is not None else ()
+        calls_own = any(index.method(owner, callee) is not None for callee in dict.fromkeys(called))
+        conduct = context.callers.conduct(Ref(owner.path, name)) if calls_own else None
         for call in conduct.calls if conduct is not None else ():
-            if call.callee.startswith("self.") and context.index.method(owner, call.callee[5:]) is not None:
+            if call.callee.startswith("self.") and index.method(owner, call.callee[5:]) is not None:
                 yield name, call
 
 

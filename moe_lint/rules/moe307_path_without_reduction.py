@@ -97,6 +97,11 @@ class PathWithoutReduction(Rule):
         ),
         case("reduced-in-a-method", method("return self.reduced(self.experts(x))"), method(BARE, "reduced", "x")),
         case("the-caller-decides", experts("if not reduce:\n    return x\n" + BARE.strip(), parameters="x, reduce")),
+        case(
+            "what-decides-is-not-known",
+            method(_DEEPEP.replace("get_moe_a2a_backend().is_deepep()", 'settings["enable_deepep"]')),
+            experts(ROUTED, "forward_normal"),
+        ),
         case("an-own-condition", experts(BARE.replace("> 1:", "> 1 and self.sums:"))),
         case("a-switch-of-the-block", experts("\nif self.fast:\n    return x\n" + BARE.strip()), absorber=False),
         case("nothing-was-computed", method("if x.shape[0] == 0:\n    return x\nx = self.experts(x)\n" + BARE.strip())),
