@@ -441,6 +441,15 @@ class Policy:
             return frozenset(members)
         return frozenset()
 
+    @cached_property
+    def backend_names(self) -> frozenset[str]:
+        """What the a2a backends are called: the members of the tree's enum and those of the profile."""
+        getter = self.profile.backend_getter
+        choices = [choice for choice in self.profile.launch.choices if getter and choice.getter == getter]
+        known = {name for choice in choices for name in choice.members}
+        members = {method.removeprefix("is_") for method in self._backend_members}
+        return frozenset((known | members) - {choice.default for choice in choices} - {"none"})
+
     def feasible(self, names: Iterable[str]) -> Formula:
         """At most one of the backend's `is_…()` holds (those that test for a single member)."""
         prefix = f"{self.profile.backend_getter}."

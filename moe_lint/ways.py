@@ -47,6 +47,8 @@ _OF_THE_BATCH = re.compile(r" is None$|\.shape\b|\.size\(|\.numel\(")
 #: Of a batch without tokens nothing can be lost.
 _SOME_TOKENS = re.compile(r"(?:\.shape\[0\]|\.numel\(\)|\.size\(0\)) (?:> 0|!= 0)$")
 _NO_TOKENS = re.compile(r"(?:\.shape\[0\]|\.numel\(\)|\.size\(0\)) == 0$")
+#: What an option of the launch decides, of whatever name: `server_args.x`, `settings["x"]`.
+_OF_THE_LAUNCH = re.compile(r"args\b|config\b|settings\b|a2a|all2all")
 _OWN = re.compile(r"self\.\w+$")
 _NAME = re.compile(r"[A-Za-z_]\w*$")
 
@@ -310,7 +312,7 @@ class Ways:
         ]
         unsummed = conj((reached, negate(exists(runs, unknown))))
         for name in sorted(atom_set(unsummed)):
-            decided = name in params or _OWN.match(name) is not None or not self._tells(name, function.path)
+            decided = name in params or _OWN.match(name) is not None or self._may_choose(name, function.path)
             if decided and name not in self.profile.flag_names:
                 unsummed = conj((assign(unsummed, name, TRUE), assign(unsummed, name, FALSE)))
         return unsummed
@@ -339,6 +341,13 @@ class Ways:
             or _OF_THE_BATCH.search(atom) is not None
             or self._is_constant(atom, path)
         )
+
+    def _may_choose(self, atom: str, path: str) -> bool:
+        """Whether an option that is not known may decide a condition: it may be one that has an a2a backend sum."""
+        if self._tells(atom, path):
+            return False
+        spelled = _NAME.match(atom) is not None or _OF_THE_LAUNCH.search(atom) is not None
+        return spelled or any(name in atom for name in self.policy.backend_names)
 
     def _asks_for_one_rank(self, atom: str, runs: Formula) -> bool:
         """Whether reductions run only where a group has a single rank: with more, somebody else has summed."""
