@@ -47,8 +47,8 @@ _OF_THE_BATCH = re.compile(r" is None$|\.shape\b|\.size\(|\.numel\(")
 #: Of a batch without tokens nothing can be lost.
 _SOME_TOKENS = re.compile(r"(?:\.shape\[0\]|\.numel\(\)|\.size\(0\)) (?:> 0|!= 0)$")
 _NO_TOKENS = re.compile(r"(?:\.shape\[0\]|\.numel\(\)|\.size\(0\)) == 0$")
-#: What an option of the launch decides, of whatever name: `server_args.x`, `settings["x"]`.
-_OF_THE_LAUNCH = re.compile(r"args\b|config\b|settings\b|a2a|all2all")
+#: What an option of the launch decides, of whatever name: `server_args.x`, `settings["x"]`, `self.experts.x`.
+_OF_THE_LAUNCH = re.compile(r"args\b|config\b|settings\b|a2a|all2all|^self\.\w+\.")
 _OWN = re.compile(r"self\.\w+$")
 _NAME = re.compile(r"[A-Za-z_]\w*$")
 
@@ -99,15 +99,18 @@ class Ways:
     def blocks(self) -> Iterator[tuple[Ref, dict[Axis, Site]]]:
         """Every class that sums its experts' output on some way through `forward`, or is derived from one that does.
 
-        With an axis goes one of the sums over it.
+        With an axis goes one of the sums over it. None in a tree in which nothing says who else could sum.
         """
+        if self.policy.helper is None:
+            return
         holders: dict[Ref, list[Site]] = {}
         for site in self.sites.values():
             if site.raw.class_name is not None and _is_own(site):
                 holders.setdefault(Ref(site.path, site.raw.class_name), []).append(site)
         for owner in sorted({one for holder in holders for one in (holder, *self.index.subclasses(holder))}):
-            layer = self.profile.is_expert_constructor(owner.name) or self.index.constructs_absorber(owner)
-            family = [] if layer else self.index.mro(owner)
+            family = self.index.mro(owner)
+            experts = any(self.profile.is_expert_constructor(ref.name) for ref in family)
+            family = [] if experts or self.index.constructs_absorber(owner) else family
             own = [site for ref in family for site in holders.get(ref, ())]
             sums = next((found for ref in family if (found := self._summing(ref, own))), {})
             if sums:
@@ -241,6 +244,8 @@ class Ways:
         inside = [site for site in known if site is not None and self._over(site, asked.axis)]
         for out in paths.exits:
             for origins in elements_at(out.elements, element):
+                if self._may_sum(origins, function, asked, seen):
+                    continue  # over which ranks that sums is not known, nor when
                 spans = set(_summed(origins))
                 sums = tuple(site for site in inside if site.raw.span in spans)
                 try:
@@ -252,6 +257,51 @@ class Ways:
                 beside = tuple(site for site in inside if site not in sums and site.raw.span < out.span)
                 way = Way(function, out.span, condition, sums, beside, bool(inside))
                 yield from self._sources(origins, way, asked, seen)
+
+    def _may_sum(self, origins: Origins, function: Ref, asked: _Asked, seen: tuple[Ref, ...]) -> bool:
+        """Whether a value may have been summed by what is not known: by a call that cannot be followed, for one."""
+        for origin in origins:
+            if isinstance(origin, Summed):
+                if (function.path, origin.span) not in self.sites:
+                    return True
+            elif isinstance(origin, CallResult) and self._is_given_output(origin, function, asked):
+                targets = self._callees(origin.callee, function, asked)
+                if not targets and not self._is_of_a_library(origin.callee, function.path):
+                    return True
+                if any(self._may_sum_inside(target, asked, seen) for target in targets):
+                    return True
+        return False
+
+    def _is_given_output(self, call: CallResult, function: Ref, asked: _Asked) -> bool:
+        """Whether a call is given what the experts returned. A shared expert makes a term of its own of it."""
+        where = Where(function.path, asked.owner.name, function.name)
+        if call.callee.startswith("self.") and matches(call.callee[5:], self.profile.shared):
+            return False
+        return any(
+            isinstance(origin, Experts)
+            or (
+                isinstance(origin, CallResult)
+                and (
+                    self.dataflow.is_run(origin, where)
+                    or self._method(origin.callee, asked) is not None
+                    or self._is_given_output(origin, function, asked)
+                )
+            )
+            for origin in call.inputs
+        )
+
+    def _may_sum_inside(self, function: Ref, asked: _Asked, seen: tuple[Ref, ...]) -> bool:
+        facts = self.index.facts(function.path)
+        if facts is None or function.name not in facts.functions or function in seen or len(seen) >= _DEPTH:
+            return False
+        exits = facts.paths(function.name).exits
+        return any(self._may_sum(o, function, asked, (*seen, function)) for out in exits for o in out.elements)
+
+    def _is_of_a_library(self, callee: str, path: str) -> bool:
+        """Whether a function is imported from outside the tree (`torch.cat`): a sum among these is told by its name."""
+        facts = self.index.facts(path)
+        module, _ = facts.imports.get(callee.partition(".")[0], ("", None)) if facts is not None else ("", None)
+        return bool(module) and self.index.module_path(module, path) is None
 
     def _over(self, site: Site, axis: Axis) -> bool:
         """Whether a reduction sums over an axis, or over all ranks."""
@@ -373,8 +423,7 @@ class Ways:
     def _called(self, call: CallResult, way: Way, asked: _Asked, seen: tuple[Ref, ...]) -> Iterator[_Left]:
         where = Where(way.function.path, asked.owner.name, way.function.name)
         last = call.callee.rsplit(".", 1)[-1]
-        method = self.index.method(asked.owner, call.callee[5:]) if call.callee.startswith("self.") else None
-        experts = method is None and self.dataflow.is_run(call, where)
+        experts = self.dataflow.is_run(call, where) and self._method(call.callee, asked) is None
         if call.callee == f"self.{asked.attribute}" or (
             experts and not asked.attribute and not matches(last, self.profile.combines)
         ):
@@ -382,8 +431,7 @@ class Ways:
             return
         if experts and asked.attribute:
             return  # what is handed to the experts is another quantity
-        targets = [method] if method is not None else self._targets(call.callee, way.function)
-        for target in targets:
+        for target in self._callees(call.callee, way.function, asked):
             for left in self._leaving(target, asked, call.element, seen):
                 inner = left.way
                 both = conj((way.condition, inner.condition))
@@ -398,7 +446,14 @@ class Ways:
                     through = replace(way, condition=both, sums=sums, beside=beside)
                     yield from self._sources(call.inputs, through, asked, seen)
 
-    def _targets(self, callee: str, function: Ref) -> list[Ref]:
+    def _method(self, callee: str, asked: _Asked) -> Ref | None:
+        """The block's own method of that name."""
+        return self.index.method(asked.owner, callee[5:]) if callee.startswith("self.") else None
+
+    def _callees(self, callee: str, function: Ref, asked: _Asked) -> list[Ref]:
+        method = self._method(callee, asked)
+        if method is not None:
+            return [method]
         facts = self.index.facts(function.path)
         nested = f"{function.name}.{callee}"
         if facts is not None and nested in facts.functions:
@@ -409,8 +464,8 @@ class Ways:
 
 def _is_own(site: Site) -> bool:
     """Whether a reduction sums what its own block's experts returned, so that the block hands on the sum."""
-    settles = site.route in (Route.DEFERRED, Route.KEPT) or site.raw.shape == "consumed"
-    return site.post_experts and site.axis != "other" and not settles
+    elsewhere = site.route in (Route.DEFERRED, Route.KEPT, Route.OWNED) or site.raw.shape == "consumed"
+    return site.post_experts and site.axis != "other" and not elsewhere
 
 
 def _summed(origins: Origins) -> Iterator[Span]:

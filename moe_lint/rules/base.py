@@ -127,6 +127,8 @@ class Rule:
     name: ClassVar[str] = ""
     severity: ClassVar[Severity] = Severity.ERROR
     confidence: ClassVar[Confidence] = Confidence.HIGH
+    #: it may speak once a guard has been rewritten, of what was wrong before: what kept it silent was the guard
+    follows: ClassVar[bool] = False
     VALID: ClassVar[tuple[Case, ...]] = ()
     INVALID: ClassVar[tuple[Case, ...]] = ()
 

@@ -79,6 +79,7 @@ class PathWithoutReduction(Rule):
 
     code = "MOE307"
     name = "path-without-reduction"
+    follows = True
     VALID = (
         case("one-path", experts(ROUTED)),
         case("left-to-the-layer", experts("if should_allreduce_fusion:\n    return x\n" + ROUTED.strip())),

@@ -44,6 +44,7 @@ class ReducedTwice(Rule):
 
     code = "MOE309"
     name = "reduced-twice"
+    follows = True
     VALID = (
         case("once", experts(ROUTED)),
         case("over-two-axes", experts(_PAIR), absorber=False),
