@@ -34,3 +34,40 @@ def test_a_function_of_a_file_without_a_word_of_the_engine_is_followed(tmp_path:
 def test_what_is_decided_there_by_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
     finished = "def finished(x):\n    if fast:\n        return x\n    raise ValueError\n"
     assert early_returns(tmp_path, finished) == []
+
+
+BY_ANOTHER_NAME = ROUTED.replace("tensor_model_parallel_all_reduce", "tensor_sum")
+HEAD = "from engine.distributed import ("
+
+
+def lost_sums(tree: Path) -> int:
+    report = run(Options((str(tree),), load_profile("sglang"), select=("MOE307",)))
+    return len(report.findings)
+
+
+def test_a_sum_of_a_name_that_the_profile_does_not_have_is_not_called_missing(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, BY_ANOTHER_NAME)
+    block, distributed = tree / "models" / "x.py", tree / "distributed.py"
+    built = block.read_text().replace("self.experts = experts", "self.experts = FusedMoE(config)")
+    block.write_text(built.replace(HEAD, f"{HEAD}\n    tensor_sum,"))
+    before = distributed.read_text()
+    distributed.write_text(f"{before}\n\ndef tensor_sum(x):\n    return get_tp_group().all_reduce(x)\n")
+    assert lost_sums(tree) == 0
+    distributed.write_text(f"{before}\n\ndef tensor_sum(x):\n    return x\n")
+    assert lost_sums(tree) == 1
+
+
+def test_a_class_that_is_derived_from_experts_is_no_block(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, EARLY.replace("finished(x)", "x") + ROUTED)
+    assert lost_sums(tree) == 1
+    block = tree / "models" / "x.py"
+    derived = block.read_text().replace("class XSparseMoeBlock:", "class XSparseMoeBlock(FusedMoE):")
+    block.write_text(derived.replace(HEAD, f"from engine.layers.fused import FusedMoE\n{HEAD}"))
+    (tree / "layers" / "fused.py").write_text("class FusedMoE:\n    pass\n")
+    assert lost_sums(tree) == 0
+
+
+def test_in_a_tree_in_which_nothing_says_who_else_could_sum_nothing_is_claimed(tmp_path: Path) -> None:
+    guard = EARLY.replace("finished(x)", "x") + "x = tensor_model_parallel_all_reduce(x)\n"
+    tree = write_tree(tmp_path, guard, helper=False, absorber=False, flags="")
+    assert lost_sums(tree) == 0
