@@ -273,9 +273,10 @@ class Ways:
         return False
 
     def _is_given_output(self, call: CallResult, function: Ref, asked: _Asked) -> bool:
-        """Whether a call is given what the experts returned. A shared expert makes a term of its own of it."""
+        """Whether a call is given what the experts returned; what they or a shared expert are given is a start of its own."""
         where = Where(function.path, asked.owner.name, function.name)
-        if call.callee.startswith("self.") and matches(call.callee[5:], self.profile.shared):
+        shared = call.callee.startswith("self.") and matches(call.callee[5:], self.profile.shared)
+        if shared or self.dataflow.is_run(call, where):
             return False
         return any(
             isinstance(origin, Experts)
