@@ -273,7 +273,7 @@ class Ways:
         return False
 
     def _is_given_output(self, call: CallResult, function: Ref, asked: _Asked) -> bool:
-        """Whether a call is given what the experts returned; what they or a shared expert are given is a start of its own."""
+        """Whether a call is given what the experts returned. What they and shared experts are given is a new start."""
         where = Where(function.path, asked.owner.name, function.name)
         shared = call.callee.startswith("self.") and matches(call.callee[5:], self.profile.shared)
         if shared or self.dataflow.is_run(call, where):
