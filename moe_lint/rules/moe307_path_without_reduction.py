@@ -70,11 +70,10 @@ class PathWithoutReduction(Rule):
 
     Also reported: a reduction whose result is not what the block returns, one that asks for more than one rank of
     another group than it sums over, a path that sums over one axis of two, and a block that layers tell by a flag when
-    to leave its sum, but that makes none. Not reported: paths of an a2a backend,
-    whose combine has summed, what the caller decides by an argument or a
-    switch of the block (`self.fast`), and a block that is told nothing and
-    never sums. Reported at the
-    `return`, or at the reduction where that is what a condition holds back. There is no fix.
+    to leave its sum, but that makes none. Not reported: paths of an a2a backend, whose combine has summed; what the
+    caller decides by an argument or a switch of the block (`self.fast`), or an option that is not known; what is handed
+    to a function that cannot be followed; a block that is told nothing and never sums. Reported at the `return`, or at
+    the reduction where that is what a condition holds back. There is no fix.
     """
 
     code = "MOE307"
