@@ -6,7 +6,7 @@ from moe_lint.builders import builders
 from moe_lint.formula import Relation
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
-from moe_lint.model import Axis, Finding, Related
+from moe_lint.model import Axis, Confidence, Finding, Related
 from moe_lint.rules._cases import ASK, BARE, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import has_experts
 from moe_lint.rules.base import Context, Rule
@@ -78,6 +78,7 @@ class PathWithoutReduction(Rule):
 
     code = "MOE307"
     name = "path-without-reduction"
+    confidence = Confidence.MEDIUM
     follows = True
     VALID = (
         case("one-path", experts(ROUTED)),
