@@ -158,7 +158,8 @@ def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Pro
 
 def _raw_sites(index: ProjectIndex, path: str, prefilter: Prefilter) -> list[RawSite]:
     """The reductions of one file, in order."""
-    lines = index.lines_that(path, "name a reduction", lambda: _naming_reductions(index, path, prefilter))
+    question = f"name a reduction, or {' or '.join(index.profile.collectives)}"
+    lines = index.lines_that(path, question, lambda: _naming_reductions(index, path, prefilter))
     facts = index.facts(path) if lines else None
     if facts is None:
         return []

@@ -488,7 +488,8 @@ class ProjectIndex:
 
     def absorber_lines(self, path: str) -> list[int]:
         """The lines of a file at hand on which an absorber is built, as far as its text tells."""
-        return self.lines_that(path, "build an absorber", lambda: self._building_absorbers(path))
+        question = f"build {' or '.join(self.profile.absorber_constructors)}"
+        return self.lines_that(path, question, lambda: self._building_absorbers(path))
 
     def _building_absorbers(self, path: str) -> Iterator[int]:
         for line in sorted({line for stem in self._absorber_stems for line in self.lines_of(path, stem)}):

@@ -102,7 +102,11 @@ class Text:
                 yield number, named
 
     def lines_that(self, question: str, answer: Callable[[], Iterable[int]]) -> list[int]:
-        """The lines that answer a question about this text and the profile, which says all that the answer rests on."""
+        """The lines that answer a question about this text.
+
+        The question says all that the answer rests on, but for what the bundled or own profile says: what a tree makes
+        of that (which flags and collectives it has, what derives from an absorber) is part of the question.
+        """
         known = self._answers.asked
         if question not in known:
             known[question] = list(answer())

@@ -22,6 +22,7 @@ from moe_lint.launch import Configuration, Space
 from moe_lint.model import Report
 from moe_lint.profile import load_profile
 from tests.runs import EXPECTED, findings, moe_lint
+from tests.trees import ROUTED, write_tree
 
 HELPER = "engine/layers/moe/utils.py"
 
@@ -195,6 +196,21 @@ def test_a_launch_configuration_is_looked_for_once(tree: Path, monkeypatch: pyte
     path.write_text(path.read_text() + "\nADDED = 1\n")
     assert run(options).findings == first.findings
     assert asked == []
+
+
+def test_what_a_changed_file_makes_of_the_profile_counts_in_the_others(tmp_path: Path) -> None:
+    """A class that derives from an absorber is one, and a collective that no file names is none."""
+    tree = write_tree(tmp_path, ROUTED)
+    layer, own = tree / "models" / "x.py", tree / "layers" / "own.py"
+    unforwarded = layer.read_text().replace("use_reduce_scatter=scatter, ", "")
+    layer.write_text(unforwarded.replace("LayerCommunicator", "OwnLayers").replace("communicator import", "own import"))
+    own.write_text("class OwnLayers(Plain):\n    communicator = LayerCommunicator\n")
+    options, anew = (Options((str(tree),), PROFILE, cache=cache) for cache in (Cache(tmp_path / "cache"), None))
+    assert run(options) == run(anew)
+    base = "from engine.layers.communicator import LayerCommunicator\n"
+    own.write_text(f"{base}\n\nclass OwnLayers(LayerCommunicator):\n    pass\n")
+    assert {finding.rule for finding in run(anew).findings} == {"MOE201"}
+    assert run(options) == run(anew)
 
 
 def test_other_rules_read_no_file_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
