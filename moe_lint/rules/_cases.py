@@ -134,6 +134,9 @@ def case(name: str, *methods: str, absorber: bool = True, layer: str = "x = self
     )
 
 
+#: A layer without sums of its own: the call of its block, and what it does then.
+CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
+POST = "\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)\n"
 ASK = """
 should_allreduce_fusion = self.layer_communicator.should_fuse_mlp_allreduce_with_next_layer(batch)
 use_reduce_scatter = self.layer_communicator.should_use_reduce_scatter(batch)
@@ -143,6 +146,17 @@ if should_allreduce_fusion:
     x._sglang_needs_allreduce_fusion = True
 else:
     x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)
+"""
+#: A dense layer that sums unless it is told not to, when built or when called.
+LINEAR = """
+class Linear:
+    def __init__(self, size, reduce_results=True):
+        self.reduce_results = reduce_results
+
+    def forward(self, x, skip_all_reduce=False):
+        if self.reduce_results and self.tp_size > 1 and not skip_all_reduce:
+            x = tensor_model_parallel_all_reduce(x)
+        return x
 """
 #: A block that leaves the sum to the layer around it whenever that asks for it.
 ROUTED = """

@@ -7,12 +7,22 @@ from moe_lint.formula import Atom
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Finding, FixPlan
 from moe_lint.profile import Flag
-from moe_lint.rules._cases import ASK, BARE, FUSION_ONLY, ROUTED, SETTLE, block, experts, layer_case, method
+from moe_lint.rules._cases import (
+    ASK,
+    BARE,
+    CALL,
+    FUSION_ONLY,
+    LINEAR,
+    ROUTED,
+    SETTLE,
+    block,
+    experts,
+    layer_case,
+    method,
+)
 from moe_lint.rules._layers import absorbs, call_finding, callee_name, launch, place, runs_in_spite_of
 from moe_lint.rules._plumbing import parameter_for, plan_keywords
 from moe_lint.rules.base import Context, Rule
-
-_CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
 
 
 class FlagNotForwarded(Rule):
@@ -42,7 +52,7 @@ class FlagNotForwarded(Rule):
     code = "MOE201"
     name = "flag-not-forwarded"
     VALID = (
-        layer_case("forwarded", block(experts(ROUTED)), layer=ASK + _CALL + SETTLE),
+        layer_case("forwarded", block(experts(ROUTED)), layer=ASK + CALL + SETTLE),
         layer_case(
             "callee-does-not-reduce",
             block(
@@ -54,7 +64,7 @@ class FlagNotForwarded(Rule):
                     return self.experts(x)
                 """
             ),
-            layer=ASK + _CALL + SETTLE,
+            layer=ASK + CALL + SETTLE,
         ),
         layer_case(
             "only-where-the-flag-is-not-set",
@@ -81,21 +91,12 @@ if not should_allreduce_fusion and not use_reduce_scatter:
                 ),
                 experts(FUSION_ONLY, "forward_cpu", "x, should_allreduce_fusion=False"),
             ),
-            layer=ASK + _CALL + SETTLE,
+            layer=ASK + CALL + SETTLE,
         ),
         layer_case(
             "dense-block",
             block(experts(ROUTED)),
-            """
-            class Linear:
-                def __init__(self, size, reduce_results=True):
-                    self.reduce_results = reduce_results
-
-                def forward(self, x, skip_all_reduce=False):
-                    if self.reduce_results and self.tp_size > 1 and not skip_all_reduce:
-                        x = tensor_model_parallel_all_reduce(x)
-                    return x
-            """,
+            LINEAR,
             block(
                 method("x = self.down_proj(x)", parameters="x"), name="Dense", init="self.down_proj = Linear(config)"
             ),

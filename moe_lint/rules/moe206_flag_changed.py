@@ -8,27 +8,14 @@ from moe_lint.callers import Edge, Layer, Sum
 from moe_lint.formula import TRUE, Atom, Formula, conj, disj, negate
 from moe_lint.model import Finding, Span
 from moe_lint.profile import Flag
-from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case, method
+from moe_lint.rules._cases import ASK, CALL, LINEAR, POST, ROUTED, SETTLE, block, experts, layer_case, method
 from moe_lint.rules._layers import block_sums, call_finding, callee_name, launch, place
 from moe_lint.rules.base import Case, Context, Rule
-
-_CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
-_POST = "\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)\n"
-_LINEAR = """
-class Linear:
-    def __init__(self, size, reduce_results=True):
-        self.reduce_results = reduce_results
-
-    def forward(self, x, skip_all_reduce=False):
-        if self.reduce_results and self.tp_size > 1 and not skip_all_reduce:
-            x = tensor_model_parallel_all_reduce(x)
-        return x
-"""
 
 
 def _dense(name: str, body: str) -> Case:
     dense = block(method(body), name="Dense", init="self.down_proj = Linear(config)")
-    return layer_case(name, _LINEAR, dense, build="self.mlp = Dense(config)", layer=ASK + _CALL + SETTLE)
+    return layer_case(name, LINEAR, dense, build="self.mlp = Dense(config)", layer=ASK + CALL + SETTLE)
 
 
 class FlagChanged(Rule):
@@ -57,7 +44,7 @@ class FlagChanged(Rule):
     name = "flag-changed"
     VALID = (
         _dense("dense-block", "x = self.down_proj(x, skip_all_reduce=should_allreduce_fusion or use_reduce_scatter)"),
-        layer_case("as-answered", block(experts(ROUTED)), layer=ASK + _CALL + SETTLE),
+        layer_case("as-answered", block(experts(ROUTED)), layer=ASK + CALL + SETTLE),
         layer_case(
             "two-as-one",
             block(experts(ROUTED)),
@@ -66,17 +53,17 @@ class FlagChanged(Rule):
         layer_case(
             "narrowed-with-its-mark",
             block(experts(ROUTED)),
-            layer=ASK + "should_allreduce_fusion = should_allreduce_fusion and self.sparse\n" + _CALL + SETTLE,
+            layer=ASK + "should_allreduce_fusion = should_allreduce_fusion and self.sparse\n" + CALL + SETTLE,
         ),
         layer_case(
             "not-asked",
             block(experts(ROUTED)),
-            layer="x = self.mlp(x, use_reduce_scatter=self.scatters)" + _POST,
+            layer="x = self.mlp(x, use_reduce_scatter=self.scatters)" + POST,
         ),
         layer_case(
             "where-it-is-not-set",
             block(experts(ROUTED)),
-            layer=ASK + f"if use_reduce_scatter:\n    {_CALL}\nelse:\n    {_CALL}" + SETTLE,
+            layer=ASK + f"if use_reduce_scatter:\n    {CALL}\nelse:\n    {CALL}" + SETTLE,
         ),
     )
     INVALID = (
@@ -87,12 +74,12 @@ class FlagChanged(Rule):
         layer_case(
             "narrowed",
             block(experts(ROUTED)),
-            layer=ASK + _CALL.replace("scatter)", "scatter and self.sparse)  # <- MOE206") + SETTLE,
+            layer=ASK + CALL.replace("scatter)", "scatter and self.sparse)  # <- MOE206") + SETTLE,
         ),
         layer_case(
             "inverted",
             block(experts(ROUTED)),
-            layer=ASK + _CALL.replace("use_", "not use_") + "  # <- MOE206" + SETTLE,
+            layer=ASK + CALL.replace("use_", "not use_") + "  # <- MOE206" + SETTLE,
         ),
         layer_case(
             "only-where-both-are-set",

@@ -6,12 +6,10 @@ from moe_lint.callers import Edge
 from moe_lint.facts import CallResult, Marked, Origins
 from moe_lint.formula import Atom, atom_set, conj
 from moe_lint.model import Finding, Related, Span
-from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case, method
+from moe_lint.rules._cases import ASK, CALL, POST, ROUTED, SETTLE, block, experts, layer_case, method
 from moe_lint.rules._layers import absorbs, block_sums, call_finding, callee_name, has_experts, launch
 from moe_lint.rules.base import Context, Rule
 
-_CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
-_POST = "\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)\n"
 _MARK = "if should_allreduce_fusion:\n    x._sglang_needs_allreduce_fusion = True"
 
 
@@ -43,7 +41,7 @@ class DeferredWithoutMarker(Rule):
     code = "MOE301"
     name = "deferred-without-marker"
     VALID = (
-        layer_case("marked", block(experts(ROUTED)), layer=ASK + _CALL + SETTLE),
+        layer_case("marked", block(experts(ROUTED)), layer=ASK + CALL + SETTLE),
         layer_case(
             "marked-elsewhere",
             block(experts(ROUTED)),
@@ -53,7 +51,7 @@ class DeferredWithoutMarker(Rule):
                 return x
             """,
             layer=ASK
-            + _CALL
+            + CALL
             + """
 if should_allreduce_fusion:
     x = finish(x)
@@ -64,46 +62,46 @@ else:
         layer_case(
             "never-deferred",
             block(experts(ROUTED)),
-            layer=ASK + "x = self.mlp(x, False, use_reduce_scatter)" + _POST,
+            layer=ASK + "x = self.mlp(x, False, use_reduce_scatter)" + POST,
         ),
         layer_case(
             "finished-where-it-is-not-marked",
             block(experts(ROUTED)),
-            layer=ASK + _CALL + f"\n{_MARK}\nif not should_allreduce_fusion:" + _POST.replace("\nx", "\n    x"),
+            layer=ASK + CALL + f"\n{_MARK}\nif not should_allreduce_fusion:" + POST.replace("\nx", "\n    x"),
         ),
         layer_case(
             "under-another-name",
             block(experts(ROUTED)),
-            layer=ASK + _CALL + f"\ny = x\n{_MARK.replace(' x._', ' y._')}\nreturn y, residual",
+            layer=ASK + CALL + f"\ny = x\n{_MARK.replace(' x._', ' y._')}\nreturn y, residual",
         ),
         layer_case(
             "under-a-condition-of-the-layer",
             block(experts(ROUTED)),
-            layer=ASK + _CALL + SETTLE.replace("if should", "if not self.apart and should"),
+            layer=ASK + CALL + SETTLE.replace("if should", "if not self.apart and should"),
         ),
     )
     INVALID = (
         layer_case(
             "marked-under-another-flag",
             block(experts(ROUTED)),
-            layer=ASK + _CALL + "  # <- MOE301" + SETTLE.replace("if should_allreduce_fusion", "if use_reduce_scatter"),
+            layer=ASK + CALL + "  # <- MOE301" + SETTLE.replace("if should_allreduce_fusion", "if use_reduce_scatter"),
         ),
         layer_case(
             "cloned-behind-the-mark",
             block(experts(ROUTED)),
-            layer=ASK + _CALL + f"\n{_MARK}  # <- MOE301\n    x = x.clone()",
+            layer=ASK + CALL + f"\n{_MARK}  # <- MOE301\n    x = x.clone()",
         ),
         layer_case(
             "finished-behind-the-mark",
             block(experts(ROUTED)),
-            layer=ASK + _CALL + f"\n{_MARK}  # <- MOE301" + _POST,
+            layer=ASK + CALL + f"\n{_MARK}  # <- MOE301" + POST,
         ),
         layer_case(
             "on-another-tensor",
             block(experts(ROUTED)),
-            layer=ASK + _CALL + SETTLE.replace(" x._", " residual._").replace("= True", "= True  # <- MOE301"),
+            layer=ASK + CALL + SETTLE.replace(" x._", " residual._").replace("= True", "= True  # <- MOE301"),
         ),
-        layer_case("never-marked", block(experts(ROUTED)), layer=ASK + _CALL + "  # <- MOE301" + _POST),
+        layer_case("never-marked", block(experts(ROUTED)), layer=ASK + CALL + "  # <- MOE301" + POST),
         layer_case(
             "marked-on-another-path",
             block(experts(ROUTED)),

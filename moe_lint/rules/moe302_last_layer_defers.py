@@ -10,11 +10,10 @@ from moe_lint.formula import FALSE, Atom, TooManyAtoms, conj, satisfiable
 from moe_lint.index import Ref
 from moe_lint.model import Finding, Route
 from moe_lint.profile import Flag
-from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case
+from moe_lint.rules._cases import ASK, CALL, ROUTED, SETTLE, block, experts, layer_case
 from moe_lint.rules._layers import deferring, defers, launch
 from moe_lint.rules.base import Context, Rule
 
-_CALL = "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)"
 _MODEL = """
 class Model:
     def __init__(self, config):
@@ -63,12 +62,12 @@ class LastLayerDefers(Rule):
     code = "MOE302"
     name = "last-layer-defers"
     VALID = (
-        layer_case("told", block(experts(ROUTED)), layer=ASK + _CALL + SETTLE),
+        layer_case("told", block(experts(ROUTED)), layer=ASK + CALL + SETTLE),
         layer_case(
             "told-by-counting-from-one",
             block(experts(ROUTED)),
             communicator="LayerCommunicator(config, is_last_layer=layer_id + 1 == config.num_hidden_layers)",
-            layer=ASK + _CALL + SETTLE,
+            layer=ASK + CALL + SETTLE,
         ),
         layer_case(
             "never-deferred",
@@ -85,14 +84,14 @@ class LastLayerDefers(Rule):
             block(experts(ROUTED)),
             _MODEL,
             communicator="LayerCommunicator(config, allow_reduce_scatter=True)",
-            layer=ASK + _CALL + SETTLE,
+            layer=ASK + CALL + SETTLE,
         ),
         layer_case(
             "settled-on-the-last-stage",
             block(experts(ROUTED)),
             _SENDING_MODEL.replace("not self", "self").replace(*_STAGES),
             communicator="LayerCommunicator(config, allow_reduce_scatter=True)",
-            layer=ASK + _CALL + SETTLE,
+            layer=ASK + CALL + SETTLE,
         ),
     )
     INVALID = (
@@ -100,19 +99,19 @@ class LastLayerDefers(Rule):
             "not-told",
             block(experts(ROUTED)),
             communicator="LayerCommunicator(config, allow_reduce_scatter=True)  # <- MOE302",
-            layer=ASK + _CALL + SETTLE,
+            layer=ASK + CALL + SETTLE,
         ),
         layer_case(
             "told-for-an-index-that-no-layer-has",
             block(experts(ROUTED)),
             communicator="LayerCommunicator(config, is_last_layer=layer_id == config.num_hidden_layers)  # <- MOE302",
-            layer=ASK + _CALL + SETTLE,
+            layer=ASK + CALL + SETTLE,
         ),
         layer_case(
             "told-that-it-never-is",
             block(experts(ROUTED)),
             communicator="LayerCommunicator(config, is_last_layer=False)  # <- MOE302",
-            layer=ASK + _CALL + SETTLE,
+            layer=ASK + CALL + SETTLE,
         ),
         *(
             layer_case(
@@ -120,7 +119,7 @@ class LastLayerDefers(Rule):
                 block(experts(ROUTED)),
                 model,
                 communicator="LayerCommunicator(config, allow_reduce_scatter=True)  # <- MOE302",
-                layer=ASK + _CALL + SETTLE,
+                layer=ASK + CALL + SETTLE,
             )
             for name, model in (
                 ("settled-before-sending-only", _SENDING_MODEL),

@@ -188,9 +188,23 @@ class PathWithoutReduction(Rule):
                 context,
                 remedy="return what the reduction returned",
             )
-        function = way.function.name.rpartition(".")[2]
         elsewhere = axis == site.axis
         others = "which its other paths make" if elsewhere else "only over the ranks that share an expert"
+        return self._at_exit(
+            way,
+            f"`{owner.name}` returns what its experts computed here without a sum over the {axis} group, "
+            f"{others}: {lost}",
+            Related(
+                site.path,
+                site.raw.span.line,
+                f"{'another path' if elsewhere else 'it'} runs `{site.raw.collective}` here",
+            ),
+            "reduce before returning, as the other paths do",
+            f"{way.function.name.rpartition('.')[2]} | {axis}",
+        )
+
+    def _at_exit(self, way: Way, message: str, related: Related, remedy: str, subject: str) -> Finding:
+        class_name, _, function = way.function.name.rpartition(".")
         return Finding(
             self.code,
             self.name,
@@ -198,19 +212,12 @@ class PathWithoutReduction(Rule):
             way.exit,
             self.severity,
             self.confidence,
-            f"`{owner.name}` returns what its experts computed here without a sum over the {axis} group, "
-            f"{others}: {lost}",
+            message,
             function,
-            way.function.name.rpartition(".")[0] or None,
-            related=(
-                Related(
-                    site.path,
-                    site.raw.span.line,
-                    f"{'another path' if elsewhere else 'it'} runs `{site.raw.collective}` here",
-                ),
-            ),
-            remedy="reduce before returning, as the other paths do",
-            subject=f"{function} | {axis}",
+            class_name or None,
+            related=(related,),
+            remedy=remedy,
+            subject=subject,
         )
 
     def _never_summed(self, context: Context) -> Iterator[Finding]:
@@ -228,20 +235,13 @@ class PathWithoutReduction(Rule):
                 shown = context.ways.shown(way, "TP")
                 if shown is not None and block not in told:
                     told.add(block)
-                    yield Finding(
-                        self.code,
-                        self.name,
-                        way.function.path,
-                        way.exit,
-                        self.severity,
-                        self.confidence,
+                    yield self._at_exit(
+                        way,
                         f"`{block.name}` is told when to leave its sum to others, and never makes one: each rank keeps "
                         f"its own partial sum (for example {shown})",
-                        way.function.name.rpartition(".")[2],
-                        way.function.name.rpartition(".")[0] or None,
-                        related=(Related(edge.frame.path, edge.call.span.line, "the layer hands it a flag here"),),
-                        remedy="reduce before returning, where the helper does not skip",
-                        subject="never",
+                        Related(edge.frame.path, edge.call.span.line, "the layer hands it a flag here"),
+                        "reduce before returning, where the helper does not skip",
+                        "never",
                     )
 
 
