@@ -40,11 +40,7 @@ def absorb(context: RankContext, case: Case, output: torch.Tensor, owner: str = 
     if case.launch.dp_attention:
         return _to_own_rows(context, case, output, owner)
     if case.fusion:
-        # the fused kernel's second result is residual + sum; without a residual it is the sum, with no digit lost
-        residual = torch.zeros_like(output)
-        weight = torch.ones(output.shape[-1], dtype=output.dtype, device=output.device)
-        _, total = context.kernels.allreduce_add_rmsnorm(context.fusion_group(), output, residual, weight, 1e-6)
-        return total
+        return context.fused_sum(output)
     return _at_boundary(context, output) if owner else output
 
 

@@ -98,7 +98,7 @@ def block_cases(world_sizes: tuple[int, ...], communicator: bool) -> Iterator[Ca
                 continue
             if topology.dp == 1:
                 yield Case(Launch(topology))
-                if topology.ep == 1 or topology.moe_tp == 1:  # the engine fuses over one MoE axis, not over two
+                if topology.ep == 1 or topology.moe_tp == 1:  # over two axes, only a communicator knows if it fuses
                     yield Case(Launch(topology), fusion=True)
                 continue
             launch = Launch(topology)
@@ -116,7 +116,7 @@ def layer_cases(world_sizes: tuple[int, ...], communicator: bool) -> Iterator[Ca
             launch = Launch(topology)
             if topology.dp == 1:
                 yield Case(launch)
-                if communicator and (topology.ep == 1 or topology.moe_tp == 1):
+                if communicator:
                     yield Case(Launch(topology, fusion=True), fusion=True)
             elif communicator:
                 yield Case(launch, "max")

@@ -15,7 +15,7 @@ from reference_runtime.comm.base import Trace, Transport
 from reference_runtime.comm.group import Group
 from reference_runtime.config import Config
 from reference_runtime.kernels.base import Kernels
-from reference_runtime.reference import batch, distributed, ops, streams, table
+from reference_runtime.reference import batch, distributed, fusion, ops, streams, table
 from reference_runtime.reference.batch import Batch
 from reference_runtime.reference.environment import Declared, ServerArguments, declared
 from reference_runtime.reference.rest import complete
@@ -103,6 +103,7 @@ class RankContext:
             "speculative_moe_runner_backend": None, "speculative_moe_a2a_backend": None, "speculative_algorithm": None,
             "disable_flashinfer_cutlass_moe_fp4_allgather": not launch.fp4, "ep_num_redundant_experts": 0,
             "disable_shared_experts_fusion": True, "enable_flashinfer_allreduce_fusion": launch.fusion,
+            "flashinfer_allreduce_fusion_backend": "trtllm" if launch.fusion else None,
             "enable_aiter_allreduce_fusion": False, "enable_two_batch_overlap": False,
             "enable_single_batch_overlap": False, "rl_on_policy_target": None, "enable_deterministic_inference": False,
             "enable_torch_compile": False, "attention_backend": "triton", "model_path": "",
@@ -149,9 +150,19 @@ class RankContext:
             raise ValueError(f"get_{name}_group() gives no group")
         return group
 
-    def fusion_group(self) -> Group:
-        """Over whom the fused kernel sums a MoE output: the fusion is off where two MoE axes are split."""
-        return self.group("tp")
+    def fused_sum(self, output: torch.Tensor) -> torch.Tensor:
+        """What the tree's fused all-reduce makes of a block's output, [rows, hidden]."""
+        weight = torch.ones(output.shape[-1], dtype=output.dtype, device=output.device)
+        residual = torch.zeros_like(output)
+        # the second result is residual + sum; without a residual it is the sum, with no digit lost
+        total: torch.Tensor
+        if not self.has(fusion.MODULE):  # the communicator has a kernel of its own
+            _, total = self.kernels.allreduce_add_rmsnorm(self.group("tp"), output, residual, weight, 1e-6)
+        else:
+            wrapper = getattr(self.module(fusion.MODULE), fusion.WRAPPER)
+            given = {"input_tensor": output.contiguous(), "residual": residual, "weight": weight}
+            _, total = call(wrapper, {**given, "use_attn_tp_group": False})
+        return total
 
     def forward_flags(self) -> frozenset[str]:
         """The layer-context flags that this tree keeps in a forward context; empty where they are parameters."""

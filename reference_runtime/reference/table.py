@@ -25,7 +25,8 @@ REAL = (
     "layers.moe", "layers.moe.utils", "layers.moe.topk", "layers.moe.moe_runner.base",
     "layers.dp_attention", "layers.communicator", "layers.communicator_*",
     "layers.layer_boundary", "layers.layer_boundary.*",
-    "layers.linear", "layers.parameter", "layers.layernorm", "layers.activation", "layers.utils", "layers.utils.*",
+    fusion.MODULE, "layers.linear", "layers.parameter", "layers.layernorm", "layers.activation",
+    "layers.utils", "layers.utils.*",
     "distributed", "distributed.parallel_state", "distributed.communication_op", "distributed.utils",
     "utils", "utils.common", "utils.*",
     "environ", "runtime_context", "configs.*", "arg_groups", "arg_groups.arg_utils", "arg_groups.fields.*",
@@ -47,7 +48,6 @@ REFERENCE: dict[str, Installer] = {
     "arg_groups.overrides": environment.install_resolution,
     "arg_groups.model_override_base": environment.install_resolution,
     "utils.custom_op": passthrough.custom_op,
-    "layers.flashinfer_comm_fusion": fusion.install,
     "eplb.expert_distribution": passthrough.expert_distribution,
     "eplb.expert_location_dispatch": passthrough.expert_location_dispatch,
     "distributed.device_communicators.pynccl_allocator": passthrough.symmetric_memory,
@@ -78,6 +78,7 @@ AFTER: dict[str, Installer] = {
     "distributed.parallel_state": distributed.patch_parallel_state,
     "layers.dp_attention": distributed.patch_dp_attention,
     "layers.communicator": fusion.allow,
+    fusion.MODULE: fusion.engage,
     "layers.moe.topk": passthrough.one_bias_per_expert,
 }
 

@@ -53,7 +53,7 @@ def texts(tree: Path) -> dict[str, str]:
 def test_a_rewrite_that_corrects_is_kept_and_its_verdicts_are_told(tree: Path) -> None:
     result = check("--fix", "tree")
     assert (result.exit_code, texts(tree)["pair"]) == (0, PAIR)
-    assert result.stderr == "verified: mini/models/pair.py: pair.PairMoE: 48 EQUIVALENT, 14 CORRECTED, 2 INFEASIBLE\n"
+    assert result.stderr == "verified: mini/models/pair.py: pair.PairMoE: 49 EQUIVALENT, 14 CORRECTED, 2 INFEASIBLE\n"
 
 
 def test_a_rewrite_that_breaks_a_case_is_not_written_and_the_case_is_named(tree: Path) -> None:
@@ -82,7 +82,7 @@ def test_one_files_rewrite_does_not_fall_with_anothers(tree: Path) -> None:
     assert result.exit_code == 1
     assert texts(tree) == {"pair": PAIR, "other": PAIR, "divides": divides}, result.output
     assert "divides.py:" in result.stderr
-    assert "verified: mini/models/pair.py: pair.PairMoE: 48 EQUIVALENT, 14 CORRECTED, 2 INFEASIBLE\n" in result.stderr
+    assert "verified: mini/models/pair.py: pair.PairMoE: 49 EQUIVALENT, 14 CORRECTED, 2 INFEASIBLE\n" in result.stderr
     assert "verified: mini/models/divides.py" not in result.stderr
 
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_run_is_told_and_its_rewrite_is_kept(tree: Path) -> None:
     result = check("--fix", "tree")
     assert result.exit_code == 0
     assert texts(tree)["pair"].count("not should_skip") == 2
-    assert result.stderr == ("not verified: mini/models/pair.py: pair.PairMoE: 64 UNMODELLED (fancy_kernels.twice)\n")
+    assert result.stderr == ("not verified: mini/models/pair.py: pair.PairMoE: 65 UNMODELLED (fancy_kernels.twice)\n")
 
 
 def test_a_file_without_a_block_that_can_be_run_is_told(tree: Path) -> None:
