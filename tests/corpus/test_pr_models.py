@@ -44,7 +44,9 @@ def explained(model: str, case: CaseResult) -> bool:
     """Whether it is known why a case is wrong after, too."""
     if "fp4-allgather" in case.case:
         return model in SHARDED_SHARED_EXPERT or case.before.status is Status.MISMATCH
-    return case.level == "layer" and any(word in case.case for word in WRONG.get(model, ()))
+    # with both MoE axes split, the newer release's wrapper of the fused kernel sums over one of them (sglang #32511)
+    words = (*WRONG.get(model, ()), "tp4 ep2 fusion")
+    return case.level == "layer" and any(word in case.case for word in words)
 
 
 def assert_all_run(found: dict[str, ModelReport], models: tuple[str, ...]) -> None:
