@@ -44,9 +44,7 @@ def test_what_the_repair_breaks_is_the_sum_that_its_release_loses_over_two_moe_a
         assert broken == {("layer", "tp4 ep2 fusion")}
 
 
-@pytest.mark.parametrize(
-    ("version", "over_two_axes"), [("0.5.16", Verdict.BOTH_WRONG), ("0.5.20", Verdict.EQUIVALENT)]
-)
+@pytest.mark.parametrize(("version", "over_two_axes"), [("0.5.16", Verdict.BOTH_WRONG), ("0.5.20", Verdict.EQUIVALENT)])
 def test_layers_fuse_where_the_release_lets_them(version: str, over_two_axes: Verdict) -> None:
     tree = release(version)
     (model,) = verify(tree, tree, ("qwen3_moe",), Settings(("layer",), (4,))).models
