@@ -29,7 +29,7 @@ def kernels_of(name: str) -> Kernels:
         return ReferenceKernels()
     from reference_runtime.kernels.flashinfer import FlashinferKernels
 
-    return FlashinferKernels(moe="cutlass" if name == "flashinfer-cutlass" else "grouped-gemm")
+    return FlashinferKernels()
 
 
 def numerics_of(job: Job) -> Numerics:

@@ -59,7 +59,7 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
 )
 @click.option(
     "--kernels",
-    type=click.Choice(["reference", "flashinfer", "flashinfer-cutlass"]),
+    type=click.Choice(["reference", "flashinfer"]),
     default="reference",
     show_default=True,
     help="Plain torch, or flashinfer's kernels on a GPU (in bfloat16).",

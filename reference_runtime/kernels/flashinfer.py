@@ -28,14 +28,11 @@ _MAX_TOKENS = 1024
 
 
 class FlashinferKernels:
-    """See `kernels.base.Kernels`.
+    """See `kernels.base.Kernels`."""
 
-    ``moe="cutlass"``: the experts by `cutlass_fused_moe`, which takes most of an hour to compile on 16 cores.
-    """
+    name = "flashinfer"
 
-    def __init__(self, moe: str = "grouped-gemm") -> None:
-        self.name = "flashinfer" if moe == "grouped-gemm" else f"flashinfer-{moe}"
-        self._moe = moe
+    def __init__(self) -> None:
         self._gemm: Any = None
         self._absorbers: dict[tuple[tuple[int, ...], int], Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {}
 
@@ -50,8 +47,6 @@ class FlashinferKernels:
 
     @compiling()
     def experts(self, call: ExpertsCall) -> torch.Tensor:
-        if self._moe == "cutlass" and call.activation == "silu" and call.b13 is None and call.combine:
-            return self._fused_experts(call)
         tokens, top_k = call.ids.shape
         out = call.x.new_zeros((tokens, top_k, call.w2.shape[1]))
         flat = call.ids.flatten()
@@ -84,24 +79,6 @@ class FlashinferKernels:
         result: torch.Tensor = self._gemm.run(
             x.contiguous(), weights, used.numel(), True, seg_indptr=ends, weight_indices=used
         )
-        return result
-
-    def _fused_experts(self, call: ExpertsCall) -> torch.Tensor:
-        """The whole of it by one kernel, which expects (up, gate) where engines store (gate, up)."""
-        from flashinfer.fused_moe import cutlass_fused_moe
-
-        gate, up = call.w13.chunk(2, dim=1)
-        local = call.ids >= 0
-        weights = torch.where(local, call.weights, torch.zeros_like(call.weights)).float()
-        result: torch.Tensor = cutlass_fused_moe(
-            call.x,
-            torch.where(local, call.ids, torch.zeros_like(call.ids)).int(),
-            weights,
-            torch.cat((up, gate), dim=1).contiguous(),
-            call.w2,
-            call.x.dtype,
-            quant_scales=None,
-        )[0]
         return result
 
     @compiling()
