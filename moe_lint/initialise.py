@@ -10,20 +10,19 @@ from msgspec import Struct
 
 from moe_lint.analysis import analyse
 from moe_lint.discover import python_file_names
-from moe_lint.engine import display_path
-from moe_lint.fixing import FileFix
 from moe_lint.formula import And, Atom, Formula, Or
 from moe_lint.helper import Helper
 from moe_lint.ignored import DEFAULT_FILES, FileFilter
-from moe_lint.model import UsageError
+from moe_lint.model import UsageError, display_path
 from moe_lint.profile import Profile
+from moe_lint.rewritten import Rewritten
 from moe_lint.source import SourceError, decode, lines_with_ends, parse, problem_of
 
 
 class InitPlan(Struct, frozen=True):
     """The files that `init` changes, and where the helper will stand."""
 
-    files: tuple[FileFix, ...]
+    files: tuple[Rewritten, ...]
     helper: Helper
 
 
@@ -58,7 +57,7 @@ def plan_init(
     if package.is_file():
         exports = _source(package)
         changed.append((package, exports, _with_export(exports, home.stem, helper.name)))
-    fixes = (FileFix(display_path(str(file)), old, new, ()) for file, old, new in changed if new != old)
+    fixes = (Rewritten(display_path(str(file)), old, new) for file, old, new in changed if new != old)
     return InitPlan(tuple(fixes), helper)
 
 

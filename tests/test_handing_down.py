@@ -13,7 +13,7 @@ from codemods.edits import CannotRewrite, Source, apply_edits
 from codemods.guards import guard_edits
 from moe_lint import fixing
 from moe_lint.engine import Options, run
-from moe_lint.model import FixPlan, Safety, Span
+from moe_lint.model import FixPlan, Safety, Span, display_path
 from moe_lint.profile import load_profile
 from moe_lint.rules._cases import BARE, COMMUNICATOR, FUSION_ONLY, SETTLE, UTILS, block, experts
 from moe_lint.rules._cases import layer_model as written
@@ -152,7 +152,7 @@ def test_a_block_and_its_layer_in_two_files_are_fixed_together(tmp_path: Path) -
     alone = result(root, root / "models/blocks.py")
     assert alone.fixed == ()
     assert [why for _, _, why in alone.not_proven] == [
-        f"it also needs a change in {fixing.display_path(str(root / 'models/layers.py'))}, "
+        f"it also needs a change in {display_path(str(root / 'models/layers.py'))}, "
         "which is not among the files to check"
     ]
 
