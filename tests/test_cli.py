@@ -40,6 +40,16 @@ def test_the_help_shows_what_each_command_does_in_a_whole_sentence() -> None:
     assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
 
+@pytest.mark.parametrize("where", ["moe_lint.cli.import_module", "moe_lint.cli.check.run"], ids=["start", "run"])
+def test_an_interrupt_at_any_time_is_no_finding(tree: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    result = moe_lint("engine")
+    assert (result.exit_code, result.output) == (130, "")
+
+
 def test_no_path_is_a_clean_run() -> None:
     assert moe_lint("check").exit_code == 0
 

@@ -20,6 +20,8 @@ from moe_lint.cli.shared import EPILOG, fail
 from moe_lint.model import UsageError
 
 _DEPTH = 5000
+#: What shells give for a program that an interrupt ended.
+_INTERRUPTED = 130
 #: Where the first argument is kept when it is taken for a path or an option of `check`.
 _FIRST = "moe_lint.first"
 #: Command -> its module in this package, in the order of the help text.
@@ -66,6 +68,8 @@ class _Commands(click.Group):
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
             fail(_one_line(error))
+        except KeyboardInterrupt:  # to click, that is exit status 1: findings
+            sys.exit(_INTERRUPTED)
         except OSError as error:  # `--help` is printed while the arguments are read
             if error.errno == EPIPE:
                 raise
@@ -79,7 +83,7 @@ class _Commands(click.Group):
         except UsageError as error:
             fail(f"{error}{self._meant(ctx)}")
         except KeyboardInterrupt:
-            sys.exit(130)
+            sys.exit(_INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own ways to end
         except OSError as error:
