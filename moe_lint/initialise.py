@@ -52,7 +52,7 @@ def plan_init(
     if into is not None and not home.is_file():
         raise UsageError(f"--into: {into or repr(into)}: no such file")
     module = _source(home)
-    changed = [(home, module, _with_helper(module, helper, profile))]
+    changed = [(home, module, _with_public_name(_with_helper(module, helper, profile), helper.name))]
     package = home.parent / "__init__.py"
     if package.is_file():
         exports = _source(package)
@@ -127,16 +127,25 @@ def _parts(formula: Formula) -> list[Formula]:
 
 def _with_export(text: str, module: str, name: str) -> str:
     """A package's `__init__` with the helper added where it re-exports from ``module``; as it is if it does not."""
-    from codemods.edits import Edit, Source, apply_edits
+    from codemods.edits import apply_edits
     from codemods.imports import import_edits
 
-    tree = ast.parse(text)
-    host = next((n for n in tree.body if isinstance(n, ast.ImportFrom) and (n.module or "").endswith(module)), None)
+    imports = [n for n in ast.parse(text).body if isinstance(n, ast.ImportFrom) and n.module]
+    host = next((n for n in imports if str(n.module).rpartition(".")[2] == module), None)
     if host is None:
         return text
-    edits = import_edits(text, text, "." * host.level + (host.module or ""), name)
+    everything = host.names[0].name == "*"
+    edits = [] if everything else import_edits(text, text, "." * host.level + str(host.module), name)
+    return _with_public_name(apply_edits(text, edits), name)
+
+
+def _with_public_name(text: str, name: str) -> str:
+    """A module with a name added to its `__all__`, if it has one that is written out."""
+    from codemods.edits import Edit, Source, apply_edits
+
     source = Source(text)
-    for node in tree.body:
+    edits = []
+    for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple) and node.value.elts:
             if any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
                 last = node.value.elts[-1]

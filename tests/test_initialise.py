@@ -107,3 +107,31 @@ def test_a_file_that_cannot_be_read_ends_it_in_one_line(bare: Path, name: str, c
 def test_a_home_that_is_no_file_is_refused(bare: Path, into: str, shown: str) -> None:
     result = moe_lint("init", "--into", into, "engine")
     assert (result.exit_code, result.stderr) == (2, f"moe-lint: error: --into: {shown}: no such file\n")
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        ("from .utils import scale\n", "from .utils import scale, {0}\n"),
+        (
+            "from .other_utils import a\nfrom .utils import b\n",
+            "from .other_utils import a\nfrom .utils import b, {0}\n",
+        ),
+        ("from .utils import *\n", "from .utils import *\n"),
+        ("from .utils import *\n\n__all__ = ['a']\n", "from .utils import *\n\n__all__ = ['a', \"{0}\"]\n"),
+        ("import os\n", "import os\n"),
+    ],
+    ids=["by-name", "beside-a-longer-name", "everything", "everything-that-is-listed", "nothing"],
+)
+def test_the_package_exports_the_helper_as_it_exports_the_predicates(bare: Path, package: str, expected: str) -> None:
+    init = bare / "engine/layers/moe/__init__.py"
+    init.write_text(package)
+    assert moe_lint("init", "engine").exit_code == 0
+    assert init.read_text() == expected.format("should_skip_post_experts_all_reduce")
+
+
+def test_a_home_that_lists_its_public_names_lists_the_helper_too(bare: Path) -> None:
+    utils = bare / "engine/layers/moe/utils.py"
+    utils.write_text(f'__all__ = ["scale"]\n{WITHOUT_HELPER}')
+    assert moe_lint("init", "engine").exit_code == 0
+    assert utils.read_text().startswith('__all__ = ["scale", "should_skip_post_experts_all_reduce"]\n')
