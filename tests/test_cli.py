@@ -176,6 +176,7 @@ def test_rules_are_listed_and_explained() -> None:
         (["config", "nowhere"], "nowhere: no such file or directory"),
         (["completion"], "Missing argument"),
         (["chekc", "engine"], "chekc: no such file or directory; did you mean the command 'check'?"),
+        (["--isolated", "init", "engine"], "init: no such file or directory; a command comes first: moe-lint init …"),
         (["--config", "nope.toml", "engine"], "nope.toml: cannot be read: No such file or directory"),
         (["init", "nowhere"], "nowhere: no such file or directory"),
         (["init", "engine/models/pair.py"], "engine/models/pair.py: init needs the folder of a tree"),
