@@ -6,26 +6,21 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lint import fixing
-from moe_lint.cli import main
 from moe_lint.engine import Options, run
 from moe_lint.model import SkipReason
 from moe_lint.profile import load_profile
 from moe_lint.reading import Known
 from moe_lint.rewritten import write_all
+from tests.runs import moe_lint
 from tests.trees import COMPLETE, FORGETFUL, HELPER_NAME, ROUTED, write_tree
 
 PROFILE = load_profile("sglang")
 SUM = "    x = tensor_model_parallel_all_reduce(x)\n"
 PAIR = f"if self.ep_size > 1 and not use_reduce_scatter:\n    x = moe_expert_parallel_all_reduce(x)\n{FORGETFUL}"
-
-
-def moe_lint(*args: str) -> Result:
-    return CliRunner().invoke(main, list(args))
 
 
 def bytes_of(root: Path) -> dict[Path, bytes]:
