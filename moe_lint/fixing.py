@@ -48,12 +48,9 @@ def fix(
     A comment that silenced what a rewrite repairs goes with it. ``texts`` (by absolute path) stand for files that an
     editor holds.
     """
-    candidates = {f.fix: f.path for f in report.findings if f.fix is not None and f.fix.safety in allowed}
-    stuck = {p: why for p in candidates if wanted(p) and (why := _out_of_reach(p, options, texts)) is not None}
-    not_proven = [(candidates[plan], plan.statement.line, why) for plan, why in stuck.items()]
-    by_file: dict[str, dict[FixPlan, None]] = {}
-    plans: set[FixPlan] = set()
-    held_back = 0
+    stuck = _stuck(options, report, allowed, wanted, texts)
+    not_proven = [(path, plan.statement.line, why) for plan, (path, why) in stuck.items()]
+    plans, held_back = dict[FixPlan, str](), 0
     for finding in report.findings:
         plan = finding.fix
         if plan is None or plan in stuck:
@@ -61,18 +58,73 @@ def fix(
         if plan.safety not in allowed or _has_stuck_twin(finding, report, allowed, stuck):
             held_back += 1
         elif wanted(plan):
-            plans.add(plan)
-            by_file.setdefault(finding.path, {})[plan] = None
-            for part in _elsewhere(plan):
-                by_file.setdefault(display_path(part.path), {})[part] = None
-    declined = Counter(_key(f) for f in report.findings if f.fix is not None and f.fix not in plans)
+            plans[plan] = finding.path
     fixes: dict[str, Rewritten] = {}
-    for path, here in by_file.items():
-        done = rewrite(path, list(here), not_proven, texts)
+    for path, here in _by_file(plans).items():
+        done = rewrite(path, here, not_proven, texts)
         if done is not None:
             fixes[path] = done
-    judged_again = again(options, report, texts)
-    after = report
+    declined = Counter(_key(f) for f in report.findings if f.fix is not None and f.fix not in plans)
+    after = _prove(fixes, report, again(options, report, texts), allowed, declined, not_proven)
+    return FixResult(tuple(fixes.values()), after, tuple(sorted(set(not_proven))), held_back)
+
+
+def _stuck(
+    options: Options,
+    report: Report,
+    allowed: frozenset[Safety],
+    wanted: Callable[[FixPlan], bool],
+    texts: Mapping[str, str],
+) -> dict[FixPlan, tuple[str, str]]:
+    """The plans that cannot be carried out as a whole -> (path, why); half of one would be worse than none."""
+    candidates = {f.fix: f.path for f in report.findings if f.fix is not None and f.fix.safety in allowed}
+    judged = judged_paths(options) if any(plan.parts for plan in candidates) else frozenset()
+    found = {}
+    for plan, path in candidates.items():
+        why = _out_of_reach(plan, judged, texts) if wanted(plan) else None
+        if why is not None:
+            found[plan] = (path, why)
+    return found
+
+
+def _out_of_reach(plan: FixPlan, judged: Container[str], texts: Mapping[str, str]) -> str | None:
+    from codemods.edits import CannotRewrite
+    from codemods.guards import guard_edits
+
+    for part in (plan, *plan.parts):
+        if plan.parts and part.path not in judged:
+            return f"it also needs a change in {display_path(part.path)}, which is not among the files to check"
+        try:
+            guard_edits(part, _text(part.path, texts))
+        except CannotRewrite as error:
+            return str(error)
+    return None
+
+
+def _by_file(plans: Mapping[FixPlan, str]) -> dict[str, list[FixPlan]]:
+    """The plans and their parts, each with the file that it changes."""
+    found: dict[str, dict[FixPlan, None]] = {}
+    for plan, path in plans.items():
+        found.setdefault(path, {})[plan] = None
+        for part in _elsewhere(plan):
+            found.setdefault(display_path(part.path), {})[part] = None
+    return {path: list(here) for path, here in found.items()}
+
+
+def _elsewhere(plan: FixPlan) -> list[FixPlan]:
+    """The parts of a plan in other files."""
+    return [part for part in plan.parts if part.path != plan.path]
+
+
+def _prove(
+    fixes: dict[str, Rewritten],
+    report: Report,
+    judged_again: Callable[[Mapping[str, str]], Report],
+    allowed: frozenset[Safety],
+    declined: Counter[_Key],
+    not_proven: list[tuple[str, int, str]],
+) -> Report:
+    """The report on the rewritten files. Those that cannot be proved move from ``fixes`` to ``not_proven``."""
     rounds = 2  # the second is for a comment that became useless with another
     while fixes:
         after = judged_again({str(Path(f.path).resolve()): f.after for f in fixes.values()})
@@ -83,33 +135,11 @@ def fix(
             continue
         unproved = {path: why for path, f in fixes.items() if (why := _unproved(f, report, after, allowed, declined))}
         if not unproved:
-            break
+            return after
         for path, why in unproved.items():
             for linked in _linked(path, fixes):
                 not_proven += [(linked, plan.statement.line, why) for plan in fixes.pop(linked).plans]
-            after = report
-    return FixResult(tuple(fixes.values()), after, tuple(sorted(set(not_proven))), held_back)
-
-
-def _elsewhere(plan: FixPlan) -> list[FixPlan]:
-    """The parts of a plan in other files."""
-    return [part for part in plan.parts if part.path != plan.path]
-
-
-def _out_of_reach(plan: FixPlan, options: Options, texts: Mapping[str, str]) -> str | None:
-    """Why a plan cannot be carried out as a whole; half of one would be worse than none."""
-    from codemods.edits import CannotRewrite
-    from codemods.guards import guard_edits
-
-    judged = judged_paths(options) if plan.parts else ()
-    for part in (plan, *plan.parts):
-        if plan.parts and part.path not in judged:
-            return f"it also needs a change in {display_path(part.path)}, which is not among the files to check"
-        try:
-            guard_edits(part, _text(part.path, texts))
-        except CannotRewrite as error:
-            return str(error)
-    return None
+    return report
 
 
 def _linked(path: str, fixes: Mapping[str, Rewritten]) -> list[str]:
