@@ -184,6 +184,10 @@ def test_a_baseline_that_cannot_be_used_is_one_line_and_exit_two(
             "takes all findings and makes no report",
         ),
         (["--write-baseline", "--baseline", FILE, "--fix"], "--write-baseline and --fix do not go together"),
+        (
+            ["--write-baseline", "--baseline", "engine/models/x.py"],
+            "--baseline: engine/models/x.py: would overwrite what is read",
+        ),
     ],
 )
 def test_a_baseline_that_cannot_be_written_is_one_line_and_exit_two(
