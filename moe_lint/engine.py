@@ -190,7 +190,6 @@ def _report(
         (note,) if note is not None else (),
         judgement.atoms,
         len(targets),
-        len(rows),
     )
 
 
@@ -224,7 +223,6 @@ def _joined(reports: Sequence[Report]) -> Report:
         tuple(dict.fromkeys(n for r in reports for n in r.notes)),
         tuple(dict.fromkeys(a for r in reports for a in r.atoms)),
         sum(r.files for r in reports),
-        sum(r.seen for r in reports),
     )
 
 

@@ -287,7 +287,6 @@ class Report(Struct, frozen=True):
     notes: tuple[str, ...]
     atoms: tuple[str, ...]
     files: int
-    seen: int
     #: rewrites of the findings; only where an output asked for them
     patches: tuple[Patch, ...] = ()
     #: findings that the baseline lists: not reported, no reason to fail
