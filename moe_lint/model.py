@@ -33,7 +33,7 @@ def display_path(path: str) -> str:
         relative = os.path.relpath(path)
     except ValueError:  # another drive
         return path
-    return path if relative.startswith(os.pardir) else relative
+    return path if relative.split(os.sep, 1)[0] == os.pardir else relative
 
 
 def counted(count: int, one: str, several: str = "") -> str:

@@ -44,7 +44,7 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
     show_default=True,
     help="The MoE block alone, or decoder layers with the tree's own communicator.",
 )
-@click.option("--world-size", "sizes", multiple=True, callback=_sizes, metavar="N", help="Ranks; default 2,4.")
+@click.option("--world-size", "sizes", multiple=True, callback=_sizes, metavar="N", help="Ranks.  [default: 2,4]")
 @click.option(
     "--backend",
     type=click.Choice(["threads", "gloo", "nccl"]),
@@ -68,10 +68,17 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
     "--dtype",
     type=click.Choice(["float64", "float32", "bfloat16"]),
     default=None,
-    help="Default: what suits the kernels.",
+    help="In which arithmetic.  [default: what suits the kernels]",
 )
-@click.option("--timeout", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds per block.")
-@click.option("--jobs", type=click.IntRange(min=1), default=None, help="Blocks at a time; default: the cores.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For one block at one level.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Blocks at a time.  [default: the cores]")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @click.option("--all", "every", is_flag=True, help="In text, also the cases in which nothing changed.")
 @output_options(_FORMATS)
