@@ -72,8 +72,8 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
-    default=120.0,
+    type=click.IntRange(1, 86400),
+    default=120,
     show_default=True,
     metavar="SECONDS",
     help="For one block at one level.",
@@ -94,7 +94,7 @@ def command(
     device: str | None,
     kernels: str,
     dtype: str | None,
-    timeout: float,
+    timeout: int,
     jobs: int | None,
     quiet: bool,
     every: bool,
@@ -106,6 +106,8 @@ def command(
     BEFORE and AFTER are trees, or model files inside them. Without --models, the blocks in which they differ are run.
     Target code runs in child processes only. Needs the extra `runtime` (torch).
     """
+    if not before or not after:  # to Path, no name at all is the working directory
+        fail("'': no such file or folder")
     from reference_runtime import cli as runtime
     from reference_runtime.launch import VerifyError
     from reference_runtime.plan import Settings
@@ -129,7 +131,7 @@ def command(
         device,
         dtype or ("bfloat16" if half else "float64"),
         kernels,
-        timeout=timeout,
+        timeout=float(timeout),
         parallel=jobs or os.cpu_count() or 1,
         member=member,
     )
