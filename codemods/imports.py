@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from codemods.edits import Edit, Source, parsed, words
-from codemods.guards import LINE_LENGTH
+from codemods.edits import LINE_LENGTH, Edit, Source, parsed, words
 from moe_lint.model import Span
 
 

@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 from msgspec.structs import replace
 
-from codemods.edits import apply_edits
-from codemods.guards import guard_edits
+from codemods.comments import comment_edits
+from codemods.edits import Edit, Source, apply_edits
+from codemods.guards import call_edits, condition_edits, wrap_edits, wrapper_edits
 from codemods.imports import import_edits
+from codemods.keywords import keyword_edits
+from codemods.parameters import parameter_edits
+from codemods.settle import settle_edits
 from codemods.unused import without_unused_locals
 from moe_lint.model import FixPlan
+
+_BY_KIND: Mapping[str, Callable[[FixPlan, Source], list[Edit]]] = {
+    "guard": condition_edits,
+    "call": call_edits,
+    "wrap": wrap_edits,
+    "wrapper": wrapper_edits,
+    "keywords": keyword_edits,
+    "parameters": parameter_edits,
+    "settle": settle_edits,
+    "comment": comment_edits,
+}
+
+
+@lru_cache(maxsize=256)
+def plan_edits(plan: FixPlan, text: str) -> tuple[Edit, ...]:
+    """The edits that carry out a plan, imports left aside: asked for to see whether it can be, and to do it.
+
+    Raises ``CannotRewrite``.
+    """
+    return tuple(_BY_KIND[plan.kind](plan, Source(text)))
 
 
 def carry_out(before: str, plans: Iterable[FixPlan]) -> str:
     """The text with plans carried out. Raises ``CannotRewrite`` and ``SyntaxError``."""
     steps = _steps(plans)
-    after = apply_edits(before, [edit for step in steps for edit in guard_edits(step, before)])
+    after = apply_edits(before, [edit for step in steps for edit in plan_edits(step, before)])
     if any(step.kind in ("guard", "wrapper") for step in steps):
         after = without_unused_locals(before, after, {text for step in steps for text in step.harmless})
     imported = {(step.import_from, _imported_name(step)): None for step in steps if step.kind != "comment"}

@@ -89,13 +89,13 @@ def _stuck(
 
 def _out_of_reach(plan: FixPlan, judged: Container[str], texts: Mapping[str, str]) -> str | None:
     from codemods.edits import CannotRewrite
-    from codemods.guards import guard_edits
+    from codemods.plans import plan_edits
 
     for part in (plan, *plan.parts):
         if plan.parts and part.path not in judged:
             return f"it also needs a change in {display_path(part.path)}, which is not among the files to check"
         try:
-            guard_edits(part, _text(part.path, texts))
+            plan_edits(part, _text(part.path, texts))
         except CannotRewrite as error:
             return str(error)
     return None
@@ -257,14 +257,13 @@ def rewrite(
 ) -> Rewritten | None:
     """The file with its plans carried out; a plan that cannot be is left out."""
     from codemods.edits import CannotRewrite  # libcst is loaded only when there is something to rewrite
-    from codemods.guards import guard_edits
-    from codemods.plans import carry_out
+    from codemods.plans import carry_out, plan_edits
 
     before = _text(path, texts)
     carried: list[FixPlan] = []
     for plan in plans:
         try:
-            guard_edits(plan, before)
+            plan_edits(plan, before)
             carried.append(plan)
         except CannotRewrite as error:
             not_proven.append((path, plan.statement.line, str(error)))
