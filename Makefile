@@ -14,7 +14,7 @@ $(VENV)/ready: $(VENV)/base
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
-.PHONY: venv demo test lint types unit integration docs pictures mutation clean
+.PHONY: venv demo test lint types unit integration docs pictures mutation bench clean
 venv: $(VENV)/ready
 
 demo: $(VENV)/base

@@ -13,6 +13,8 @@ from msgspec import Struct
 
 from moe_lint.model import Span
 
+#: What rewritten code is laid out for, as black does.
+LINE_LENGTH = 88
 _WORD = re.compile(r"\w+")
 
 

@@ -1,7 +1,8 @@
-"""Rewrite the condition of a reduction: its skip part becomes one call of the central helper.
+"""Rewrite the guard of a reduction: the skip part of its condition becomes one call of the central helper.
 
-The condition is taken apart with libcst, which keeps every space and comment; the parts that stay are put back as they
-were written. The layout of a condition without comments follows black (88 columns).
+Each function makes the edits that carry out a plan of its kind, or raises ``CannotRewrite``. The condition is taken
+apart with libcst, which keeps every space and comment; the parts that stay are put back as they were written. The
+layout of a condition without comments follows black (88 columns).
 """
 
 from __future__ import annotations
@@ -9,49 +10,17 @@ from __future__ import annotations
 import ast
 import textwrap
 from collections.abc import Sequence
-from functools import lru_cache
 
 import libcst as cst
 
-from codemods.comments import comment_edits
-from codemods.edits import CannotRewrite, Edit, Source
-from codemods.keywords import keyword_edits
-from codemods.parameters import parameter_edits
-from codemods.settle import settle_edits
+from codemods.edits import LINE_LENGTH, CannotRewrite, Edit, Source
 from moe_lint.model import FixPlan
 
-LINE_LENGTH = 88
 _KEYWORDS = ("if", "elif", "while", "assert", "return", "=", "not")
 
 
-@lru_cache(maxsize=256)
-def guard_edits(plan: FixPlan, text: str) -> tuple[Edit, ...]:
-    """The edits that carry out a plan, imports left aside: asked for to see whether it can be, and to do it.
-
-    Raises ``CannotRewrite``.
-    """
-    return tuple(_edits(plan, Source(text)))
-
-
-def _edits(plan: FixPlan, source: Source) -> list[Edit]:
-    if plan.kind == "guard":
-        return [_rewrite_condition(plan, source)]
-    if plan.kind == "call":
-        return [_rewrite_call(plan, source)]
-    if plan.kind == "wrap":
-        return _wrap(plan, source)
-    if plan.kind == "keywords":
-        return keyword_edits(plan, source)
-    if plan.kind == "parameters":
-        return parameter_edits(plan, source)
-    if plan.kind == "settle":
-        return settle_edits(plan, source)
-    if plan.kind == "comment":
-        return comment_edits(plan, source)
-    return [_use_wrapper(plan, source)]
-
-
-def _rewrite_condition(plan: FixPlan, source: Source) -> Edit:
+def condition_edits(plan: FixPlan, source: Source) -> list[Edit]:
+    """The edits of kind ``guard``: the skip part of a condition becomes a call of the helper."""
     assert plan.guard is not None
     start, end = _with_parentheses(source, *source.range(plan.guard))
     written = source.text[start:end]
@@ -67,7 +36,7 @@ def _rewrite_condition(plan: FixPlan, source: Source) -> Edit:
     negation = "not " if plan.polarity else ""
     if "#" in written:
         core = _splice(first, rest, drop, plan, negation, source, core_start)
-        return Edit(core_start, core_end, core)
+        return [Edit(core_start, core_end, core)]
     kept: list[str | None] = []
     for operand, dropped in zip(operands, drop, strict=True):
         if not dropped:
@@ -76,7 +45,7 @@ def _rewrite_condition(plan: FixPlan, source: Source) -> Edit:
             kept.append(None)
     if plan.helper and None not in kept:
         kept.append(None)
-    return Edit(start, end, _apart(_layout(kept, plan, negation, source, start, end), source.text, start, end))
+    return [Edit(start, end, _apart(_layout(kept, plan, negation, source, start, end), source.text, start, end))]
 
 
 def _apart(new: str, text: str, start: int, end: int) -> str:
@@ -230,8 +199,8 @@ class _Calls(cst.CSTVisitor):
             self.found.append(node)
 
 
-def _rewrite_call(plan: FixPlan, source: Source) -> Edit:
-    """Replace the arguments of the helper call in a condition."""
+def call_edits(plan: FixPlan, source: Source) -> list[Edit]:
+    """The edits of kind ``call``: the helper call in a condition gets other arguments."""
     assert plan.guard is not None
     start, end = source.range(plan.guard)
     core = source.text[start:end]
@@ -249,11 +218,11 @@ def _rewrite_call(plan: FixPlan, source: Source) -> Edit:
     new = _call(plan)
     if len(prefix + new + suffix) > LINE_LENGTH or "\n" in old:
         new = _exploded(plan, source.indent_at(at), source.newline)
-    return Edit(at, at + len(old), new)
+    return [Edit(at, at + len(old), new)]
 
 
-def _wrap(plan: FixPlan, source: Source) -> list[Edit]:
-    """Put a bare `x = f(x)`, `y = f(x)` or `return f(x)` under a condition of its own."""
+def wrap_edits(plan: FixPlan, source: Source) -> list[Edit]:
+    """The edits of kind ``wrap``: a bare `x = f(x)`, `y = f(x)` or `return f(x)` gets a condition of its own."""
     start, end = source.range(plan.statement)
     line_start, _ = source.line_of(start)
     _, line_end = source.line_of(end)
@@ -281,8 +250,8 @@ def _wrap(plan: FixPlan, source: Source) -> list[Edit]:
     return [Edit(start, end, text)]
 
 
-def _use_wrapper(plan: FixPlan, source: Source) -> Edit:
-    """Replace a guarded reduction, guard included, by a call of the tree's wrapper."""
+def wrapper_edits(plan: FixPlan, source: Source) -> list[Edit]:
+    """The edits of kind ``wrapper``: a call of the tree's wrapper replaces a guarded reduction, guard included."""
     span = plan.replace[0]
     start, end = source.range(span)[0], source.range(plan.replace[-1])[1]
     if "#" in source.text[start:end]:
@@ -295,11 +264,11 @@ def _use_wrapper(plan: FixPlan, source: Source) -> Edit:
         operand = plan.arguments[0][1]
         if span != plan.statement and not following.startswith(f"return {operand}"):
             raise CannotRewrite("the function goes on after the guarded return")
-        return Edit(start, end, f"return {call}")
+        return [Edit(start, end, f"return {call}")]
     target = _target(node)
     if target is None:
         raise CannotRewrite("the reduction is not an assignment of its own")
-    return Edit(start, end, f"{target} = {call}")
+    return [Edit(start, end, f"{target} = {call}")]
 
 
 def _target(node: ast.stmt) -> str | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from codemods.edits import Edit, Source, parsed, words
-from codemods.guards import LINE_LENGTH
+from codemods.edits import LINE_LENGTH, Edit, Source, parsed, words
 from moe_lint.model import Span
 
 
@@ -21,15 +20,16 @@ def import_edits(before: str, after: str, module: str, name: str) -> list[Edit]:
     fewer = bound & (words(before) - words(after)).keys()
     unused = {name for name in fewer if not _uses(after, name) and _uses(before, name)}
     edits: list[Edit] = []
-    host: ast.ImportFrom | None = None
-    if name and name not in bound:
-        host = next((node for node in statements if _module(node) == module), None)
-        if host is None:
-            edits.append(_new_statement(tree, source, module, name))
+    missing = bool(name) and name not in bound
     for node in statements:
-        gone = [a for a in node.names if (a.asname or a.name) in unused]
-        if gone or node is host:
-            edits.append(_changed(node, source, name if node is host else None, {a.name for a in gone}))
+        gone = {alias.name for alias in node.names if (alias.asname or alias.name) in unused}
+        add = name if missing and _module(node) == module else None
+        edit = _changed(node, source, add, gone) if add or gone else None
+        if edit is not None:
+            edits.append(edit)
+            missing = missing and add is None
+    if missing:
+        edits.append(_new_statement(tree, source, module, name))
     return edits
 
 
@@ -74,8 +74,7 @@ def _new_statement(tree: ast.Module, source: Source, module: str, name: str) -> 
     earlier = [n for n in family if _distance(_module(n)) < _distance(module)]
     before = [n for n in earlier if not later or n.lineno < later[0].lineno]
     if before:
-        _, end = source.line_of(source.offset(before[-1].end_lineno or before[-1].lineno, 1))
-        return Edit(end, end, f"{source.newline}{text}")
+        return _line_behind(before[-1], source, text)
     if later:
         start = source.offset(later[0].lineno, 1)
         return Edit(start, start, f"{text}{source.newline}")
@@ -83,27 +82,38 @@ def _new_statement(tree: ast.Module, source: Source, module: str, name: str) -> 
     docstring = tree.body[:1] if ast.get_docstring(tree) is not None else []
     anchor = (imports or docstring)[-1:]
     if anchor:
-        _, end = source.line_of(source.offset(anchor[0].end_lineno or anchor[0].lineno, 1))
-        return Edit(end, end, f"{source.newline}{text}")
+        return _line_behind(anchor[0], source, text)
     return Edit(0, 0, f"{text}{source.newline}")
 
 
-def _changed(node: ast.ImportFrom, source: Source, add: str | None, remove: set[str]) -> Edit:
-    """An import statement with a name added and names removed; lines that stay are kept as they are."""
+def _line_behind(node: ast.stmt, source: Source, text: str) -> Edit:
+    """A new line behind a statement, which may itself go with its line."""
+    _, end = source.line_of(source.offset(node.end_lineno or node.lineno, 1))
+    following = end + len(source.newline)
+    if following > len(source.text):
+        return Edit(end, end, f"{source.newline}{text}")
+    return Edit(following, following, f"{text}{source.newline}")
+
+
+def _changed(node: ast.ImportFrom, source: Source, add: str | None, remove: set[str]) -> Edit | None:
+    """An import statement with a name added and names removed; None where something else would be lost.
+
+    Lines that stay are kept as they are.
+    """
     span = Span(node.lineno, node.col_offset + 1, node.end_lineno or node.lineno, 1)
     start = source.offset(span.line, span.column)
     _, end = source.line_of(source.offset(span.end_line, 1))
     text = source.text[start:end]
     names = [alias for alias in node.names if alias.name not in remove]
+    if node.col_offset or ";" in text.partition("#")[0] or any(alias.name == "*" for alias in names):
+        return None
     if not names and add is None:
         return Edit(start, min(end + len(source.newline), len(source.text)), "")
     if "\n" in text:
         edited = _changed_lines(text, add, remove, source.newline)
-        if edited is not None:
-            return Edit(start, end, edited)
-    comment = ""
-    if "#" in text and "\n" not in text:
-        comment = "  " + text[text.index("#") :]
+        if edited is not None or "#" in text:
+            return Edit(start, end, edited) if edited is not None else None
+    comment = "  " + text[text.index("#") :] if "#" in text else ""
     written = [f"{a.name} as {a.asname}" if a.asname else a.name for a in names]
     if add is not None:
         written = sorted([*written, add], key=lambda item: _order(item.split(" ")[0]))

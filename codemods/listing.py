@@ -12,9 +12,8 @@ from itertools import pairwise
 
 from msgspec import Struct
 
-from codemods.edits import CannotRewrite, Edit, Source
+from codemods.edits import LINE_LENGTH, CannotRewrite, Edit, Source
 
-LINE_LENGTH = 88
 _SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from moe_lint.config import Setting, Settings, Value, read_settings
-from moe_lint.engine import Options, display_path, run
+from moe_lint.engine import Options, run
 from moe_lint.ignored import FileFilter, Patterns, fault_of, is_plain
-from moe_lint.model import Report, UsageError
+from moe_lint.model import Report, UsageError, display_path
 from moe_lint.profile import load_profile
 
 if TYPE_CHECKING:

@@ -1,9 +1,11 @@
-"""Replace a file at once: a reader sees the old bytes or the new ones, never a part."""
+"""Replace files at once: a reader sees the old bytes or the new ones, never a part; of several files, all or none."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -25,15 +27,58 @@ def replace_file(path: str | Path, *data: bytes | memoryview) -> None:
         with open(path, "wb") as stream:
             stream.writelines(data)
         return
+    target = Path(path).resolve()
+    with _beside(target, mode, *data) as temporary:
+        os.replace(temporary, target)
+
+
+def replace_files(files: Iterable[tuple[str, bytes, bytes]]) -> None:
+    """Give files, each (path, what it holds, what it is to hold), their new content: all of them, or none.
+
+    Old and new content are on the disk before the first file is replaced. So whatever ends this early, a full disk or
+    an interrupt, is undone by renaming. Modes and symlinks are kept.
+
+    Raises ``OSError``, with the path of the file that cannot be replaced as it was given.
+    """
+    with ExitStack() as temporaries:
+        staged = []
+        for path, *contents in files:
+            with _blamed_on(path):
+                target, mode = Path(path).resolve(), os.stat(path).st_mode
+                old, new = (temporaries.enter_context(_beside(target, mode, data)) for data in contents)
+                staged.append((path, target, old, new))
+        begun: list[tuple[str, Path]] = []
+        try:
+            for path, target, old, new in staged:
+                begun.append((old, target))
+                with _blamed_on(path):
+                    os.replace(new, target)
+        except BaseException:
+            for old, target in begun:
+                os.replace(old, target)
+            raise
+
+
+@contextmanager
+def _beside(target: Path, mode: int, *data: bytes | memoryview) -> Iterator[str]:
+    """A temporary file with ``data`` in the folder of another, by its name; what is left of it at the end goes."""
     import tempfile  # loads five modules: only where something is written
 
-    target = Path(path).resolve()
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.writelines(data)
-        os.chmod(temporary, stat.S_IMODE(mode))
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        os.chmod(name, stat.S_IMODE(mode))
+        yield name
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+@contextmanager
+def _blamed_on(path: str) -> Iterator[None]:
+    """Name a file by the path that the caller knows, not by that of a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -197,18 +198,20 @@ class Cache(Struct, frozen=True):
             if self.required:
                 raise UsageError(f"{self.folder}: the cache cannot be written: {error.strerror or error}") from None
 
-    def _entries(self) -> Iterator[Path]:
-        for suffix in (_SUFFIX, _FILES):
-            yield from self.folder.glob(f"*{suffix}")
+    def _entries(self) -> list[Path]:
+        """Raises ``OSError``: `glob` finds nothing in a folder that cannot be read."""
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        return [self.folder / name for name in names if name.endswith((_SUFFIX, _FILES))]
 
     def _expire(self, now: int) -> None:
         for old in self._entries():
-            if now / 1e9 - old.stat().st_mtime > _EXPIRY:
-                old.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another run may do the same
+                if now / 1e9 - old.stat().st_mtime > _EXPIRY:
+                    old.unlink()
 
     def clear(self) -> int:
         """Remove everything that is kept. Returns how many judgements there were. Raises ``OSError``."""
-        entries = list(self._entries())
+        entries = self._entries()
         for entry in entries:
             entry.unlink(missing_ok=True)
         return sum(entry.suffix == _SUFFIX for entry in entries)

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeGuard
 from msgspec import Struct
 
 from moe_lint.ignored import DEFAULT_EXCLUDE
-from moe_lint.model import UsageError
+from moe_lint.model import UsageError, display_path
 
 Kind = Literal["text", "path", "flag", "list", "table"]
 Value = str | bool | tuple[str, ...] | tuple[tuple[str, tuple[str, ...]], ...]
@@ -138,12 +138,16 @@ def find_config(paths: Iterable[str]) -> tuple[str | None, Mapping[str, Value]]:
     if len(found) > 1:
         (one, (first, _)), (other, (second, _)), *_ = found.items()
         raise UsageError(
-            f"{first} is configured by {_shown(one)}, {second} by {_shown(other)}: "
+            f"{first} is configured by {_named(one)}, {second} by {_named(other)}: "
             "run them one by one, or name a file with --config"
         )
     for file, (_, values) in found.items():
-        return _shown(file) if file else None, values
+        return display_path(file) if file else None, values
     return None, {}
+
+
+def _named(file: str) -> str:
+    return display_path(file) if file else "no file"
 
 
 def _nearest(folder: str) -> tuple[str, Mapping[str, Value]]:
@@ -160,14 +164,6 @@ def _nearest(folder: str) -> tuple[str, Mapping[str, Value]]:
         folder = parent
 
 
-def _shown(file: str) -> str:
-    """The path as a user would type it: relative to the working directory when it is below it."""
-    if not file:
-        return "no file"
-    relative = os.path.relpath(file)
-    return file if relative.startswith("..") else relative
-
-
 def read_config(file: str) -> dict[str, Value] | None:
     """The values in a file, None when it has no section for moe-lint. Raises ``UsageError``."""
     try:
@@ -181,8 +177,8 @@ def read_config(file: str) -> dict[str, Value] | None:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{_shown(file)}: not valid UTF-8: {error.reason} at byte {error.start}") from None
-    return parse_config(_shown(file), text)
+        raise UsageError(f"{display_path(file)}: not valid UTF-8: {error.reason} at byte {error.start}") from None
+    return parse_config(display_path(file), text)
 
 
 def parse_config(file: str, text: str) -> dict[str, Value] | None:

@@ -12,8 +12,9 @@ from msgspec.structs import replace
 from moe_lint.api import options_of
 from moe_lint.config import Settings, read_settings
 from moe_lint.engine import Options, run
-from moe_lint.fixing import ALLOWED, choices, fix, replacements
+from moe_lint.fixing import ALLOWED, choices, fix
 from moe_lint.model import Finding, FixPlan, Replacement, Report, Safety, UsageError
+from moe_lint.rewritten import replacements
 from moe_lint.silencing import DEFAULT_REASON, commented
 from moe_lint.source import SourceError, decode
 

@@ -22,6 +22,7 @@ from moe_lint.model import (
     SkipReason,
     Suppressed,
     UsageError,
+    display_path,
 )
 
 if TYPE_CHECKING:
@@ -189,7 +190,6 @@ def _report(
         (note,) if note is not None else (),
         judgement.atoms,
         len(targets),
-        len(rows),
     )
 
 
@@ -223,7 +223,6 @@ def _joined(reports: Sequence[Report]) -> Report:
         tuple(dict.fromkeys(n for r in reports for n in r.notes)),
         tuple(dict.fromkeys(a for r in reports for a in r.atoms)),
         sum(r.files for r in reports),
-        sum(r.seen for r in reports),
     )
 
 
@@ -282,12 +281,3 @@ def _of_the_tree(problem: Problem, shown: Iterable[MatrixRow]) -> bool:
 def _relative(finding: Finding) -> Finding:
     related = tuple(replace(r, path=display_path(r.path)) for r in finding.related)
     return replace(finding, path=display_path(finding.path), related=related)
-
-
-def display_path(path: str) -> str:
-    """The path as a user would type it: relative to the working directory when it is below it."""
-    try:
-        relative = os.path.relpath(path)
-    except ValueError:  # another drive
-        return path
-    return path if relative.startswith("..") else relative

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from moe_lint.atomic import replace_file
-from moe_lint.engine import Options, display_path, judged_paths, run
-from moe_lint.model import Finding, FixPlan, Patch, Replacement, Report, Safety, Span, UsageError, counted
-from moe_lint.source import can_be_parsed, decode, lines_with_ends
+from moe_lint.engine import Options, judged_paths, run
+from moe_lint.model import Finding, FixPlan, Patch, Report, Safety, Span, display_path
+from moe_lint.rewritten import Rewritten, replacements
+from moe_lint.source import can_be_parsed, decode
 
 _Key = tuple[str, str, str, str | None]
-
-
-class FileFix(Struct, frozen=True):
-    """The rewrite of one file. ``path`` is as the report shows it."""
-
-    path: str
-    before: str
-    after: str
-    plans: tuple[FixPlan, ...]
 
 
 class FixResult(Struct, frozen=True):
     """What came of fixing: the files to write, the report after writing them, and what was left alone and why."""
 
-    fixed: tuple[FileFix, ...]
+    fixed: tuple[Rewritten, ...]
     report: Report
     #: (path, line, reason) of rewrites that could not be proved or carried out
     not_proven: tuple[tuple[str, int, str], ...]
@@ -59,12 +48,9 @@ def fix(
     A comment that silenced what a rewrite repairs goes with it. ``texts`` (by absolute path) stand for files that an
     editor holds.
     """
-    candidates = {f.fix: f.path for f in report.findings if f.fix is not None and f.fix.safety in allowed}
-    stuck = {p: why for p in candidates if wanted(p) and (why := _out_of_reach(p, options, texts)) is not None}
-    not_proven = [(candidates[plan], plan.statement.line, why) for plan, why in stuck.items()]
-    by_file: dict[str, dict[FixPlan, None]] = {}
-    plans: set[FixPlan] = set()
-    held_back = 0
+    stuck = _stuck(options, report, allowed, wanted, texts)
+    not_proven = [(path, plan.statement.line, why) for plan, (path, why) in stuck.items()]
+    plans, held_back = dict[FixPlan, str](), 0
     for finding in report.findings:
         plan = finding.fix
         if plan is None or plan in stuck:
@@ -72,18 +58,73 @@ def fix(
         if plan.safety not in allowed or _has_stuck_twin(finding, report, allowed, stuck):
             held_back += 1
         elif wanted(plan):
-            plans.add(plan)
-            by_file.setdefault(finding.path, {})[plan] = None
-            for part in _elsewhere(plan):
-                by_file.setdefault(display_path(part.path), {})[part] = None
-    declined = Counter(_key(f) for f in report.findings if f.fix is not None and f.fix not in plans)
-    fixes: dict[str, FileFix] = {}
-    for path, here in by_file.items():
-        done = rewrite(path, list(here), not_proven, texts)
+            plans[plan] = finding.path
+    fixes: dict[str, Rewritten] = {}
+    for path, here in _by_file(plans).items():
+        done = rewrite(path, here, not_proven, texts)
         if done is not None:
             fixes[path] = done
-    judged_again = again(options, report, texts)
-    after = report
+    declined = Counter(_key(f) for f in report.findings if f.fix is not None and f.fix not in plans)
+    after = _prove(fixes, report, again(options, report, texts), allowed, declined, not_proven)
+    return FixResult(tuple(fixes.values()), after, tuple(sorted(set(not_proven))), held_back)
+
+
+def _stuck(
+    options: Options,
+    report: Report,
+    allowed: frozenset[Safety],
+    wanted: Callable[[FixPlan], bool],
+    texts: Mapping[str, str],
+) -> dict[FixPlan, tuple[str, str]]:
+    """The plans that cannot be carried out as a whole -> (path, why); half of one would be worse than none."""
+    candidates = {f.fix: f.path for f in report.findings if f.fix is not None and f.fix.safety in allowed}
+    judged = judged_paths(options) if any(plan.parts for plan in candidates) else frozenset()
+    found = {}
+    for plan, path in candidates.items():
+        why = _out_of_reach(plan, judged, texts) if wanted(plan) else None
+        if why is not None:
+            found[plan] = (path, why)
+    return found
+
+
+def _out_of_reach(plan: FixPlan, judged: Container[str], texts: Mapping[str, str]) -> str | None:
+    from codemods.edits import CannotRewrite
+    from codemods.plans import plan_edits
+
+    for part in (plan, *plan.parts):
+        if plan.parts and part.path not in judged:
+            return f"it also needs a change in {display_path(part.path)}, which is not among the files to check"
+        try:
+            plan_edits(part, _text(part.path, texts))
+        except CannotRewrite as error:
+            return str(error)
+    return None
+
+
+def _by_file(plans: Mapping[FixPlan, str]) -> dict[str, list[FixPlan]]:
+    """The plans and their parts, each with the file that it changes."""
+    found: dict[str, dict[FixPlan, None]] = {}
+    for plan, path in plans.items():
+        found.setdefault(path, {})[plan] = None
+        for part in _elsewhere(plan):
+            found.setdefault(display_path(part.path), {})[part] = None
+    return {path: list(here) for path, here in found.items()}
+
+
+def _elsewhere(plan: FixPlan) -> list[FixPlan]:
+    """The parts of a plan in other files."""
+    return [part for part in plan.parts if part.path != plan.path]
+
+
+def _prove(
+    fixes: dict[str, Rewritten],
+    report: Report,
+    judged_again: Callable[[Mapping[str, str]], Report],
+    allowed: frozenset[Safety],
+    declined: Counter[_Key],
+    not_proven: list[tuple[str, int, str]],
+) -> Report:
+    """The report on the rewritten files. Those that cannot be proved move from ``fixes`` to ``not_proven``."""
     rounds = 2  # the second is for a comment that became useless with another
     while fixes:
         after = judged_again({str(Path(f.path).resolve()): f.after for f in fixes.values()})
@@ -94,36 +135,14 @@ def fix(
             continue
         unproved = {path: why for path, f in fixes.items() if (why := _unproved(f, report, after, allowed, declined))}
         if not unproved:
-            break
+            return after
         for path, why in unproved.items():
             for linked in _linked(path, fixes):
                 not_proven += [(linked, plan.statement.line, why) for plan in fixes.pop(linked).plans]
-            after = report
-    return FixResult(tuple(fixes.values()), after, tuple(sorted(set(not_proven))), held_back)
+    return report
 
 
-def _elsewhere(plan: FixPlan) -> list[FixPlan]:
-    """The parts of a plan in other files."""
-    return [part for part in plan.parts if part.path != plan.path]
-
-
-def _out_of_reach(plan: FixPlan, options: Options, texts: Mapping[str, str]) -> str | None:
-    """Why a plan cannot be carried out as a whole; half of one would be worse than none."""
-    from codemods.edits import CannotRewrite
-    from codemods.guards import guard_edits
-
-    judged = judged_paths(options) if plan.parts else ()
-    for part in (plan, *plan.parts):
-        if plan.parts and part.path not in judged:
-            return f"it also needs a change in {display_path(part.path)}, which is not among the files to check"
-        try:
-            guard_edits(part, _text(part.path, texts))
-        except CannotRewrite as error:
-            return str(error)
-    return None
-
-
-def _linked(path: str, fixes: Mapping[str, FileFix]) -> list[str]:
+def _linked(path: str, fixes: Mapping[str, Rewritten]) -> list[str]:
     """A rewritten file and those that share a plan with it, directly or not."""
     found, stack = dict[str, None](), [path]
     while stack:
@@ -161,9 +180,11 @@ def again(options: Options, report: Report, texts: Mapping[str, str]) -> Callabl
     return judge
 
 
-def _useless_comments(after: Report, fixes: Mapping[str, FileFix], declined: Counter[_Key]) -> dict[str, FileFix]:
+def _useless_comments(after: Report, fixes: Mapping[str, Rewritten], declined: Counter[_Key]) -> dict[str, Rewritten]:
     """The rewritten files that have comments which silence nothing any more, without those comments."""
-    found: dict[str, FileFix] = {}
+    from codemods.plans import carry_out
+
+    found: dict[str, Rewritten] = {}
     for path, one in fixes.items():
         plans = [
             f.fix
@@ -171,7 +192,7 @@ def _useless_comments(after: Report, fixes: Mapping[str, FileFix], declined: Cou
             if f.path == path and f.fix is not None and f.fix.kind == "comment" and not declined[_key(f)]
         ]
         if plans:
-            found[path] = FileFix(path, one.before, _edited(one.after, plans), (*one.plans, *plans))
+            found[path] = Rewritten(path, one.before, carry_out(one.after, plans), (*one.plans, *plans))
     return found
 
 
@@ -187,23 +208,6 @@ def patches(options: Options, report: Report, allowed: frozenset[Safety]) -> tup
             if alone is not None:
                 found.append(Patch(plan, replacements(alone.before, alone.after)))
     return tuple(found)
-
-
-def replacements(before: str, after: str) -> tuple[Replacement, ...]:
-    """The ranges of whole lines in which two texts differ, as edits of the first."""
-    old, new = lines_with_ends(before), lines_with_ends(after)
-    return tuple(
-        Replacement(_extent(old, i1, i2), "".join(new[j1:j2]))
-        for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
-        if tag != "equal"
-    )
-
-
-def _extent(lines: Sequence[str], start: int, end: int) -> Span:
-    """The range of whole lines, up to where the next one begins; the last line may have no newline."""
-    if end > start and not lines[end - 1].endswith("\n"):
-        return Span(start + 1, 1, end, len(lines[end - 1]) + 1)
-    return Span(start + 1, 1, end + 1, 1)
 
 
 def choices(report: Report, allowed: frozenset[Safety]) -> list[tuple[str, tuple[FixPlan, ...]]]:
@@ -250,23 +254,23 @@ def rewrite(
     plans: list[FixPlan],
     not_proven: list[tuple[str, int, str]],
     texts: Mapping[str, str] = MappingProxyType({}),
-) -> FileFix | None:
+) -> Rewritten | None:
     """The file with its plans carried out; a plan that cannot be is left out."""
     from codemods.edits import CannotRewrite  # libcst is loaded only when there is something to rewrite
-    from codemods.guards import guard_edits
+    from codemods.plans import carry_out, plan_edits
 
     before = _text(path, texts)
     carried: list[FixPlan] = []
     for plan in plans:
         try:
-            guard_edits(plan, before)
+            plan_edits(plan, before)
             carried.append(plan)
         except CannotRewrite as error:
             not_proven.append((path, plan.statement.line, str(error)))
     if not carried:
         return None
     try:
-        return FileFix(path, before, _edited(before, carried), tuple(carried))
+        return Rewritten(path, before, carry_out(before, carried), tuple(carried))
     except (CannotRewrite, SyntaxError) as error:
         not_proven += [(path, plan.statement.line, str(error)) for plan in carried]
         return None
@@ -277,53 +281,8 @@ def _text(path: str, texts: Mapping[str, str]) -> str:
     return decode(Path(path).read_bytes()) if held is None else held
 
 
-def _edited(before: str, plans: Iterable[FixPlan]) -> str:
-    """The text with plans carried out. Raises ``CannotRewrite`` and ``SyntaxError``."""
-    from codemods.edits import apply_edits
-    from codemods.guards import guard_edits
-    from codemods.imports import import_edits
-    from codemods.unused import without_unused_locals
-
-    steps = _steps(plans)
-    after = apply_edits(before, [edit for step in steps for edit in guard_edits(step, before)])
-    if any(step.kind in ("guard", "wrapper") for step in steps):
-        after = without_unused_locals(before, after, {text for step in steps for text in step.harmless})
-    imported = {(step.import_from, _imported_name(step)): None for step in steps if step.kind != "comment"}
-    # what became unused goes with the first
-    for module, name in [pair for pair in imported if pair[1]] or list(imported)[:1]:
-        after = apply_edits(after, import_edits(before, after, module, name))
-    return after
-
-
-def _imported_name(step: FixPlan) -> str:
-    """What a rewrite needs by name: of a method, whom it asks (`get_parallel().…`)."""
-    return re.split(r"\W", step.helper, maxsplit=1)[0] if step.import_from and step.kind != "call" else ""
-
-
-def _steps(plans: Iterable[FixPlan]) -> list[FixPlan]:
-    """The plans with their parts in the same file, each once; what is added at one place is added together."""
-    found: dict[tuple[object, ...], FixPlan] = {}
-    for plan in plans:
-        for step in (plan, *(part for part in plan.parts if part.path == plan.path)):
-            adds = step.kind in ("parameters", "keywords")
-            key = (step.kind, step.statement) if adds else (replace(step, parts=()),)
-            known = found.get(key)
-            if known is None:
-                found[key] = step
-            elif adds and len(known.replace) < len(step.replace):
-                found[key] = replace(step, arguments=_union(step.arguments, known.arguments))
-            elif adds:
-                found[key] = replace(known, arguments=_union(known.arguments, step.arguments))
-    return list(found.values())
-
-
-def _union(first: tuple[tuple[str, str], ...], more: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    names = {name for name, _ in first}
-    return (*first, *((name, value) for name, value in more if name not in names))
-
-
 def _unproved(
-    fixed: FileFix,
+    fixed: Rewritten,
     before: Report,
     after: Report,
     allowed: frozenset[Safety],
@@ -357,56 +316,6 @@ def _key(finding: Finding) -> _Key:
     return finding.rule, finding.path, finding.function, finding.class_name
 
 
-def diff(fixes: Iterable[FileFix]) -> str:
-    """A unified diff of all rewrites, as `patch -p1` takes it."""
-    chunks = []
-    for one in sorted(fixes, key=lambda f: f.path):
-        lines = difflib.unified_diff(
-            lines_with_ends(one.before),
-            lines_with_ends(one.after),
-            f"a/{one.path.lstrip('/')}",
-            f"b/{one.path.lstrip('/')}",
-        )
-        chunks += [line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines]
-    return "".join(chunks)
-
-
-def write_all(files: Iterable[FileFix]) -> None:
-    """Write every file, or none: each in its own encoding, with its mode kept.
-
-    Raises ``UsageError``, with the place, when one cannot be written; those written before it are put back.
-    """
-    prepared: list[tuple[FileFix, bytes, bytes]] = []
-    for one in files:
-        try:
-            data = Path(one.path).read_bytes()
-            if _encode(one.before, data) != data:
-                raise OSError(0, "it changed while it was being judged")
-            prepared.append((one, data, _encode(one.after, data)))
-        except (OSError, UnicodeEncodeError) as error:
-            raise _cannot_write(one, error) from None
-    written: list[tuple[FileFix, bytes]] = []
-    for one, data, encoded in prepared:
-        try:
-            replace_file(Path(one.path).resolve(), encoded)
-            written.append((one, data))
-        except OSError as error:
-            for done, original in written:
-                replace_file(Path(done.path).resolve(), original)
-            raise _cannot_write(one, error) from None
-
-
-def encoded(fixes: Iterable[FileFix]) -> dict[Path, bytes]:
-    """Absolute path -> what `write_all` would write there. Raises ``UsageError``."""
-    found = {}
-    for one in fixes:
-        try:
-            found[Path(one.path).resolve()] = _encode(one.after, Path(one.path).read_bytes())
-        except (OSError, UnicodeEncodeError) as error:
-            raise _cannot_write(one, error) from None
-    return found
-
-
 def refuted(result: FixResult, why: Mapping[Path, str]) -> tuple[frozenset[FixPlan], list[tuple[str, int, str]]]:
     """(the plans that go with some files for a reason of each, (path, line, reason) of every place that stays)."""
     fixes = {one.path: one for one in result.fixed}
@@ -418,40 +327,3 @@ def refuted(result: FixResult, why: Mapping[Path, str]) -> tuple[frozenset[FixPl
             plans.update(fixes[name].plans)
             places += [(name, plan.statement.line, str(reason)) for plan in fixes[name].plans]
     return frozenset(plans), places
-
-
-def _cannot_write(one: FileFix, error: Exception) -> UsageError:
-    why = error.strerror if isinstance(error, OSError) else f"its encoding lacks a character: {error}"
-    return UsageError(f"{one.path}: cannot be written: {why or error}; no file was changed")
-
-
-def _encode(text: str, original: bytes) -> bytes:
-    import io
-    import tokenize
-
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(original).readline)
-    return text.encode(encoding)
-
-
-def behaviour(fixes: Sequence[FileFix], before: Report) -> list[str]:
-    """What changed in behaviour, in lines for people: every rewrite, the state in which it matters, and a sum."""
-    witness = {finding.fix: finding.witness for finding in before.findings if finding.fix and finding.witness}
-    lines: list[str] = []
-    plans = [(one.path, plan) for one in fixes for plan in one.plans]
-    for path, plan in sorted(plans, key=lambda item: (item[0], item[1].statement)):
-        lines.append(f"fixed {path}:{plan.statement.line} ({plan.safety.value}): {plan.reason}")
-        if plan.safety is not Safety.SAFE and _tells_of(witness.get(plan, ""), plan):
-            lines.append(f"    before: {witness[plan]}")
-    changed = sum(plan.safety is not Safety.SAFE for _, plan in plans)
-    if plans:
-        lines.append(
-            f"{counted(len(plans), 'place')} fixed in {counted(len(fixes), 'file')}: "
-            f"{len(plans) - changed} as before in every state, {changed} with the change told above"
-        )
-    return lines
-
-
-def _tells_of(witness: str, plan: FixPlan) -> bool:
-    """Whether a finding's witness is a state that its fix changes: a fix need not repair all that is wrong."""
-    condition = re.search(r"`([^`=]+)", witness)
-    return condition is not None and (plan.safety is Safety.UNSAFE or condition[1] in plan.reason.partition(";")[0])

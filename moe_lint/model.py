@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from typing import Literal
 
@@ -24,6 +25,15 @@ def one_line(text: str) -> str:
 def visible(line: str) -> str:
     """A line of source for a terminal: what controls one is escaped, except tabs."""
     return "\t".join(map(one_line, line.split("\t")))
+
+
+def display_path(path: str) -> str:
+    """The path as a user would type it: relative to the working directory when it is below it."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # another drive
+        return path
+    return path if relative.split(os.sep, 1)[0] == os.pardir else relative
 
 
 def counted(count: int, one: str, several: str = "") -> str:
@@ -277,7 +287,6 @@ class Report(Struct, frozen=True):
     notes: tuple[str, ...]
     atoms: tuple[str, ...]
     files: int
-    seen: int
     #: rewrites of the findings; only where an output asked for them
     patches: tuple[Patch, ...] = ()
     #: findings that the baseline lists: not reported, no reason to fail

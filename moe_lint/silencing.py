@@ -11,8 +11,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from moe_lint.engine import Options
-from moe_lint.fixing import FileFix, again
+from moe_lint.fixing import again
 from moe_lint.model import Finding, Report, UsageError
+from moe_lint.rewritten import Rewritten
 from moe_lint.source import decode
 from moe_lint.suppress import Directive, covers, directive_text, read_directives
 
@@ -23,7 +24,7 @@ DEFAULT_REASON = "not looked at yet"
 class Silenced(Struct, frozen=True):
     """The files to write, the report after writing them, and the findings that no comment can silence."""
 
-    files: tuple[FileFix, ...]
+    files: tuple[Rewritten, ...]
     report: Report
     left: tuple[Finding, ...]
     count: int
@@ -48,7 +49,7 @@ def add_ignores(options: Options, report: Report, reason: str) -> Silenced:
         before = decode(Path(path).read_bytes())
         after = commented(before, findings, reason)
         if after != before and _same_code(before, after):
-            files.append(FileFix(path, before, after, ()))
+            files.append(Rewritten(path, before, after))
     texts = {str(Path(one.path).resolve()): one.after for one in files}
     after_report = again(options, report, {})(texts) if texts else report
     left = tuple(finding for finding in after_report.findings if not finding.rule.startswith("MOE9"))

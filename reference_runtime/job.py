@@ -1,4 +1,7 @@
-"""Jobs of one block, inside their own process: runs the target and reports every outcome as a line of JSON."""
+"""Jobs of one block, inside their own process: runs the target and reports every outcome as a line of JSON.
+
+The worker runs what it is given by name: this module, or another with a `Job` and an `execute`.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,10 @@ from typing import Any
 
 import torch
 
-from reference_runtime import run, trials
+from reference_runtime import run
 from reference_runtime.kernels.base import Kernels
 from reference_runtime.kernels.reference import ReferenceKernels
 from reference_runtime.layers import LayerSubject
-from reference_runtime.observe import Log, Observed
 from reference_runtime.plan import Job
 from reference_runtime.processes import ProcessRanks
 from reference_runtime.ranks import Members, Numerics, ThreadRanks
@@ -60,16 +62,20 @@ def subject_of(job: Job) -> Subject:
 def execute(jobs: Sequence[Job], emit: Callable[[str], None]) -> None:
     """Run all cases of some jobs that import the same modules.
 
-    Lines: `{"oracle"}`, `{"side", "case", "outcome", "seen"}` per variant, before first, and `{"sources", "libraries"}`
-    at the end of each job. Of several variants each has its number as ``side``, and a line `{"side", "stopped"}` when
-    it is done.
+    Lines: `{"oracle"}`, `{"side", "case", "outcome"}` for both sides, before first, and `{"sources", "libraries"}` at
+    the end of each job.
     """
-    ops.register()
-    if jobs[0].settings.device == "cpu":
-        streams.run_in_order()
+    prepare(jobs[0])
     imported: dict[str, Members] = {}
     for job in jobs:
         _execute(job, imported, emit)
+
+
+def prepare(job: Job) -> None:
+    """Make torch ready for what the job and its like run."""
+    ops.register()
+    if job.settings.device == "cpu":
+        streams.run_in_order()
 
 
 def _execute(job: Job, imported: dict[str, Members], emit: Callable[[str], None]) -> None:
@@ -77,24 +83,13 @@ def _execute(job: Job, imported: dict[str, Members], emit: Callable[[str], None]
         emit(json.dumps({"job": job.number, **line}) + "\n")
 
     def on_outcome(side: str, index: int, outcome: Outcome) -> None:
-        tell(side=side, case=index, outcome=outcome_to_dict(outcome), seen=log.take())
-
-    log = Log()
-
-    def subject() -> Subject:
-        return Observed(subject_of(job), job.questions, log) if job.questions else subject_of(job)
+        tell(side=side, case=index, outcome=outcome_to_dict(outcome))
 
     name, cases, numerics = job.block.name, job.cases(), numerics_of(job)
-    if job.variants:
-        trials.compare_each(
-            job.trees()[0], job.variant_trees(), subject, name, cases, numerics, job.settings.timeout, on_outcome,
-            lambda side, why: tell(side=side, stopped=why),
-        )  # fmt: skip
-    else:
-        if not imported:
-            imported.update(run.both(*job.trees(), subject(), name, cases, numerics))
-        run.compare(
-            imported, subject, name, cases, numerics, ranks_of(job), on_outcome,
-            lambda dense, error, detail: tell(oracle={"dense": dense, "error": error, "detail": detail}),
-        )  # fmt: skip
+    if not imported:
+        imported.update(run.both(*job.trees(), subject_of(job), name, cases, numerics))
+    run.compare(
+        imported, lambda: subject_of(job), name, cases, numerics, ranks_of(job), on_outcome,
+        lambda dense, error, detail: tell(oracle={"dense": dense, "error": error, "detail": detail}),
+    )  # fmt: skip
     tell(sources=compiled_files(), libraries=libraries())

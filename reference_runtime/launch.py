@@ -221,9 +221,13 @@ def _reductions(block: Block, tree: Tree, levels: Iterable[str]) -> list[Reducti
 
 
 class Worker:
-    """The worker process. It imports torch when it starts: start it before there is something to run."""
+    """The worker process. It imports torch when it starts: start it before there is something to run.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        known: the module that knows the jobs.
+    """
+
+    def __init__(self, settings: Settings, known: str = "reference_runtime.job") -> None:
         environment = {
             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a process of few pages is copied sooner
             **os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONHASHSEED": "0",
@@ -234,7 +238,7 @@ class Worker:
         else:
             environment.update(_without_using_the_gpu())
         pipe = subprocess.PIPE
-        command = [sys.executable, "-m", "reference_runtime.worker"]
+        command = [sys.executable, "-m", "reference_runtime.worker", known]
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, text=True)
 
     def __enter__(self) -> Worker:

@@ -64,21 +64,6 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What to find out whenever a function is called.
-
-    Attributes:
-        path: its file, relative to the tree's root, with ``/``.
-        function: its qualified name.
-        conditions: expressions over the names that the function sees when it begins, and the tree's predicates.
-    """
-
-    path: str
-    function: str
-    conditions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """One block at one level.
 
@@ -86,8 +71,6 @@ class Job:
         before, after: folders of the engine's package.
         overlay: a folder whose files stand for files of ``after``; empty: none.
         before_overlay: the same for ``before``.
-        variants: overlays of ``after`` to be run one by one in place of ``overlay``; each only until it is refuted.
-        questions: what to find out on the way.
     """
 
     number: int
@@ -98,19 +81,17 @@ class Job:
     settings: Settings
     overlay: str = ""
     before_overlay: str = ""
-    variants: tuple[str, ...] = ()
-    questions: tuple[Question, ...] = ()
 
     @property
     def timeout(self) -> float:
         """Seconds for the whole job."""
-        return self.settings.timeout * (1 + len(self.variants))
+        return self.settings.timeout
 
     @property
     def imports(self) -> object:
         """Equal for jobs that one process may do one after another, with the modules that it imports once."""
         settings = self.settings
-        if self.variants or settings.member is not None or settings.device != "cpu":
+        if settings.member is not None or settings.device != "cpu":
             return self.number
         return self.block, self.before, self.after, self.overlay, self.before_overlay
 
@@ -122,19 +103,13 @@ class Job:
 
     def trees(self) -> tuple[Tree, Tree]:
         """Before and after."""
-        return _tree(self.before, self.before_overlay), _tree(self.after, self.overlay)
-
-    def variant_trees(self) -> list[Tree]:
-        """The tree of each variant."""
-        return [_tree(self.after, overlay) for overlay in self.variants]
+        return tree_of(self.before, self.before_overlay), tree_of(self.after, self.overlay)
 
     def to_dict(self) -> dict[str, Any]:
         block = {**asdict(self.block), "file": str(self.block.file)}
         return {
             "number": self.number, "level": self.level, "block": block, "before": self.before, "after": self.after,
-            "settings": self.settings.to_dict(), "overlay": self.overlay,
-            "before_overlay": self.before_overlay, "variants": list(self.variants),
-            "questions": [asdict(question) for question in self.questions],
+            "settings": self.settings.to_dict(), "overlay": self.overlay, "before_overlay": self.before_overlay,
         }  # fmt: skip
 
     @classmethod
@@ -142,11 +117,10 @@ class Job:
         block = dict(data["block"])
         return cls(
             data["number"], data["level"], Block(**{**block, "file": Path(block["file"])}), data["before"],
-            data["after"], Settings.from_dict(data["settings"]), data["overlay"],
-            data["before_overlay"], tuple(data["variants"]),
-            tuple(Question(q["path"], q["function"], tuple(q["conditions"])) for q in data["questions"]),
+            data["after"], Settings.from_dict(data["settings"]), data["overlay"], data["before_overlay"],
         )  # fmt: skip
 
 
-def _tree(folder: str, overlay: str) -> Tree:
+def tree_of(folder: str, overlay: str) -> Tree:
+    """The tree in an engine's folder, with the files of another one laid over it (empty: none)."""
     return replace(find_tree(Path(folder)), overlay=Path(overlay) if overlay else None)

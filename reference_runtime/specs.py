@@ -16,12 +16,10 @@ class Spec:
 
     Attributes:
         config: configuration values that differ from the common ones.
-        attention_reduces: the decoder's attention sums its own output over the attention-TP group.
         ignore: the class is no block of its own (abstract, or a part of one).
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    attention_reduces: bool = False
     ignore: bool = False
 
 

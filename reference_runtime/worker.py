@@ -1,8 +1,9 @@
 """The process between the command and the target: forks confined processes for the jobs and outlives all of them.
 
-It imports torch once and runs no target code itself. Jobs come as JSON on standard input; lines of the jobs go to
-standard output, and `{"job", "ended", "seconds"}` when a job is done or its process has ended. Jobs that import the
-same modules share a process. If one of them ends it, the others get a new one.
+It imports torch once and runs no target code itself. Its argument is the module that knows the jobs (`job.py`, if none
+is given); they come as JSON on standard input. Lines of the jobs go to standard output, and `{"job", "ended",
+"seconds"}` when a job is done or its process has ended. Jobs that import the same modules share a process. If one of
+them ends it, the others get a new one.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import torch
 
-from reference_runtime import job as job_module
 from reference_runtime.limits import adopt_orphans, confine, die_with, gone, kill_group, kill_orphans, resident
 from reference_runtime.plan import Job, Settings
 from reference_runtime.reference.environment import declared
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 _TICK = 0.1
 #: What a job may ask its successors to have imported.
 _LIBRARIES = REAL_PACKAGES - sys.stdlib_module_names
+
+
+#: Runs jobs that import the same modules, and emits lines.
+Execute = Callable[[Sequence[Job], Callable[[str], None]], None]
 
 
 @dataclass
@@ -56,13 +61,14 @@ def main() -> None:
     die_with(parent)
     adopt_orphans()
     plan = json.load(sys.stdin)
-    jobs = [Job.from_dict(data) for data in plan["jobs"]]
+    known = importlib.import_module(sys.argv[1] if len(sys.argv) > 1 else "reference_runtime.job")
+    jobs: list[Job] = [known.Job.from_dict(data) for data in plan["jobs"]]
     torch.set_num_threads(1)
     for tree in {tree for job in jobs for tree in job.trees()}:
         declared(tree.argument_files())  # read once, not by every job
     peers = _peers(jobs)
     with tempfile.TemporaryDirectory(prefix="moe-lint-") as scratch:
-        _run(jobs, peers, Path(scratch))
+        _run(jobs, known.execute, peers, Path(scratch))
 
 
 def _peers(jobs: list[Job]) -> Peers | None:
@@ -77,7 +83,7 @@ def _peers(jobs: list[Job]) -> Peers | None:
     return peers
 
 
-def _run(jobs: list[Job], peers: Peers | None, scratch: Path) -> None:
+def _run(jobs: list[Job], execute: Execute, peers: Peers | None, scratch: Path) -> None:
     if jobs and jobs[0].settings.kernels != "reference":
         from reference_runtime.kernels.flashinfer import prepare
 
@@ -89,7 +95,7 @@ def _run(jobs: list[Job], peers: Peers | None, scratch: Path) -> None:
     watched = 0.0
     while waiting or running:
         while waiting and len(running) < parallel:
-            child = _start(waiting.pop(0), scratch)
+            child = _start(waiting.pop(0), execute, scratch)
             running[child.reader] = child
             selector.register(child.reader, selectors.EVENT_READ)
         ready = {key.fd for key, _ in selector.select(_TICK)}
@@ -116,18 +122,18 @@ def _sharing(jobs: list[Job]) -> list[list[Job]]:
     return list(groups.values())
 
 
-def _start(jobs: list[Job], scratch: Path) -> _Child:
+def _start(jobs: list[Job], execute: Execute, scratch: Path) -> _Child:
     reader, writer = os.pipe()
     output = tempfile.TemporaryFile()  # noqa: SIM115  (read after the child has ended)
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _child(jobs, writer, output, scratch, parent)
+        _child(jobs, execute, writer, output, scratch, parent)
     os.close(writer)
     return _Child(jobs, jobs[0].settings, pid, reader, output, time.monotonic())
 
 
-def _child(jobs: list[Job], writer: int, output: IO[bytes], scratch: Path, parent: int) -> None:
+def _child(jobs: list[Job], execute: Execute, writer: int, output: IO[bytes], scratch: Path, parent: int) -> None:
     """The forked process. Never returns."""
     code = 70
     try:
@@ -143,7 +149,7 @@ def _child(jobs: list[Job], writer: int, output: IO[bytes], scratch: Path, paren
         alone = settings.member is None
         confine(settings.memory if cpu else None, network=cpu and alone, files=cpu, scratch=scratch)
         die_with(parent)  # entering a user namespace would have made it forget
-        job_module.execute(jobs, lambda line: _write(writer, line))
+        execute(jobs, lambda line: _write(writer, line))
         code = 0
     except BaseException:
         import traceback

@@ -23,10 +23,11 @@ from moe_lint.profile import Profile
 from moe_lint.reading import Known
 from moe_lint.sites import Site
 from reference_runtime.discover import Block
-from reference_runtime.plan import Question, Settings
+from reference_runtime.plan import Settings
 from reference_runtime.tree import Tree
-from reference_runtime.variants import Seen, Trial, run_variants
 from reference_runtime.verdicts import CaseResult, Status, Verdict
+from tests.trials.observe import Question, Seen
+from tests.trials.variants import Trial, run_variants
 
 #: Absolute path -> text in its place.
 Texts = Mapping[str, str]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import FIXTURE
+from tests.trees import FORGETFUL, write_tree
 
 # what the command line does: a run builds syntax trees and drops them at the end
 gc.freeze()
@@ -18,6 +19,14 @@ gc.freeze()
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a copy of the pretend engine, `engine/`; the working directory."""
     shutil.copytree(FIXTURE / "engine", tmp_path / "engine")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `engine/`, whose one model forgets two reasons; the working directory."""
+    write_tree(tmp_path, FORGETFUL)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

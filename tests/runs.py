@@ -24,7 +24,10 @@ EXPECTED = [
 
 
 def moe_lint(*args: str) -> Result:
-    return CliRunner().invoke(main, list(args))
+    """One run of the command line, which ends by itself: nothing is raised but what exits."""
+    result = CliRunner().invoke(main, args)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
 
 
 def document(output: str, *args: str) -> Any:

@@ -371,3 +371,16 @@ def test_a_cache_folder_that_cannot_be_made_is_one_clear_line(tree: Path) -> Non
     result = moe_lint("--cache-dir", str(tree / "file" / "cache"), "engine")
     assert result.exit_code == 2
     assert result.stderr == f"moe-lint: error: {tree}/file/cache: the cache cannot be written: Not a directory\n"
+
+
+def test_a_cache_folder_that_cannot_be_read_is_not_called_empty(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    result = moe_lint("clean", "--cache-dir", str(tree))
+    assert (result.exit_code, result.stderr) == (2, f"moe-lint: error: {tree}: cannot be emptied: Permission denied\n")
+
+
+def test_an_entry_that_another_run_takes_away_meanwhile_does_not_disturb(tree: Path) -> None:
+    (tree / "cache").mkdir()
+    (tree / "cache/gone.judgement").symlink_to("nowhere")
+    assert findings("--cache-dir", str(tree / "cache"), "engine") == EXPECTED

@@ -40,6 +40,16 @@ def test_the_help_shows_what_each_command_does_in_a_whole_sentence() -> None:
     assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
 
+@pytest.mark.parametrize("where", ["moe_lint.cli.import_module", "moe_lint.cli.check.run"], ids=["start", "run"])
+def test_an_interrupt_at_any_time_is_no_finding(tree: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    result = moe_lint("engine")
+    assert (result.exit_code, result.output) == (130, "")
+
+
 def test_no_path_is_a_clean_run() -> None:
     assert moe_lint("check").exit_code == 0
 
@@ -166,6 +176,7 @@ def test_rules_are_listed_and_explained() -> None:
         (["config", "nowhere"], "nowhere: no such file or directory"),
         (["completion"], "Missing argument"),
         (["chekc", "engine"], "chekc: no such file or directory; did you mean the command 'check'?"),
+        (["--isolated", "init", "engine"], "init: no such file or directory; a command comes first: moe-lint init …"),
         (["--config", "nope.toml", "engine"], "nope.toml: cannot be read: No such file or directory"),
         (["init", "nowhere"], "nowhere: no such file or directory"),
         (["init", "engine/models/pair.py"], "engine/models/pair.py: init needs the folder of a tree"),

@@ -262,6 +262,11 @@ def imported(before: str, after: str, name: str = "mid") -> str:
         ("import os\n\nX = 1\n", "import os\nfrom m.b import mid\n\nX = 1\n"),
         ("X = 1\n", "from m.b import mid\nX = 1\n"),
         ("from m.b import mid\n", "from m.b import mid\n"),
+        ("from m.a import x", "from m.a import x\nfrom m.b import mid"),
+        # what cannot take the name without a loss stays as it is
+        ("from m.b import *\n", "from m.b import *\nfrom m.b import mid\n"),
+        ("from m.b import a; import os\n", "from m.b import a; import os\nfrom m.b import mid\n"),
+        ("from m.b import (\n    a, z,  # why\n)\n", "from m.b import (\n    a, z,  # why\n)\nfrom m.b import mid\n"),
     ],
 )
 def test_a_name_is_imported_once_and_in_order(text: str, expected: str) -> None:
@@ -272,6 +277,16 @@ def test_only_names_that_the_rewrite_left_unused_go() -> None:
     head = "from m.a import gone, never_used\n"
     after = imported(f"{head}gone()\n", f"{head}mid()\n")
     assert after == "from m.a import never_used\nfrom m.b import mid\nmid()\n"
+
+
+def test_an_import_goes_beside_the_new_one() -> None:
+    head = "from m.a import gone\n"
+    assert imported(f"{head}gone()\n", f"{head}mid()\n") == "from m.b import mid\nmid()\n"
+
+
+@pytest.mark.parametrize("head", ["from m.a import gone; import os\n", "from m.a import (gone,  # why\n    x)\n"])
+def test_an_unused_name_stays_where_something_else_would_go_with_it(head: str) -> None:
+    assert imported(f"{head}gone()\n", f"{head}pass\n", name="") == f"{head}pass\n"
 
 
 def test_an_import_that_becomes_empty_goes_with_its_line() -> None:

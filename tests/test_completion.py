@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from moe_lint.cli import main
+from tests.runs import moe_lint
 
 
 def with_moe_lint() -> dict[str, str]:
@@ -58,7 +57,7 @@ def test_commands_options_rules_profiles_and_formats_are_offered(words: list[str
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_has_its_script(shell: str) -> None:
-    result = CliRunner().invoke(main, ["completion", shell])
+    result = moe_lint("completion", shell)
     assert result.exit_code == 0
     assert f"_MOE_LINT_COMPLETE={shell}_complete" in result.stdout
     if shutil.which(shell):
@@ -67,7 +66,7 @@ def test_each_shell_has_its_script(shell: str) -> None:
 
 
 def test_another_shell_is_one_line_and_exit_two() -> None:
-    result = CliRunner().invoke(main, ["completion", "csh"])
+    result = moe_lint("completion", "csh")
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
 
 
@@ -85,7 +84,7 @@ def test_bash_fills_in_the_word(tmp_path: Path) -> None:
     }
     lines = [f'ask moe-lint {words}; echo "${{COMPREPLY[*]}}"' for words in asked]
     script = f"""
-        {CliRunner().invoke(main, ["completion", "bash"]).stdout}
+        {moe_lint("completion", "bash").stdout}
         ask() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _moe_lint_completion moe-lint; }}
         {chr(10).join(lines)}
     """
@@ -107,7 +106,7 @@ def test_fish_offers_the_words(tmp_path: Path) -> None:
     }
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing/here.py").write_text("")
-    script = CliRunner().invoke(main, ["completion", "fish"]).stdout
+    script = moe_lint("completion", "fish").stdout
     for line, words in asked.items():
         command = ["fish", "--no-config", "-c", f"{script}\ncomplete -C '{line}'"]
         done = subprocess.run(command, capture_output=True, text=True, env=with_moe_lint(), cwd=tmp_path, check=True)
@@ -122,7 +121,7 @@ def test_zsh_fills_in_the_word(tmp_path: Path) -> None:
         "moe-lint rule MOE404": "moe-lint rule MOE404 ",
         "moe-lint -o h": "moe-lint -o html ",
     }
-    (tmp_path / "script").write_text(CliRunner().invoke(main, ["completion", "zsh"]).stdout)
+    (tmp_path / "script").write_text(moe_lint("completion", "zsh").stdout)
     setup = """autoload -U compinit; compinit -u -D; source ./script; zle -N tell; bindkey "^X" tell
         tell() { print -r -- "$BUFFER" >> told; zle kill-buffer }
         precmd() { print >> ready }\n"""

@@ -54,22 +54,6 @@ def imports(package: str) -> Iterator[tuple[Path, str, str]]:
             yield from ((path, importer, name) for name in names)
 
 
-def test_no_module_imports_one_to_the_right() -> None:
-    (line,) = re.findall(r"```\n(model <- .*)\n```", ARCHITECTURE)
-    place = {name: number for number, names in enumerate(line.split(" <- ")) for name in names.split("/")}
-    known = {path.stem for path in (ROOT / "moe_lint").iterdir()}
-    assert set(place) <= known
-    allowed = {("expressions", "profile"), ("initialise", "fixing"), ("cli", "language_server")}
-    wrong = [
-        (str(path.relative_to(ROOT)), imported)
-        for path, importer, name in imports("moe_lint")
-        for imported in [name.removeprefix("moe_lint.").partition(".")[0]]
-        if name.startswith("moe_lint.") and importer in place and imported in place and importer != imported
-        if place[imported] >= place[importer] and (importer, imported) not in allowed
-    ]
-    assert wrong == []
-
-
 def test_codemods_and_reporters_import_what_the_order_of_imports_says() -> None:
     codemods = {name for path, _, name in imports("codemods") if path.name != "commands.py"}
     assert {name for name in codemods if re.match("moe_lint|libcst|msgspec|rich|click|torch", name)} <= {

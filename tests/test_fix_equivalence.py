@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from moe_lint import fixing
 from moe_lint.engine import Options, run
 from moe_lint.profile import load_profile
+from moe_lint.rewritten import write_all
 from tests.trees import HELPER_NAME, NAMES, model, write_tree
 
 PROFILE = load_profile("sglang")
@@ -221,7 +222,7 @@ def fixed(folder: str, text: str, level: str = "default") -> tuple[str, fixing.F
     path.write_bytes(text.encode())
     options = Options((str(root),), PROFILE)
     result = fixing.fix(options, run(options), fixing.ALLOWED[level])
-    fixing.write_all(result.fixed)
+    write_all(result.fixed)
     after = path.read_bytes().decode()
     compile(after, "x.py", "exec")
     report = run(options)

@@ -6,25 +6,21 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lint import fixing
-from moe_lint.cli import main
 from moe_lint.engine import Options, run
-from moe_lint.model import SkipReason, UsageError
+from moe_lint.model import SkipReason
 from moe_lint.profile import load_profile
 from moe_lint.reading import Known
+from moe_lint.rewritten import write_all
+from tests.runs import moe_lint
 from tests.trees import COMPLETE, FORGETFUL, HELPER_NAME, ROUTED, write_tree
 
 PROFILE = load_profile("sglang")
 SUM = "    x = tensor_model_parallel_all_reduce(x)\n"
 PAIR = f"if self.ep_size > 1 and not use_reduce_scatter:\n    x = moe_expert_parallel_all_reduce(x)\n{FORGETFUL}"
-
-
-def moe_lint(*args: str) -> Result:
-    return CliRunner().invoke(main, list(args))
 
 
 def bytes_of(root: Path) -> dict[Path, bytes]:
@@ -75,39 +71,6 @@ def test_the_mode_of_a_file_is_kept_and_nothing_is_left_beside_it(tmp_path: Path
     assert moe_lint("--fix", str(tmp_path / "engine")).exit_code == 0
     assert path.stat().st_mode & 0o777 == 0o640
     assert sorted(path.parent.iterdir()) == names
-
-
-def test_a_file_that_changed_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "x.py"
-    path.write_text("now = 2\n")
-    with pytest.raises(UsageError, match="changed while"):
-        fixing.write_all([fixing.FileFix(str(path), "now = 1\n", "now = 3\n", ())])
-    assert path.read_text() == "now = 2\n"
-
-
-def test_of_several_files_all_are_written_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = tmp_path / "a.py", tmp_path / "b.py"
-    first.write_text("a = 1\n")
-    second.write_bytes(b"# -*- coding: latin-1 -*-\n")
-    both = [
-        fixing.FileFix(str(first), "a = 1\n", "a = 2\n", ()),
-        fixing.FileFix(str(second), "# -*- coding: latin-1 -*-\n", "# -*- coding: latin-1 -*-\n# €\n", ()),
-    ]
-    with pytest.raises(UsageError, match=r"b\.py: cannot be written: its encoding lacks a character"):
-        fixing.write_all(both)
-    assert first.read_text() == "a = 1\n"
-    real = fixing.replace_file
-
-    def full_disk(path: Path, data: bytes) -> None:
-        if path == second:
-            raise OSError(28, "No space left on device")
-        real(path, data)
-
-    monkeypatch.setattr(fixing, "replace_file", full_disk)
-    both[1] = fixing.FileFix(str(second), both[1].before, both[1].before + "b = 1\n", ())
-    with pytest.raises(UsageError, match=r"b\.py: cannot be written: No space left on device; no file was changed"):
-        fixing.write_all(both)
-    assert first.read_text() == "a = 1\n"
 
 
 def test_a_verified_wrapper_is_used_where_no_flag_is_in_scope(tmp_path: Path) -> None:
@@ -284,7 +247,7 @@ def test_any_guard_over_the_reasons_equals_the_helper_after_its_fix(operands: li
         result = fixing.fix(options, run(options), fixing.ALLOWED["unsafe"])
         assert result.not_proven == ()
         (fixed,) = result.fixed
-        fixing.write_all([fixed])
+        write_all([fixed])
         after = run(options)
         assert [row.relation for row in after.rows if row.post_experts] == ["equal"]
         assert after.findings == ()

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from moe_lint.cli import main
+from tests.runs import moe_lint
 from tests.trees import COMPLETE, FORGETFUL, ROUTED, write_tree
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "profiles.md"
@@ -46,18 +45,18 @@ def fork(root: Path, guard: str) -> Path:
     return tree
 
 
-def moe_lint(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(main, arguments)
+def run(*arguments: str) -> tuple[int, str]:
+    result = moe_lint(*arguments)
     return result.exit_code, result.output
 
 
 def test_without_the_profile_no_reduction_is_seen_and_the_summary_says_so(tmp_path: Path) -> None:
-    status, output = moe_lint("check", str(fork(tmp_path, FORGETFUL)))
+    status, output = run("check", str(fork(tmp_path, FORGETFUL)))
     assert (status, output.strip()) == (0, "No findings: 0 post-experts reductions in 8 files.")
 
 
 def test_a_forgetful_guard_is_found_by_its_new_names(tmp_path: Path, profile: str) -> None:
-    status, output = moe_lint("check", "--select", "MOE001", "--profile", profile, str(fork(tmp_path, FORGETFUL)))
+    status, output = run("check", "--select", "MOE001", "--profile", profile, str(fork(tmp_path, FORGETFUL)))
     assert status == 1
     assert (
         "hand-written guard bypasses `after_experts_is_summed`: it still reduces for "
@@ -66,18 +65,18 @@ def test_a_forgetful_guard_is_found_by_its_new_names(tmp_path: Path, profile: st
 
 
 def test_a_complete_guard_is_called_a_copy(tmp_path: Path, profile: str) -> None:
-    status, output = moe_lint("check", "--select", "MOE001", "--profile", profile, str(fork(tmp_path, COMPLETE)))
+    status, output = run("check", "--select", "MOE001", "--profile", profile, str(fork(tmp_path, COMPLETE)))
     assert status == 1
     assert "the same decision today, a copy that can drift" in output
 
 
 def test_the_helper_is_right(tmp_path: Path, profile: str) -> None:
-    assert moe_lint("check", "--profile", profile, str(fork(tmp_path, ROUTED)))[0] == 0
+    assert run("check", "--profile", profile, str(fork(tmp_path, ROUTED)))[0] == 0
 
 
 def test_a_bare_sum_below_the_renamed_absorber_is_found(tmp_path: Path, profile: str) -> None:
     tree = fork(tmp_path, "x = tensor_model_parallel_all_reduce(x)\n")
-    status, output = moe_lint("check", "--select", "MOE002", "--profile", profile, str(tree))
+    status, output = run("check", "--select", "MOE002", "--profile", profile, str(tree))
     assert status == 1
     assert "absorber surrounds `XSparseMoeBlock`" in output
     assert "guard it with `not after_experts_is_summed(over_tensor_ranks=True, " in output
@@ -85,7 +84,7 @@ def test_a_bare_sum_below_the_renamed_absorber_is_found(tmp_path: Path, profile:
 
 def test_the_fix_calls_the_renamed_helper_with_the_renamed_parameters(tmp_path: Path, profile: str) -> None:
     tree = fork(tmp_path, FORGETFUL)
-    status, output = moe_lint("check", "--select", "MOE001", "--fix", "--profile", profile, str(tree))
+    status, output = run("check", "--select", "MOE001", "--fix", "--profile", profile, str(tree))
     assert (status, output.splitlines()[-1]) == (0, "No findings: 1 post-experts reduction in 8 files.")
     text = (tree / "models" / "x.py").read_text()
     assert (
@@ -100,6 +99,6 @@ def test_the_fix_calls_the_renamed_helper_with_the_renamed_parameters(tmp_path: 
 
 
 def test_the_matrix_shows_the_renamed_reasons(tmp_path: Path, profile: str) -> None:
-    status, output = moe_lint("matrix", "--profile", profile, str(fork(tmp_path, ROUTED)))
+    status, output = run("matrix", "--profile", profile, str(fork(tmp_path, ROUTED)))
     assert status == 0
     assert all(name in output for name in ("next_layer_sums", "ranks_scatter_the_sum()", "kernel_gathers_fp4()"))

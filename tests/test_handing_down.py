@@ -10,10 +10,10 @@ from textwrap import indent
 import pytest
 
 from codemods.edits import CannotRewrite, Source, apply_edits
-from codemods.guards import guard_edits
+from codemods.plans import plan_edits
 from moe_lint import fixing
 from moe_lint.engine import Options, run
-from moe_lint.model import FixPlan, Safety, Span
+from moe_lint.model import FixPlan, Safety, Span, display_path
 from moe_lint.profile import load_profile
 from moe_lint.rules._cases import BARE, COMMUNICATOR, FUSION_ONLY, SETTLE, UTILS, block, experts
 from moe_lint.rules._cases import layer_model as written
@@ -152,7 +152,7 @@ def test_a_block_and_its_layer_in_two_files_are_fixed_together(tmp_path: Path) -
     alone = result(root, root / "models/blocks.py")
     assert alone.fixed == ()
     assert [why for _, _, why in alone.not_proven] == [
-        f"it also needs a change in {fixing.display_path(str(root / 'models/layers.py'))}, "
+        f"it also needs a change in {display_path(str(root / 'models/layers.py'))}, "
         "which is not among the files to check"
     ]
 
@@ -255,9 +255,9 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_parameter_is_added_in_the_layout_of_the_others(name: str) -> None:
     before, after = LAYOUTS[name]
-    assert apply_edits(before, guard_edits(added(), before)) == after
+    assert apply_edits(before, plan_edits(added(), before)) == after
     inside = indent(before, "\t" if name == "tabs" else "    ")
-    moved = apply_edits(f"class C:\n{inside}", guard_edits(added(line=2), f"class C:\n{inside}"))
+    moved = apply_edits(f"class C:\n{inside}", plan_edits(added(line=2), f"class C:\n{inside}"))
     assert ast.dump(ast.parse(moved).body[0].body[0]) == ast.dump(ast.parse(after).body[0])  # type: ignore[attr-defined]
 
 
@@ -271,7 +271,7 @@ def added(line: int = 1) -> FixPlan:
 )
 def test_a_parameter_is_not_added_where_it_does_not_fit(text: str) -> None:
     with pytest.raises(CannotRewrite):
-        guard_edits(added(), text)
+        plan_edits(added(), text)
 
 
 CALLS = {
@@ -290,5 +290,5 @@ def test_a_keyword_is_added_in_the_layout_of_the_others(call: str) -> None:
     lines = call.split("\n")
     span = Span(1, 1, len(lines), len(lines[-1]) + 1)
     plan = FixPlan("x", "keywords", span, None, True, (), "", (("flag", "on"),), "", Safety.CORRECTIVE, "", call=span)
-    assert apply_edits(call + "\n", guard_edits(plan, call + "\n")) == CALLS[call] + "\n"
+    assert apply_edits(call + "\n", plan_edits(plan, call + "\n")) == CALLS[call] + "\n"
     assert Source(call).text == call

@@ -7,15 +7,14 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe_lint.cli import main
 from moe_lint.engine import Options, run
 from moe_lint.model import Finding, Verdict
 from moe_lint.profile import load_profile
 from moe_lint.rules._central import communicator
+from tests.runs import moe_lint
 from tests.trees import COMPLETE, FORGETFUL, ROUTED, model, write_tree
 
 SUM = "x = tensor_model_parallel_all_reduce(x)"
@@ -337,7 +336,7 @@ def test_the_verdict_is_that_of_a_count_over_every_configuration(
 
 
 def shown(tree: Path, *arguments: str) -> str:
-    return CliRunner().invoke(main, ["matrix", *arguments, str(tree)], catch_exceptions=False).stdout
+    return moe_lint("matrix", *arguments, str(tree)).stdout
 
 
 def test_the_matrix_has_the_verdict_in_its_table_and_the_configuration_below(tmp_path: Path) -> None:

@@ -3,75 +3,22 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = (
-    "model",
-    "fingerprint",
-    "atomic",
-    "formula",
-    "launch",
-    "kept",
-    "profile",
-    "spelling",
-    "expressions",
-    "source",
-    "text",
-    "facts",
-    "index",
-    "dataflow",
-    "helper",
-    "policy",
-    "absorbers",
-    "local_predicates",
-    "reaching",
-    "sites",
-    "ways",
-    "callers",
-    "builders",
-    "law",
-    "rules",
-    "reporters",
-    "suppress",
-    "ignored",
-    "discover",
-    "config",
-    "selection",
-    "baseline",
-    "prefilter",
-    "reading",
-    "analysis",
-    "judging",
-    "changes",
-    "touched",
-    "cache",
-    "engine",
-    "fixing",
-    "silencing",
-    "initialise",
-    "api",
-    "hover",
-    "editor",
-    "language_server",
-    "cli",
-)
-#: Modules outside the chain, and what they may know of it.
-BESIDE = {
-    "guard_visitor": ORDER[: ORDER.index("sites")],
-    "reporters": ("model", "fingerprint", "rules"),
-    "__main__": ("cli",),
-    "__init__": ("model", "api"),
+(CHAIN,) = re.findall(r"```\n(\w[^`]*<-[^`]*)\n```", (ROOT / "ARCHITECTURE.md").read_text())
+ORDER = [names.split("/") for names in CHAIN.replace("\n", " ").split(" <- ")]
+#: What these may know, and no more.
+NARROWER = {
+    "reporters": {"model", "fingerprint", "rules"},
+    "guard_visitor": {"model", "facts", "source", "expressions"},
 }
-#: Loaded only where they are needed: inside a function, never on import.
-LATE = {
-    "judging": ("moe_lint.guard_visitor",),
-    "fixing": ("codemods.edits", "codemods.guards", "codemods.imports", "codemods.unused"),
-    "initialise": ("codemods.edits", "codemods.imports"),
-}
+#: These load codemods, inside functions: libcst comes with them.
+REWRITING = ("fixing", "initialise")
 OURS = sorted((ROOT / "moe_lint").rglob("*.py"))
 CODEMODS = sorted(path for path in (ROOT / "codemods").glob("*.py") if path.name != "commands.py")
 
@@ -91,20 +38,30 @@ def layer(path: Path) -> str:
     return path.relative_to(ROOT / "moe_lint").with_suffix("").parts[0]
 
 
+def left_of(own: str) -> set[str]:
+    """The modules that one may import."""
+    if own in ("__init__", "__main__"):
+        return {"model", "api", "cli"}
+    place = next(number for number, names in enumerate(ORDER) if own in names)
+    return NARROWER.get(own, {name for names in ORDER[:place] for name in names})
+
+
 def test_every_module_has_its_place() -> None:
-    assert {layer(path) for path in OURS} == {*ORDER, *BESIDE, "__init__", "profiles"}
+    placed = [name for names in ORDER for name in names]
+    assert sorted([*placed, "__init__", "__main__", "profiles"]) == sorted({layer(path) for path in OURS})
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_knows_only_those_to_its_left(path: Path) -> None:
     own = layer(path)
-    left = BESIDE.get(own, ORDER[: ORDER.index(own)] if own in ORDER else ())
+    known = {own} if own == "profiles" else {own, *left_of(own)}
     for module, at_top in imports(path):
         package, _, rest = module.partition(".")
-        if package not in ("moe_lint", "codemods") or (not at_top and module in LATE.get(own, ())):
-            continue
-        assert package == "moe_lint", f"{own} imports {module}"
-        assert rest.split(".")[0] in (*left, own), f"{own} imports {module}"
+        if package == "codemods":
+            assert own in REWRITING, f"{own} imports {module}"
+            assert not at_top, f"{own} loads libcst on import"
+        elif package == "moe_lint":
+            assert rest.split(".")[0] in known, f"{own} imports {module}"
 
 
 @pytest.mark.parametrize("path", CODEMODS, ids=lambda path: path.name)

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from lsprotocol import types as lsp
 from pygls.exceptions import JsonRpcException
 from pygls.lsp.client import LanguageClient
 
-from moe_lint.cli import main
+from tests.runs import moe_lint
 from tests.trees import COMPLETE, FORGETFUL, HELPER_NAME, ROUTED, model, write_tree
 
 PAIR = (
@@ -368,7 +367,7 @@ def test_an_offer_for_what_is_no_longer_found_is_refused(tree: Path) -> None:
 
 
 def test_a_bad_request_is_one_line_and_exit_two() -> None:
-    result = CliRunner().invoke(main, ["lsp", "--config", "nowhere.toml"])
+    result = moe_lint("lsp", "--config", "nowhere.toml")
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
     assert "nowhere.toml: cannot be read" in result.stderr
 
@@ -393,7 +392,7 @@ def test_a_session_gives_back_what_its_judgements_built(monkeypatch: pytest.Monk
     monkeypatch.setattr("moe_lint.language_server.serve", lambda editor: Server())
     gc.disable()
     try:
-        assert CliRunner().invoke(main, ["lsp", "--isolated"]).exit_code == 0
+        assert moe_lint("lsp", "--isolated").exit_code == 0
     finally:
         gc.enable()
     assert collected == [True]

@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from moe_lint.cli import main
 from moe_lint.facts import alone
 from moe_lint.model import Span
+from tests.runs import moe_lint
 from tests.trees import FORGETFUL, model, write_tree
 
 TEXT = model(FORGETFUL)
@@ -30,12 +29,6 @@ def tree_with(root: Path, data: bytes | str, name: str | bytes = "y.py") -> Path
     with open(path, "wb") as file:
         file.write(data if isinstance(data, bytes) else data.encode())
     return tree
-
-
-def moe_lint(*arguments: str) -> Result:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def replaced(old: str, new: str) -> str:

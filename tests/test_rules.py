@@ -10,6 +10,7 @@ import pytest
 from moe_lint import fixing
 from moe_lint.engine import Options, run
 from moe_lint.profile import load_profile
+from moe_lint.rewritten import write_all
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "pretend_engine"
@@ -120,7 +121,7 @@ def test_a_rewrite_is_judged_equal_and_stable(name: str, tmp_path: Path) -> None
     assert result.not_proven == ()
     for one in result.fixed:
         compile(one.after, one.path, "exec")
-        fixing.write_all([one])
+        write_all([one])
     assert run(options).findings == ()
     assert [row.relation for row in run(options).rows] == ["equal"]
     assert fixing.fix(options, run(options), fixing.ALLOWED["unsafe"]).fixed == ()

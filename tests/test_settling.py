@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from codemods.edits import CannotRewrite
-from codemods.guards import guard_edits
+from codemods.plans import plan_edits
 from moe_lint import fixing
 from moe_lint.engine import Options, run
 from moe_lint.model import FixPlan, Safety, Severity, Span
@@ -161,7 +161,7 @@ def test_a_statement_that_does_not_begin_its_line_is_left_alone() -> None:
     text = "if last: return send(x)\n"
     plan = FixPlan("x.py", "settle", Span(1, 10, 1, 24), None, True, (), "f", (("x", "m"),), "", Safety.CORRECTIVE, "")
     with pytest.raises(CannotRewrite, match="shares its line"):
-        guard_edits(plan, text)
+        plan_edits(plan, text)
 
 
 def test_it_is_reduced_by_the_collective_that_the_tree_calls(tmp_path: Path) -> None:

@@ -7,11 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 import moe_lint as api
 from moe_lint.changes import parse_diff
-from moe_lint.cli import main
+from tests.runs import moe_lint
 from tests.trees import COMPLETE, FORGETFUL, ROUTED, model, write_tree
 
 UTILS = "engine/layers/moe/utils.py"
@@ -40,12 +39,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*args: str) -> Result:
-    return CliRunner().invoke(main, list(args))
-
-
 def reported(*args: str) -> list[str]:
-    document = json.loads(run("--format", "json", "--since", *(args or ("HEAD",)), "engine").stdout)
+    document = json.loads(moe_lint("--format", "json", "--since", *(args or ("HEAD",)), "engine").stdout)
     return [Path(finding["path"]).stem for finding in document["findings"]]
 
 
@@ -57,8 +52,8 @@ def edit(tree: Path, name: str, old: str, new: str) -> None:
 
 
 def test_without_a_change_nothing_is_reported(tree: Path) -> None:
-    assert run("engine").exit_code == 1
-    assert (reported(), run("--since", "HEAD", "engine").exit_code) == ([], 0)
+    assert moe_lint("engine").exit_code == 1
+    assert (reported(), moe_lint("--since", "HEAD", "engine").exit_code) == ([], 0)
 
 
 @pytest.mark.parametrize(
@@ -151,14 +146,14 @@ def test_in_a_shallow_clone_the_revisions_that_it_has_can_be_asked_for(tree: Pat
     commit(tree)
     clone = tmp_path / "clone"
     git(tree, "clone", "-q", "--depth", "1", "--branch", "mine", f"file://{tree}", str(clone))
-    result = run("--since", "HEAD~1", str(clone / "engine"))
+    result = moe_lint("--since", "HEAD~1", str(clone / "engine"))
     assert (result.exit_code, result.stderr) == (
         2,
         f"moe-lint: error: --since: there is no revision 'HEAD~1' in {clone}; it is a shallow clone: fetch more\n",
     )
     # the branch's commit and that of main, without the history between them
     git(clone, "fetch", "-q", "--depth", "1", "origin", "main")
-    document = json.loads(run("--format", "json", "--since", "FETCH_HEAD", str(clone / "engine")).stdout)
+    document = json.loads(moe_lint("--format", "json", "--since", "FETCH_HEAD", str(clone / "engine")).stdout)
     assert [Path(finding["path"]).stem for finding in document["findings"]] == ["y"]
 
 
@@ -206,21 +201,21 @@ def test_a_submodule_has_revisions_of_its_own(tree: Path, tmp_path_factory: pyte
     git(outer, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(tree), "inner")
     git(outer, "commit", "-q", "-m", "a submodule")
     edit(outer, "inner/engine/models/x.py", "if self.tp_size > 1 and", "if self.tp_size >= 2 and")
-    told = run("--format", "concise", "--since", "HEAD", str(outer / "inner")).stdout
+    told = moe_lint("--format", "concise", "--since", "HEAD", str(outer / "inner")).stdout
     assert ("models/x.py:25" in told, "models/y.py" in told) == (True, False)
 
 
 def test_the_baseline_and_the_change_both_hold(tree: Path) -> None:
-    run("--baseline", "known.json", "--write-baseline", "engine")
+    moe_lint("--baseline", "known.json", "--write-baseline", "engine")
     edit(tree, "engine/models/x.py", "        self.ep_size = config.ep_size\n", "")
-    document = json.loads(run("--format", "json", "--since", "HEAD", "--baseline", "known.json", "engine").stdout)
+    document = json.loads(moe_lint("--format", "json", "--since", "HEAD", "--baseline", "known.json", "engine").stdout)
     assert (document["findings"], document["baseline"]["stale"]) == ([], [])
 
 
 def test_fixing_leaves_what_the_change_does_not_touch(tree: Path) -> None:
     edit(tree, "engine/models/x.py", "if self.tp_size > 1 and", "if self.tp_size >= 2 and")
     before = (tree / "engine/models/y.py").read_text()
-    assert run("--fix", "--since", "HEAD", "engine").exit_code == 0
+    assert moe_lint("--fix", "--since", "HEAD", "engine").exit_code == 0
     assert "should_skip_post_experts_all_reduce(" in (tree / "engine/models/x.py").read_text()
     assert (tree / "engine/models/y.py").read_text() == before
 
@@ -238,7 +233,7 @@ def test_rewriting_lines_above_leaves_what_the_change_does_not_touch(tree: Path,
         "        self.ep_size = config.ep_size\n",
         "        self.ep_size = config.ep_size + 0\n",
     )
-    result = run(option, "--since", "HEAD", "engine")
+    result = moe_lint(option, "--since", "HEAD", "engine")
     assert (result.exit_code, result.stderr) == (0, "")
     assert path.read_text().endswith(untouched)
     assert "moe-lint" in path.read_text() or "should_skip_post_experts_all_reduce(" in path.read_text()
@@ -251,7 +246,7 @@ def test_a_single_file_and_the_python_interface_take_it_too(tree: Path) -> None:
 
 @pytest.mark.parametrize("revision", ["nope", "HEAD~9", "", "-x", "--all", "HEAD:engine"])
 def test_a_revision_that_does_not_exist_is_one_line_and_exit_two(tree: Path, revision: str) -> None:
-    result = run(f"--since={revision}", "engine")
+    result = moe_lint(f"--since={revision}", "engine")
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
     assert f"--since: there is no revision {revision!r}" in result.stderr
 
@@ -261,15 +256,15 @@ def test_outside_a_work_tree_or_without_git_it_is_one_line_and_exit_two(
 ) -> None:
     write_tree(tmp_path, FORGETFUL)
     monkeypatch.chdir(tmp_path)
-    result = run("--since", "HEAD", "engine")
+    result = moe_lint("--since", "HEAD", "engine")
     assert (result.exit_code, "--since: engine is in no git work tree" in result.stderr) == (2, True)
     monkeypatch.setenv("LANGUAGE", "de")
-    assert run("--since", "HEAD", "engine").stderr.endswith("engine is in no git work tree\n")
-    assert "nowhere: no such file or directory" in run("--since", "HEAD", "nowhere/nowhere").stderr.replace(
+    assert moe_lint("--since", "HEAD", "engine").stderr.endswith("engine is in no git work tree\n")
+    assert "nowhere: no such file or directory" in moe_lint("--since", "HEAD", "nowhere/nowhere").stderr.replace(
         "/nowhere:", ":"
     )
     monkeypatch.setenv("PATH", str(tmp_path))
-    result = run("--since", "HEAD", "engine")
+    result = moe_lint("--since", "HEAD", "engine")
     assert (result.exit_code, "--since: git cannot be run" in result.stderr) == (2, True)
 
 
@@ -277,7 +272,7 @@ def test_a_repository_that_git_does_not_trust_is_told_as_git_tells_it(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    result = run("--since", "HEAD", "engine")
+    result = moe_lint("--since", "HEAD", "engine")
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
     assert "engine is in no git work tree: detected dubious ownership" in result.stderr
 
@@ -309,7 +304,7 @@ def test_hunks_are_read_by_their_counts() -> None:
 
 def test_a_repository_that_git_cannot_read_is_one_line(tree: Path) -> None:
     (tree / ".git/index").write_bytes(b"damaged")
-    result = run("--since", "HEAD", "engine")
+    result = moe_lint("--since", "HEAD", "engine")
     assert result.exit_code == 2
     assert result.stderr.startswith(f"moe-lint: error: --since: git cannot tell what has changed in {tree}: fatal: ")
     assert len(result.stderr.splitlines()) == 1

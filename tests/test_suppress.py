@@ -7,7 +7,7 @@ from textwrap import dedent
 import pytest
 
 from codemods.edits import apply_edits
-from codemods.guards import guard_edits
+from codemods.plans import plan_edits
 from moe_lint.model import Confidence, Finding, Safety, Severity, Span, Suppressed
 from moe_lint.suppress import Directive, apply_directives, read_directives
 
@@ -295,7 +295,7 @@ def test_what_silences_nothing_is_taken_away_and_nothing_else(line: str, left: s
     (found,), _ = apply_directives([], {"f.py": text}, KNOWN, ALL)
     assert found.fix is not None
     assert (found.fix.kind, found.fix.safety) == ("comment", Safety.SAFE)
-    edited = apply_edits(text, guard_edits(found.fix, text))
+    edited = apply_edits(text, plan_edits(found.fix, text))
     assert edited == before + ("" if left is None else left + newline) + after
 
 
@@ -303,7 +303,7 @@ def test_a_code_is_taken_out_of_a_list() -> None:
     text = "x = reduce(x)  # noqa  # moe-lint: ignore[hand-written-guard, MOE002] the caller sums  # nosec\n"
     (found,), _ = apply_directives([finding(1)], {"f.py": text}, KNOWN, ALL)
     assert found.fix is not None
-    assert apply_edits(text, guard_edits(found.fix, text)) == text.replace(", MOE002", "")
+    assert apply_edits(text, plan_edits(found.fix, text)) == text.replace(", MOE002", "")
 
 
 def test_a_missing_reason_is_a_finding_but_still_silences() -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from click.testing import CliRunner
 
 from moe_lint import fixing
-from moe_lint.cli import main
 from moe_lint.engine import Options, run
 from moe_lint.model import MatrixRow, Report
 from moe_lint.profile import load_profile
+from tests.runs import moe_lint
 
 VLLM = load_profile("vllm")
 
@@ -274,10 +273,10 @@ def test_a_tree_without_a_helper_and_without_a_reason_is_not_judged(tmp_path: Pa
 
 def test_the_wrong_profile_is_told_which_one_fits(tmp_path: Path) -> None:
     root = tree(tmp_path, {"layers/fused_moe/layer.py": METHOD, "models/m.py": block(UNGUARDED)})
-    result = CliRunner().invoke(main, ["check", str(root)])
+    result = moe_lint("check", str(root))
     assert result.exit_code == 2
     assert "did you mean `--profile vllm`?" in result.output
-    assert CliRunner().invoke(main, ["check", "--profile", "vllm", str(root)]).exit_code == 1
+    assert moe_lint("check", "--profile", "vllm", str(root)).exit_code == 1
 
 
 def test_a_file_without_reductions_is_fine_in_a_tree_without_a_helper(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from moe_lint.cli.shared import EPILOG, fail
 from moe_lint.model import UsageError
 
 _DEPTH = 5000
+#: What shells give for a program that an interrupt ended.
+_INTERRUPTED = 130
 #: Where the first argument is kept when it is taken for a path or an option of `check`.
 _FIRST = "moe_lint.first"
 #: Command -> its module in this package, in the order of the help text.
@@ -66,6 +68,8 @@ class _Commands(click.Group):
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
             fail(_one_line(error))
+        except KeyboardInterrupt:  # to click, that is exit status 1: findings
+            sys.exit(_INTERRUPTED)
         except OSError as error:  # `--help` is printed while the arguments are read
             if error.errno == EPIPE:
                 raise
@@ -77,9 +81,9 @@ class _Commands(click.Group):
         except click.UsageError as error:  # one line, where click would print its usage text
             fail(_one_line(error))
         except UsageError as error:
-            fail(f"{error}{self._meant(ctx)}")
+            fail(f"{error}{_meant(str(error), ctx.meta.get(_FIRST, ''))}")
         except KeyboardInterrupt:
-            sys.exit(130)
+            sys.exit(_INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own ways to end
         except OSError as error:
@@ -91,14 +95,6 @@ class _Commands(click.Group):
 
             traceback.print_exc()
             fail(f"internal error: {type(error).__name__}: {error}; please report it with the lines above")
-
-    def _meant(self, ctx: click.Context) -> str:
-        """Whether the path that is not there may be a misspelt command."""
-        from difflib import get_close_matches
-
-        word = ctx.meta.get(_FIRST, "")
-        close = get_close_matches(word, COMMANDS, 1) if word[:1].isalpha() and not os.path.exists(word) else []
-        return f"; did you mean the command {close[0]!r}?" if close else ""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:  # click's versions differ: help, or an error with the help in it
@@ -112,6 +108,19 @@ class _Commands(click.Group):
 
 def _one_line(error: click.UsageError) -> str:
     return " ".join(error.format_message().split())
+
+
+def _meant(message: str, first: str) -> str:
+    """Whether the path that is not there is a command: a misspelt one, or one behind options."""
+    from difflib import get_close_matches
+
+    word, _, why = message.partition(": ")
+    if why != "no such file or directory":
+        return ""
+    if word in COMMANDS:
+        return f"; a command comes first: moe-lint {word} …"
+    close = get_close_matches(word, COMMANDS, 1) if word == first else []
+    return f"; did you mean the command {close[0]!r}?" if close else ""
 
 
 def _of_the_system(error: OSError) -> str:

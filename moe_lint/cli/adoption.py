@@ -46,7 +46,7 @@ def check_reason(reason: str | None) -> None:
 
 def silence(options: Options, report: Report, reason: str | None, do_diff: bool, told: Callable[[str], None]) -> Report:
     """Write (or show) a comment for every finding, and the report that is left."""
-    from moe_lint.fixing import diff, write_all
+    from moe_lint.rewritten import diff, write_all
     from moe_lint.silencing import DEFAULT_REASON, add_ignores
 
     done = add_ignores(options, report, DEFAULT_REASON if reason is None else reason)

@@ -11,7 +11,7 @@ import click
 from msgspec import Struct
 from msgspec.structs import replace
 
-from moe_lint.api import options_of
+from moe_lint.api import options_of, path_of
 from moe_lint.cli.adoption import check_reason, need_terminal, silence, write_baseline
 from moe_lint.cli.caching import cache_of, cache_options
 from moe_lint.cli.outputs import Output, chosen, echo_report, keep_inputs, output_options, wants_patches, write_files
@@ -81,7 +81,7 @@ def command(
     _refuse_half_requests(asked, settings, reason, alone=not (outputs or to_stdout or since is not None))
     stdout, files = chosen(outputs, to_stdout)
     _refuse_two_on_stdout(asked, stdout)
-    keep_inputs(files, settings)
+    keep_inputs([one.file for one in files], settings)
     if interactive:
         need_terminal(do_diff)
     if not paths:
@@ -138,6 +138,8 @@ def _refuse_half_requests(asked: _Asked, settings: Settings, reason: str | None,
         fail("--write-baseline needs to know where: give --baseline FILE too")
     if asked.baseline and (asked.diff or not alone):
         fail("--write-baseline takes all findings and makes no report: run it by itself")
+    if asked.baseline:
+        keep_inputs([path_of(settings.one("baseline"))], settings, "--baseline")
     if reason is not None and not asked.ignores:
         fail("--reason is what --add-ignores writes: give that too")
     check_reason(reason)

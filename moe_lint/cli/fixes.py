@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import click
 from msgspec.structs import replace
 
 from moe_lint.cli.shared import fail, to_stderr
 from moe_lint.engine import Options
-from moe_lint.fixing import (
-    ALLOWED,
-    FileFix,
-    FixResult,
-    behaviour,
-    choices,
-    diff,
-    encoded,
-    fix,
-    refuted,
-    rewrite,
-    write_all,
-)
+from moe_lint.fixing import ALLOWED, FixResult, choices, fix, refuted, rewrite
 from moe_lint.model import FixPlan, Report, Safety, counted, one_line, visible
+from moe_lint.rewritten import Rewritten, diff, encoded, write_all
 
 #: Makes the fixes of a report that are wanted, at a level.
 Maker = Callable[[Options, Report, str, Callable[[FixPlan], bool]], FixResult]
@@ -97,10 +87,34 @@ def fixed(
     else:
         result = make(options, report, level, _any)
     write_all(result.fixed)
-    for line in behaviour(result.fixed, report):
+    for line in _behaviour(result.fixed, report):
         told(one_line(line))
     _tell_what_is_left(result, report, level)
     return result.report
+
+
+def _behaviour(fixes: Sequence[Rewritten], before: Report) -> list[str]:
+    """What changed in behaviour, in lines for people: every rewrite, the state in which it matters, and a sum."""
+    witness = {finding.fix: finding.witness for finding in before.findings if finding.fix and finding.witness}
+    lines: list[str] = []
+    plans = [(one.path, plan) for one in fixes for plan in one.plans]
+    for path, plan in sorted(plans, key=lambda item: (item[0], item[1].statement)):
+        lines.append(f"fixed {path}:{plan.statement.line} ({plan.safety.value}): {plan.reason}")
+        if plan.safety is not Safety.SAFE and _tells_of(witness.get(plan, ""), plan):
+            lines.append(f"    before: {witness[plan]}")
+    changed = sum(plan.safety is not Safety.SAFE for _, plan in plans)
+    if plans:
+        lines.append(
+            f"{counted(len(plans), 'place')} fixed in {counted(len(fixes), 'file')}: "
+            f"{len(plans) - changed} as before in every state, {changed} with the change told above"
+        )
+    return lines
+
+
+def _tells_of(witness: str, plan: FixPlan) -> bool:
+    """Whether a finding's witness is a state that its fix changes: a fix need not repair all that is wrong."""
+    condition = re.search(r"`([^`=]+)", witness)
+    return condition is not None and (plan.safety is Safety.UNSAFE or condition[1] in plan.reason.partition(";")[0])
 
 
 def _any(_: FixPlan) -> bool:
@@ -155,7 +169,7 @@ def _ask(report: Report, level: str) -> frozenset[FixPlan]:
     return frozenset(taken)
 
 
-def _show(report: Report, preview: FileFix) -> None:
+def _show(report: Report, preview: Rewritten) -> None:
     for finding in report.findings:
         if finding.fix in preview.plans:
             place = f"{one_line(finding.path)}:{finding.span.line}"

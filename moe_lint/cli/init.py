@@ -8,8 +8,8 @@ import click
 
 from moe_lint.api import options_of
 from moe_lint.cli.settings import repeated, settings_for, tree_options
-from moe_lint.fixing import diff, write_all
 from moe_lint.initialise import plan_init
+from moe_lint.rewritten import diff, write_all
 
 
 @click.command("init")

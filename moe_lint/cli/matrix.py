@@ -41,7 +41,7 @@ def command(
     """Show the sites as rows and the tree's skip reasons as columns."""
     stdout, files = chosen(outputs, to_stdout)
     settings = settings_for(context, paths)
-    keep_inputs(files, settings)
+    keep_inputs([one.file for one in files], settings)
     options = options_of(paths, settings, baseline=False)
     report = run(replace(options, law=True, cache=cache_of(cache_dir, no_cache)))
     write_files(files, lambda output: render_matrix(report, output))

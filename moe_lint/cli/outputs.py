@@ -77,18 +77,17 @@ def chosen(outputs: tuple[Output, ...], to_stdout: Output | None) -> tuple[Outpu
     return (on_stdout[0] if on_stdout else Output("text")), files
 
 
-def keep_inputs(files: Iterable[Output], settings: Settings) -> None:
-    """Refuse a report in the place of what the run reads beside source: the configuration, the baseline, a profile."""
+def keep_inputs(files: Iterable[str | None], settings: Settings, option: str = "--output") -> None:
+    """Refuse to write in the place of what the run reads: source, the configuration, a profile, the baseline."""
     from moe_lint.api import path_of
 
     baseline, profile = settings.one("baseline"), settings.one("profile")
-    named = [baseline] if baseline.value else []
+    named = [baseline] if baseline.value and option != "--baseline" else []
     named += [profile] if profile.value.endswith(".toml") else []  # else it is mostly a bundled one
-    read = [settings.file, *map(path_of, named)]
-    for one in files:
-        assert one.file is not None
-        if any(file is not None and os.path.realpath(file) == os.path.realpath(one.file) for file in read):
-            _would_overwrite(one.file)
+    read = {os.path.realpath(file) for file in (settings.file, *map(path_of, named)) if file is not None}
+    for file in filter(None, files):
+        if file.endswith(".py") or os.path.realpath(file) in read:
+            _would_overwrite(option, file)
 
 
 def write_files(files: Iterable[Output], render: Callable[[str], str]) -> None:
@@ -134,8 +133,8 @@ def _known(name: str, names: tuple[str, ...]) -> str:
     return name
 
 
-def _would_overwrite(file: str) -> NoReturn:
-    fail(f"--output: {file}: a report would overwrite what is read")
+def _would_overwrite(option: str, file: str) -> NoReturn:
+    fail(f"{option}: {file}: would overwrite what is read")
 
 
 def _check_writable(file: str) -> None:
@@ -144,7 +143,7 @@ def _check_writable(file: str) -> None:
     if path.is_dir():
         fail(f"--output: {file}: is a folder")
     if path.suffix == ".py":
-        _would_overwrite(file)
+        _would_overwrite("--output", file)
     folder = path.resolve().parent
     if not folder.is_dir():
         fail(f"--output: {file}: there is no folder {folder}")

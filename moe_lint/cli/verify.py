@@ -44,7 +44,7 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
     show_default=True,
     help="The MoE block alone, or decoder layers with the tree's own communicator.",
 )
-@click.option("--world-size", "sizes", multiple=True, callback=_sizes, metavar="N", help="Ranks; default 2,4.")
+@click.option("--world-size", "sizes", multiple=True, callback=_sizes, metavar="N", help="Ranks.  [default: 2,4]")
 @click.option(
     "--backend",
     type=click.Choice(["threads", "gloo", "nccl"]),
@@ -68,10 +68,17 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
     "--dtype",
     type=click.Choice(["float64", "float32", "bfloat16"]),
     default=None,
-    help="Default: what suits the kernels.",
+    help="In which arithmetic.  [default: what suits the kernels]",
 )
-@click.option("--timeout", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds per block.")
-@click.option("--jobs", type=click.IntRange(min=1), default=None, help="Blocks at a time; default: the cores.")
+@click.option(
+    "--timeout",
+    type=click.IntRange(1, 86400),
+    default=120,
+    show_default=True,
+    metavar="SECONDS",
+    help="For one block at one level.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Blocks at a time.  [default: the cores]")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @click.option("--all", "every", is_flag=True, help="In text, also the cases in which nothing changed.")
 @output_options(_FORMATS)
@@ -87,7 +94,7 @@ def command(
     device: str | None,
     kernels: str,
     dtype: str | None,
-    timeout: float,
+    timeout: int,
     jobs: int | None,
     quiet: bool,
     every: bool,
@@ -99,6 +106,8 @@ def command(
     BEFORE and AFTER are trees, or model files inside them. Without --models, the blocks in which they differ are run.
     Target code runs in child processes only. Needs the extra `runtime` (torch).
     """
+    if not before or not after:  # to Path, no name at all is the working directory
+        fail("'': no such file or folder")
     from reference_runtime import cli as runtime
     from reference_runtime.launch import VerifyError
     from reference_runtime.plan import Settings
@@ -122,7 +131,7 @@ def command(
         device,
         dtype or ("bfloat16" if half else "float64"),
         kernels,
-        timeout=timeout,
+        timeout=float(timeout),
         parallel=jobs or os.cpu_count() or 1,
         member=member,
     )

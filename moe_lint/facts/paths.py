@@ -27,8 +27,8 @@ class PathReader(FunctionReader):
         self.marks: list[tuple[Span, Formula]] = []
         super().run(node)
 
-    def run_statement(self, statement: ast.stmt, body: list[ast.stmt]) -> bool:
-        left = super().run_statement(statement, body)
+    def run_statement(self, statement: ast.stmt) -> bool:
+        left = super().run_statement(statement)
         if isinstance(statement, ast.Return) and statement.value is not None and not self.quiet:
             condition = conj(part.formula for part in self.guard)
             self.exits.append(Exit(span_of(statement, self.file.lines), self.elements(statement.value), condition))
@@ -62,7 +62,7 @@ class PathReader(FunctionReader):
 
     def _reduces(self, node: ast.Call) -> bool:
         callee = self.callee(node)
-        return callee is not None and self._axis(node, callee, callee.rsplit(".", 1)[-1]) is not None and sums(node)
+        return callee is not None and self._axis(node, callee.rsplit(".", 1)[-1]) is not None and sums(node)
 
     def _call_origins(self, node: ast.Call, element: int | None) -> Origins:
         if not self._reduces(node):

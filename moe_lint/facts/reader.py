@@ -199,12 +199,12 @@ class FunctionReader(Operands):
         for statement in body:
             if left:
                 break
-            left = self.run_statement(statement, body)
+            left = self.run_statement(statement)
         through = self.guard[depth:]
         del self.guard[depth:]
         return left, through
 
-    def run_statement(self, statement: ast.stmt, body: list[ast.stmt]) -> bool:
+    def run_statement(self, statement: ast.stmt) -> bool:
         self.statement = statement
         if isinstance(statement, ast.If):
             return self._if(statement)
@@ -254,7 +254,7 @@ class FunctionReader(Operands):
     def _inline_block(self, body: list[ast.stmt]) -> bool:
         """A block that is always run (``with``, ``try``): its early exits hold after it, too."""
         for statement in body:  # noqa: SIM110 - Python does not let calls through C nest as deeply as its own
-            if self.run_statement(statement, body):
+            if self.run_statement(statement):
                 return True
         return False
 
@@ -594,7 +594,7 @@ class FunctionReader(Operands):
             return
         last = callee.rsplit(".", 1)[-1]
         self.in_place(node, last)
-        axis = self._axis(node, callee, last)
+        axis = self._axis(node, last)
         if axis is not None:
             if not self.quiet:
                 self._site(node, callee, last, axis)
@@ -625,7 +625,7 @@ class FunctionReader(Operands):
             found.append(Argument(keyword, text, literal, self.origins(value)))
         return tuple(found)
 
-    def _axis(self, node: ast.Call, callee: str, last: str) -> Axis | None:
+    def _axis(self, node: ast.Call, last: str) -> Axis | None:
         """The axis when this call is a reduction, None when it is not one."""
         if last in self.profile.collectives:
             return self.profile.collectives[last]

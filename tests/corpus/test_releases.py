@@ -13,6 +13,7 @@ from moe_lint.engine import Options, run
 from moe_lint.initialise import plan_init
 from moe_lint.model import MatrixRow, Report
 from moe_lint.profile import load_profile
+from moe_lint.rewritten import write_all
 from tests.corpus.releases import findings, judged, release
 
 SGLANG = load_profile("sglang")
@@ -83,11 +84,11 @@ def test_init_and_fix_replay_the_sweep_of_the_central_helper(tmp_path: Path) -> 
     tree = str(tmp_path / "sglang")
     plan = plan_init(tree, SGLANG)
     assert plan is not None
-    fixing.write_all(plan.files)
+    write_all(plan.files)
     options = Options((tree,), SGLANG, known={})
     result = fixing.fix(options, run(options), fixing.ALLOWED["default"])
     assert result.not_proven == ()
-    fixing.write_all(result.fixed)
+    write_all(result.fixed)
     for one in result.fixed:
         compile(one.after, one.path, "exec")
     report = run(options)

@@ -16,14 +16,15 @@ from moe_lint.profile import Profile
 from moe_lint.sites import Site
 from reference_runtime.discover import Block
 from reference_runtime.launch import choose
-from reference_runtime.plan import Question, Settings
+from reference_runtime.plan import Settings
 from reference_runtime.scenarios import block_cases
 from reference_runtime.topology import Topology
 from reference_runtime.tree import Tree, find_tree
-from reference_runtime.variants import Trial, run_variants
 from reference_runtime.verdicts import CaseResult, Verdict
 from tests.mutation.equivalence import Argument, Refused, argue
 from tests.mutation.operators import Mutant, Place, mutants
+from tests.trials.observe import Question
+from tests.trials.variants import Trial, run_variants
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reference_runtime.variants import Trial
 from tests.mutation.driver import Result
+from tests.trials.variants import Trial
 
 _HEAD = """\
 # Mutation test of the reference runtime

@@ -294,6 +294,21 @@ def test_a_folder_without_an_engine_is_one_line_and_exit_2(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["", "after"], "'': no such file or folder"),
+        (["before", ""], "'': no such file or folder"),
+        (["before", "after", "--timeout", "inf"], "Invalid value for '--timeout': 'inf' is not a valid integer"),
+        (["before", "after", "--timeout", "0"], "Invalid value for '--timeout': 0 is not in the range"),
+    ],
+)
+def test_a_request_that_cannot_be_meant_is_one_line_and_exit_two(arguments: list[str], told: str) -> None:
+    result = moe_lint("verify", *arguments)
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert told in result.stderr
+
+
 @pytest.mark.parametrize("option", ["--models", "--world-size"])
 def test_an_option_that_names_nothing_is_refused_where_the_default_would_run_everything(option: str) -> None:
     result = moe_lint("verify", "before", "after", option, " ")

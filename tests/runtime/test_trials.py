@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from reference_runtime.launch import choose, verify
-from reference_runtime.plan import Question, Settings
+from reference_runtime.plan import Settings
 from reference_runtime.tree import find_tree
-from reference_runtime.variants import Trial, run_variants
 from reference_runtime.verdicts import Verdict
 from tests.runtime.mini import MINI, PAIR, changed, engine
 from tests.runtime.test_verify import FORWARD, MODELS
+from tests.trials.observe import Question
+from tests.trials.variants import Trial, run_variants
 
 TEXTS = {
     "same": PAIR + "\n",

@@ -1,4 +1,4 @@
-"""One tree against many variants of it, each run until it is refuted. Drives the worker; no torch."""
+"""One tree against many variants of it, each run until it is refuted. Drives the worker."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from reference_runtime.discover import Block
 from reference_runtime.launch import VerifyError, Worker, need_torch
-from reference_runtime.plan import Job, Question, Settings
+from reference_runtime.plan import Settings
 from reference_runtime.tree import Tree
 from reference_runtime.verdicts import CaseResult, Outcome, Status, outcome_from_dict
-
-Seen = Mapping[str, Sequence[Mapping[str, bool | str]]]
+from tests.trials.job import Job
+from tests.trials.observe import Question, Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def run_variants(
             )  # fmt: skip
     states = [_State(job) for job in jobs]
     if jobs:
-        with Worker(settings) as worker:
+        with Worker(settings, Job.__module__) as worker:
             worker.run(jobs, lambda line: states[int(str(line["job"]))].take(line))
     found: dict[Block, list[list[Trial]]] = {}
     for block, trees in variants.items():

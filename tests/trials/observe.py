@@ -16,10 +16,25 @@ from typing import Any
 import torch
 
 from reference_runtime.dense import Dense
-from reference_runtime.plan import Question
 from reference_runtime.scenarios import Case
 from reference_runtime.subjects import Subject
 from reference_runtime.world import RankContext
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to find out whenever a function is called.
+
+    Attributes:
+        path: its file, relative to the tree's root, with ``/``.
+        function: its qualified name.
+        conditions: expressions over the names that the function sees when it begins, and the tree's predicates.
+    """
+
+    path: str
+    function: str
+    conditions: tuple[str, ...] = ()
+
 
 #: function -> per call: condition -> whether it held, or why that cannot be told
 Seen = dict[str, list[dict[str, bool | str]]]
