@@ -33,6 +33,30 @@ def plan_init(
     tree_path: str, profile: Profile, into: str | None = None, files: FileFilter = DEFAULT_FILES
 ) -> InitPlan | None:
     """What `init` would write; None when the tree has a helper already. Raises ``UsageError``."""
+    tree, paths, helper = _judged(tree_path, profile, files)
+    if not helper.proposed:
+        return None
+    if into is None and not helper.path:
+        raise UsageError(f"{tree_path}: no module defines the skip predicates; name one with --into FILE")
+    home = Path(helper.path if into is None else into).resolve()
+    if into is not None and not home.is_file():
+        raise UsageError(f"--into: {into or repr(into)}: no such file")
+    if str(home) not in paths:
+        raise UsageError(f"--into: {into}: no Python file of {tree_path}")
+    module = _source(home)
+    written = helper_source(helper, profile, _imports(tree, home, module, helper))
+    new = _with_public_name(_with_helper(module, helper, written), helper.name)
+    return InitPlan((Rewritten(display_path(str(home)), module, new), *_exported(home, helper.name)), helper)
+
+
+def plan_export(tree_path: str, profile: Profile) -> InitPlan:
+    """What is left of `init` once the helper is written. Raises ``UsageError``."""
+    _, _, helper = _judged(tree_path, profile, DEFAULT_FILES)
+    return InitPlan(tuple(_exported(Path(helper.path), helper.name)), helper)
+
+
+def _judged(tree_path: str, profile: Profile, files: FileFilter) -> tuple[Tree, list[str], Helper]:
+    """The tree, its files, and its helper: what it has, or what it would get. Raises ``UsageError``."""
     path = Path(tree_path)
     if not tree_path or not path.exists():  # to Path, no name at all is the working directory
         raise UsageError(f"{tree_path or repr(tree_path)}: no such file or directory")
@@ -48,24 +72,20 @@ def plan_init(
         raise UsageError(
             f"{tree_path}: no guard names a skip reason and nothing absorbs: there is nothing to centralise"
         )
-    if not helper.proposed:
-        return None
-    if into is None and not helper.path:
-        raise UsageError(f"{tree_path}: no module defines the skip predicates; name one with --into FILE")
-    home = Path(helper.path if into is None else into).resolve()
-    if into is not None and not home.is_file():
-        raise UsageError(f"--into: {into or repr(into)}: no such file")
-    if str(home) not in paths:
-        raise UsageError(f"--into: {into}: no Python file of {tree_path}")
-    module = _source(home)
-    written = helper_source(helper, profile, _imports(tree, home, module, helper))
-    changed = [(home, module, _with_public_name(_with_helper(module, helper, written), helper.name))]
+    return tree, paths, helper
+
+
+def _exported(home: Path, name: str) -> Iterator[Rewritten]:
+    """The package of a module with a name that it re-exports from there; nothing if it does, or re-exports nothing.
+
+    Raises ``UsageError``.
+    """
     package = home.parent / "__init__.py"
     if package.is_file():
-        exports = _source(package)
-        changed.append((package, exports, _with_export(exports, home.stem, helper.name)))
-    fixes = (Rewritten(display_path(str(file)), old, new) for file, old, new in changed if new != old)
-    return InitPlan(tuple(fixes), helper)
+        old = _source(package)
+        new = _with_export(old, home.stem, name)
+        if new != old:
+            yield Rewritten(display_path(str(package)), old, new)
 
 
 def _source(file: Path) -> str:
@@ -197,7 +217,8 @@ def _with_public_name(text: str, name: str) -> str:
     edits = []
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple) and node.value.elts:
-            if any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            listed = {element.value for element in node.value.elts if isinstance(element, ast.Constant)}
+            if name not in listed and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
                 last = node.value.elts[-1]
                 end = source.offset(last.end_lineno or last.lineno, (last.end_col_offset or 0) + 1)
                 indent = source.indent_at(source.offset(last.lineno, 1))

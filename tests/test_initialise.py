@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_lint.initialise import helper_source, plan_init
+from moe_lint.initialise import InitPlan, helper_source, plan_init
 from moe_lint.profile import load_profile
 from moe_lint.rules._cases import UTILS, experts, model
 from tests.runs import moe_lint
@@ -181,3 +181,29 @@ def test_a_home_outside_of_the_tree_is_refused(bare: Path) -> None:
     result = moe_lint("init", "--into", "own.py", "engine")
     assert (result.exit_code, result.stderr) == (2, "moe-lint: error: --into: own.py: no Python file of engine\n")
     assert (bare / "own.py").read_text() == ""
+
+
+def test_the_helper_is_added_by_a_libcst_command_file_by_file(bare: Path) -> None:
+    package = bare / "engine/layers/moe/__init__.py"
+    package.write_text("from engine.layers.moe.utils import get_moe_a2a_backend\n")
+    expected = {Path(one.path).name: one.after for one in _planned("engine").files}
+    command = [
+        sys.executable,
+        "-m",
+        "libcst.tool",
+        "codemod",
+        "--no-format",
+        "-j1",
+        "-x",
+        "codemods.commands.AddHelper",
+    ]
+    files = ["engine/layers/moe/utils.py", "engine/layers/moe/__init__.py", "engine/models/pretend.py"]
+    subprocess.run([*command, "--tree", "engine", *files], check=True, capture_output=True, cwd=bare)
+    assert {name: (bare / "engine/layers/moe" / name).read_text() for name in expected} == expected
+    assert sorted(expected) == ["__init__.py", "utils.py"]
+
+
+def _planned(tree: str) -> InitPlan:
+    plan = plan_init(tree, load_profile("sglang"))
+    assert plan is not None
+    return plan
