@@ -14,7 +14,7 @@ from typing import TypeVar
 from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, dotted, inline
 from moe_lint.facts.alone import only_guards
 from moe_lint.facts.class_env import ClassEnv
-from moe_lint.facts.conduct import Conduct, ConductReader, Truth
+from moe_lint.facts.conduct import Conduct, ConductReader
 from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins, Paths
 from moe_lint.facts.handed import hands_on
 from moe_lint.facts.leaving import Leaving, first_returned, leaving
@@ -106,7 +106,7 @@ class FileFacts:
         #: what could not be parsed or read so far
         self.errors: list[SourceError] = []
         self._class_envs: dict[str, ClassEnv] = {}
-        self._truths: dict[str, list[Truth]] = {}
+        self._truths: dict[str, Callable[[str, int], Formula]] = {}
         self._state = FileState() if kept is None else decoded(kept, path, self._truth)
         if kept is None:
             self._read_top_level()
@@ -546,8 +546,8 @@ class FileFacts:
         if qualname not in self._truths:
             reader = self._conduct_reader(qualname)
             reader.read(self._node(self._functions[qualname]))
-            self._truths[qualname] = reader.truths
-        return self._truths[qualname][number].formula
+            self._truths[qualname] = reader.terms.of_argument
+        return self._truths[qualname](qualname, number)
 
     def call_condition(self, qualname: str, span: Span) -> Formula:
         """What must hold inside a function for the call at ``span`` to be reached."""

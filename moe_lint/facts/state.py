@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sized
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
 
-from msgspec import Struct, convert, field
-from msgspec.msgpack import Decoder, Encoder
+from msgspec import Struct, field
+from msgspec.msgpack import Decoder, encode
 from msgspec.structs import replace
 
-from moe_lint.facts.conduct import Conduct, Truth
+from moe_lint.facts.conduct import Conduct
 from moe_lint.facts.data import ClassFacts, FunctionFacts, Paths
 from moe_lint.facts.leaving import Leaving
 from moe_lint.facts.outline import Block, Method
@@ -142,7 +141,7 @@ def encoded(state: FileState) -> memoryview:
         state.modules - imported,
         frozenset(imported - state.modules),
     )
-    return memoryview(_encoder().encode(kept))
+    return memoryview(encode(kept))
 
 
 def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) -> FileState:
@@ -151,14 +150,7 @@ def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) ->
     Raises ``msgspec.MsgspecError``.
     """
 
-    def hook(_: type, value: Any) -> Truth:
-        function, number, formula = value
-        truth = Truth((path, function, number), partial(tell, function, number))
-        if formula is not None:
-            truth.formula = convert(formula, Formula)
-        return truth
-
-    kept = Decoder(_Kept, dec_hook=hook).decode(data)
+    kept = _decoder().decode(data)
     state, listed = kept.state, kept.listed
     state.definitions = {name: listed[number] for name, number in kept.definitions.items()}
     state.methods = {name: [listed[number] for number in own] for name, own in kept.methods.items()}
@@ -168,15 +160,14 @@ def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) ->
         if block.name in state.unread:
             state.unread[block.name].append(block)
     state.modules = frozenset(state.imports.keys() - kept.inner | kept.dotted)
+    for conduct in state.conducts.values():
+        for call in conduct.calls:
+            for passed in (*call.arguments, *call.published):
+                if passed.truth is not None:
+                    passed.truth.place(path, tell)
     return state
 
 
-def _plain(value: object) -> object:
-    assert isinstance(value, Truth)
-    _, function, number = value.place
-    return function, number, value.told
-
-
 @lru_cache(maxsize=1)
-def _encoder() -> Encoder:
-    return Encoder(enc_hook=_plain)
+def _decoder() -> Decoder[_Kept]:
+    return Decoder(_Kept)
