@@ -355,6 +355,7 @@ def _sparse_state(bits: int, names: Sequence[str]) -> State | None:
     return State(tuple(values))
 
 
+@lru_cache(maxsize=1_000)
 def compare(
     reduces: Formula, skips: Formula, feasible: Formula = TRUE, kept: frozenset[str] = frozenset()
 ) -> Comparison:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from moe_lint.facts import AttributeFact, CallFact, FileFacts, FunctionFacts
 from moe_lint.formula import Formula
 from moe_lint.profile import Profile, longest_part, matches
+from moe_lint.remembered import remembered
 from moe_lint.text import Statement, Text
 
 _ATTRIBUTE_CALL = re.compile(r"self(?<!\wself)\.(\w+)\(")
@@ -113,10 +114,14 @@ class ProjectIndex:
             wanted = [*importer.split(os.sep)[:-level], *wanted]
         if not wanted:
             return None
-        tail = os.sep.join(wanted)
-        named = self._by_tail.get(wanted[-1], ())
-        found = [path for stem, path in named if stem == tail or stem.endswith(f"{os.sep}{tail}")]
+        found = self._files_at(os.sep.join(wanted))
         return found[0] if len(found) == 1 else max(found, key=partial(_shared, importer), default=None)
+
+    @remembered
+    def _files_at(self, tail: str) -> list[str]:
+        """The files whose paths end like this, without their ending."""
+        named = self._by_tail.get(tail[tail.rfind(os.sep) + 1 :], ())
+        return [path for stem, path in named if stem == tail or stem.endswith(f"{os.sep}{tail}")]
 
     def resolve(self, path: str, name: str) -> Ref | None:
         """The class or function that a (dotted) name means in a file, through imports and re-exports."""
@@ -178,6 +183,7 @@ class ProjectIndex:
             self._mro[ref] = list(order)
         return self._mro[ref]
 
+    @remembered
     def method(self, owner: Ref, name: str, skip: int = 0) -> Ref | None:
         """The function that ``owner.name`` is, along the bases (from base ``skip`` on)."""
         for ref in self.mro(owner)[skip:]:
@@ -186,6 +192,7 @@ class ProjectIndex:
                 return Ref(ref.path, f"{ref.name}.{name}")
         return None
 
+    @remembered
     def attributes(self, owner: Ref, name: str) -> list[tuple[str, AttributeFact]]:
         """(file, fact) of every assignment to ``self.name`` in the class and its bases."""
         found: list[tuple[str, AttributeFact]] = []
@@ -271,6 +278,7 @@ class ProjectIndex:
 
     # --- calls
 
+    @remembered
     def targets(self, path: str, class_name: str | None, callee: str) -> list[Target]:
         """The functions that a call of ``callee`` may reach. Empty when that cannot be told."""
         return list(self._targets(path, class_name, callee, frozenset()))
@@ -512,13 +520,26 @@ class ProjectIndex:
             return False
         if not self._may_build_absorber(owner, facts):
             return False
-        text = facts.class_text(owner.name)
-        if not self._names_absorber(text) and not self._calls_maker(owner.path, text):
+        if not self._is_absorber_named(owner, facts):
             return False
         if "__init__" in facts.classes[owner.name].methods and any(map(self._replaces_constructor, derived)):
+            text = facts.class_text(owner.name)
             text = text.replace(facts.function_text(f"{owner.name}.__init__"), "")
             return self._names_absorber(text) or self._calls_maker(owner.path, text)
         return True
+
+    def _is_absorber_named(self, owner: Ref, facts: FileFacts) -> bool:
+        """Whether the text of a class builds an absorber, or calls a function of its file that does."""
+
+        def answer() -> Iterator[int]:
+            text = facts.class_text(owner.name)
+            if self._names_absorber(text) or self._calls_maker(owner.path, text):
+                yield facts.classes[owner.name].line
+
+        if owner.path not in self.texts:
+            return any(answer())
+        constructors = " or ".join(self.profile.absorber_constructors)
+        return bool(self.lines_that(owner.path, f"name {constructors} in {owner.name}", answer))
 
     def _may_build_absorber(self, owner: Ref, facts: FileFacts) -> bool:
         """A look at what is known of the text, before the text of the class is cut out of it."""

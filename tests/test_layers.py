@@ -13,6 +13,7 @@ ORDER = (
     "model",
     "fingerprint",
     "atomic",
+    "remembered",
     "formula",
     "launch",
     "kept",

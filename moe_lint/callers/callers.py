@@ -27,6 +27,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.model import Span
 from moe_lint.policy import Policy
 from moe_lint.profile import matches
+from moe_lint.remembered import remembered
 from moe_lint.sites import Site, without_topology
 
 #: How many calls down from a layer a reduction is looked for.
@@ -371,8 +372,12 @@ class Callers(Constructions):
                         callee.function, acts_for if callee.itself is not None else None, callee.itself or "self"
                     )
 
-    def paths(self, layer: Layer) -> Iterator[tuple[Frame, Edge]]:
+    @remembered
+    def paths(self, layer: Layer) -> tuple[tuple[Frame, Edge], ...]:
         """Every call that a layer makes or brings about, once: (the layer's function that it starts in, the call)."""
+        return tuple(self._paths(layer))
+
+    def _paths(self, layer: Layer) -> Iterator[tuple[Frame, Edge]]:
         seen: set[Edge] = set()
         for start in layer.frames:
             stack = list(reversed(self.edges(start)))

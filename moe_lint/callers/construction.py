@@ -10,6 +10,7 @@ from moe_lint.facts import Call, Conduct
 from moe_lint.formula import FALSE, TRUE, Formula, TooManyAtoms, conj, negate, satisfiable
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.profile import matches
+from moe_lint.remembered import remembered
 
 _STORES_OR_CALLS = re.compile(r"self\.\w+\s*(?:=(?!=)|[:(])")
 
@@ -43,6 +44,7 @@ class Constructions:
             self._built[owner] = found
         return self._built[owner]
 
+    @remembered
     def built_names(self, owner: Ref) -> frozenset[str]:
         """Every attribute that a class's constructors set to the result of a call, resolved or not."""
         names: set[str] = set()

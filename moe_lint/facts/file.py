@@ -396,10 +396,14 @@ class FileFacts:
 
     def assigned_at(self, line: int) -> str | None:
         """The name that the statement around a line at the top level assigns, if it is an assignment to one."""
-        while line > 0 and (not self.lines[line - 1].strip() or self.lines[line - 1][0] in " \t)]}#"):
-            line -= 1
-        found = _ASSIGNED.match(self.lines[line - 1]) if line else None
-        return found.group(1) if found is not None else None
+        assigned = self._state.assigned
+        if line not in assigned:
+            first = line
+            while first > 0 and (not self.lines[first - 1].strip() or self.lines[first - 1][0] in " \t)]}#"):
+                first -= 1
+            found = _ASSIGNED.match(self.lines[first - 1]) if first else None
+            assigned[line] = found.group(1) if found is not None else None
+        return assigned[line]
 
     def classes_deriving(self, base: str) -> list[str]:
         """The classes with a base of this name, whatever it is an attribute of."""
@@ -420,9 +424,13 @@ class FileFacts:
 
     def nested(self, name: str) -> list[str]:
         """The qualified names of classes and functions of this name that are not at the top level."""
-        for keyword in ("def", "class"):
-            self._load_at(self._lines_with(f"{keyword} {name}"))
-        return [q for q in (*self._state.classes, *self._state.definitions) if q.endswith(f".{name}")]
+        inner = self._state.inner
+        if name not in inner:
+            for keyword in ("def", "class"):
+                self._load_at(self._lines_with(f"{keyword} {name}"))
+            known = (*self._state.classes, *self._state.definitions)
+            inner[name] = [qualname for qualname in known if qualname.endswith(f".{name}")]
+        return inner[name]
 
     def _load_at(self, lines: Iterable[int]) -> None:
         for line in lines:

@@ -11,7 +11,7 @@ from moe_lint.policy import Policy
 from moe_lint.rules._cases import ROUTED, case, experts, method
 from moe_lint.rules.base import Context, Rule
 
-_CALLED = re.compile(r"\bself\.(\w+)\(")
+_CALLED = re.compile(r"self(?<!\wself)\.(\w+)\(")
 _CHOICE = """
 if not get_moe_a2a_backend().is_deepep() {join} not get_moe_a2a_backend().is_mori():
     return self.forward_normal(x, should_allreduce_fusion, use_reduce_scatter)
