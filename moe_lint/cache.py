@@ -10,7 +10,6 @@ read back is a miss. Entries are replaced at once, so concurrent runs see whole 
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,10 +21,10 @@ from msgspec import MsgspecError, Struct, msgpack
 from msgspec.structs import replace
 
 from moe_lint.atomic import replace_file
-from moe_lint.kept import Kept, Unchanged
+from moe_lint.kept import Kept, Stamp, Unchanged
 from moe_lint.launch import Configurations
 from moe_lint.model import Judgement, UsageError
-from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
+from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes, stamp_of
 
 _FORMAT = 8
 _SUFFIX = ".judgement"
@@ -37,8 +36,6 @@ _CLOCK = 2_000_000_000
 #: Seconds after which an entry that nobody used is removed.
 _EXPIRY = 30 * 24 * 3600
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache directory of moe-lint.\n"
-
-Stamp = tuple[int, int, int, int]
 
 
 class _Entry(Struct, frozen=True, array_like=True):
@@ -72,6 +69,8 @@ class Loaded(Struct, frozen=True):
     stamps: dict[str, Stamp]
     #: path -> digest of a file that is as it was; None for one without any word of the engine
     digests: dict[str, bytes | None]
+    #: the files that are as they were by their stamps
+    settled: set[str]
     judgement: Judgement | None = None
 
 
@@ -87,17 +86,18 @@ class Cache(Struct, frozen=True):
         entry = read[0] if read is not None else None
         manifest = entry.manifest if entry is not None else {}
         written = entry.written if entry is not None else 0
-        found = Loaded({}, {})
+        found = Loaded({}, {}, set())
         renewed = False
         wanted = list(paths)
         for path in wanted:
             try:
-                stamp = found.stamps[path] = _stamp(path)
+                stamp = found.stamps[path] = stamp_of(path)
                 if path not in manifest:
                     continue
                 old, digest = manifest[path]
                 if stamp == old and max(stamp[1:3]) < written - _CLOCK:
                     found.digests[path] = digest
+                    found.settled.add(path)
                     continue
                 data = read_bytes(path)
             except OSError:
@@ -114,8 +114,9 @@ class Cache(Struct, frozen=True):
             self._write(key + _SUFFIX, now, _Entry(_FORMAT, now, stamped, entry.judgement))
         return replace(found, judgement=entry.judgement)
 
-    def unchanged(self, key: str, digests: Mapping[str, bytes | None]) -> Unchanged:
-        """What is known of files with these contents, as `load` gives them."""
+    def unchanged(self, key: str, found: Loaded) -> Unchanged:
+        """What is known of the files that are as they were when they were looked at."""
+        digests = found.digests
         dull = frozenset(path for path, digest in digests.items() if digest is None)
         read = self._read(f"{key}{_FILES}", _Files) if digests else None
         files: dict[str, Kept] = {}
@@ -129,7 +130,7 @@ class Cache(Struct, frozen=True):
                     of_facts = rest[searches:end] if facts is not None else None
                     files[path] = Kept(digest, candidate, rest[:searches], of_facts)
                 rest = rest[end:]
-        return Unchanged(dull, files, configurations)
+        return Unchanged(dull, files, {path: found.stamps[path] for path in found.settled}, configurations)
 
     def store(
         self,
@@ -155,7 +156,7 @@ class Cache(Struct, frozen=True):
                     files[path] = found[path]
                 digest = found[path].digest if path in found else digest_of(read_bytes(path))
                 manifest[path] = (stamps[path], digest)
-                if _stamp(path) != stamps[path]:
+                if stamp_of(path) != stamps[path]:
                     return  # changed while it was judged
         except (OSError, KeyError):
             return
@@ -222,8 +223,3 @@ def key_of(*parts: object) -> str:
 @lru_cache(maxsize=1)
 def _tool() -> list[tuple[str, int, int]]:
     return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(__file__).parent.rglob("*.py"))
-
-
-def _stamp(path: str) -> Stamp:
-    info = os.stat(path)
-    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino

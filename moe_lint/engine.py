@@ -127,7 +127,7 @@ def _judgement_of(root: str, paths: Sequence[str], options: Options, overlay: Ma
     if found.judgement is not None and overlay is None:
         return found.judgement
     key_of_files = key_of(root, options.profile)
-    unchanged = cache.unchanged(key_of_files, found.digests)
+    unchanged = cache.unchanged(key_of_files, found)
     if overlay is not None:
         return _judged(root, paths, options, overlay, unchanged)[0]
     judgement, tree = _judged(root, paths, options, None, unchanged)

@@ -8,6 +8,9 @@ from msgspec import Struct
 
 from moe_lint.launch import Configurations
 
+#: A file's size, times and inode.
+Stamp = tuple[int, int, int, int]
+
 
 class Kept(Struct, frozen=True):
     """What was found out about a file, as `Text.kept` and `FileFacts.kept` gave it."""
@@ -27,5 +30,7 @@ class Unchanged(Struct, frozen=True):
     dull: frozenset[str]
     #: path -> what was found out about it
     files: Mapping[str, Kept]
+    #: path -> the stamp of a file that is as old as it says: while it has that, it is as it was
+    stamps: Mapping[str, Stamp]
     #: what was looked for among the launch configurations
     configurations: Configurations

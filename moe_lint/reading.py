@@ -10,7 +10,7 @@ from msgspec import MsgspecError
 from moe_lint.facts import FileFacts
 from moe_lint.kept import Kept, Unchanged
 from moe_lint.model import Problem
-from moe_lint.prefilter import Prefilter, digest_of, read_bytes
+from moe_lint.prefilter import Prefilter, digest_of, read_bytes, stamp_of
 from moe_lint.profile import Profile
 from moe_lint.source import SourceError, decode, problem_of
 from moe_lint.text import Text
@@ -104,7 +104,11 @@ class Reader:
     def _kept(self, path: str, data: bytes) -> Kept | None:
         """What an earlier run knew of a file, if this is what it holds: it may change at this very time."""
         kept = self._unchanged.files.get(path) if self._unchanged is not None else None
-        return kept if kept is not None and kept.digest == digest_of(data) else None
+        if kept is None or self._unchanged is None:
+            return None
+        # ``data`` has been read: had it been written since the stamp was looked at, that would be another one
+        same = self._unchanged.stamps.get(path) == stamp_of(path) or kept.digest == digest_of(data)
+        return kept if same else None
 
     def facts(self, path: str) -> FileFacts | None:
         """The facts of any file of the tree; None, with the reason recorded, when it cannot be parsed."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from moe_lint import engine
+from moe_lint import cache, engine
 from moe_lint.cache import Cache
 from moe_lint.engine import Options, run
 from moe_lint.facts import FileFacts
@@ -249,10 +249,12 @@ def test_damaged_facts_are_a_miss(
     assert names.count("utils.py") == 2  # with the cache, and without it
 
 
+@pytest.mark.parametrize("clock", [cache._CLOCK, -(10**12)], ids=["by its content", "by its stamp"])
 def test_a_file_that_changes_after_it_was_looked_at_is_read_as_it_is(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
+    tree: Path, monkeypatch: pytest.MonkeyPatch, clock: int
 ) -> None:
     """What was kept is of another content then; and the judgement is not kept."""
+    monkeypatch.setattr(cache, "_CLOCK", clock)
     options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"))
     for path in (tree / "engine").rglob("*"):
         _age(path)
