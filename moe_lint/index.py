@@ -530,16 +530,8 @@ class ProjectIndex:
 
     def _is_absorber_named(self, owner: Ref, facts: FileFacts) -> bool:
         """Whether the text of a class builds an absorber, or calls a function of its file that does."""
-
-        def answer() -> Iterator[int]:
-            text = facts.class_text(owner.name)
-            if self._names_absorber(text) or self._calls_maker(owner.path, text):
-                yield facts.classes[owner.name].line
-
-        if owner.path not in self.texts:
-            return any(answer())
-        constructors = " or ".join(self.profile.absorber_constructors)
-        return bool(self.lines_that(owner.path, f"name {constructors} in {owner.name}", answer))
+        patterns = (self._absorber_pattern, *self._makers_in(owner.path))
+        return any(facts.matches(owner.name, pattern) for pattern in patterns)
 
     def _may_build_absorber(self, owner: Ref, facts: FileFacts) -> bool:
         """A look at what is known of the text, before the text of the class is cut out of it."""
@@ -555,7 +547,7 @@ class ProjectIndex:
             return False
         bases = "|".join(re.escape(base.rsplit(".", 1)[-1]) for base in facts.classes[ref.name].bases)
         upwards = rf"(?:\bsuper\([^()]*\)|\b(?:{bases or '(?!)'}))\.__init__\b"
-        return re.search(upwards, facts.function_text(f"{ref.name}.__init__")) is None
+        return not facts.matches(f"{ref.name}.__init__", re.compile(upwards))
 
     def _calls_maker(self, path: str, text: str) -> bool:
         """Whether a text of a file calls a function of that file which builds an absorber, or chooses its class."""

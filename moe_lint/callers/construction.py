@@ -99,7 +99,7 @@ class Constructions:
         facts = self.index.facts(helper.path)
         if facts is None or helper.name not in facts.functions:
             return None
-        return facts.conduct(helper.name) if _STORES_OR_CALLS.search(facts.function_text(helper.name)) else None
+        return facts.conduct(helper.name) if facts.matches(helper.name, _STORES_OR_CALLS) else None
 
     def _made(
         self, owner: Ref, path: str, attribute: str, call: Call, condition: Formula, depth: int

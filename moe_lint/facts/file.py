@@ -456,6 +456,14 @@ class FileFacts:
         first, last = self.extent(qualname)
         return self.lines.block(first, last)
 
+    def matches(self, qualname: str, pattern: re.Pattern[str]) -> bool:
+        """Whether a pattern occurs in the text of a class or function: looked for once."""
+        matched, key = self._state.matched, (qualname, pattern.pattern)
+        if key not in matched:
+            text = self.class_text(qualname) if qualname in self.classes else self.function_text(qualname)
+            matched[key] = pattern.search(text) is not None
+        return matched[key]
+
     def functions_in(self, class_name: str) -> list[str]:
         """The methods of a class (functions inside them included)."""
         self._load_inner(class_name)

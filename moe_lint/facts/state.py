@@ -86,6 +86,8 @@ class FileState(Struct, array_like=True):
     conditions: dict[str, Formula | Unclear] = field(default_factory=dict)
     conducts: dict[str, Conduct] = field(default_factory=dict)
     paths: dict[str, Paths] = field(default_factory=dict)
+    #: (class or function, pattern) -> whether the pattern occurs in its text
+    matched: dict[tuple[str, str], bool] = field(default_factory=dict)
     #: name -> the qualified names of the classes and functions of that name that are not at the top level
     inner: dict[str, list[str]] = field(default_factory=dict)
     #: line outside of classes and functions -> the name that its statement assigns
@@ -108,9 +110,10 @@ class FileState(Struct, array_like=True):
         """How many there are: they only become more."""
         headers: tuple[Sized, ...] = (self.definitions, self.classes, self.plain, self.signatures)
         bodies: tuple[Sized, ...] = (self.functions, self.conditions, self.conducts, self.paths, self.confirmed)
-        parts: tuple[Sized, ...] = (self.alone, self.reached, self.places, self.returned, self.inner, self.assigned)
+        parts: tuple[Sized, ...] = (self.alone, self.reached, self.places, self.returned)
+        texts: tuple[Sized, ...] = (self.matched, self.inner, self.assigned)
         once = self.whole + (self.assigning is not None) + (self.headers is not None)
-        return sum(map(len, (*headers, *bodies, *parts))) + once - len(self.unread)
+        return sum(map(len, (*headers, *bodies, *parts, *texts))) + once - len(self.unread)
 
 
 class _Kept(Struct, array_like=True):
