@@ -25,12 +25,12 @@ def replace_file(path: str | Path, *data: bytes | memoryview) -> None:
         with open(path, "wb") as stream:
             stream.writelines(data)
         return
-    import tempfile  # loads five modules: only where something is written
-
     target = Path(path).resolve()
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
+    # as `tempfile` does it, which takes longer to load than to write: a file of its own that nobody else may read yet
+    stream = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with stream:
             stream.writelines(data)
         os.chmod(temporary, stat.S_IMODE(mode))
         os.replace(temporary, target)

@@ -118,8 +118,11 @@ class Callers(Constructions):
         return self._edges[frame]
 
     def _find_edges(self, frame: Frame) -> Iterator[Edge]:
+        held: dict[Formula, Formula] = {}
         for call, when, callees in self._calls(frame):
-            holds = conj((frame.holds, self.told(frame, when)))
+            if when not in held:
+                held[when] = conj((frame.holds, self.told(frame, when)))
+            holds = held[when]
             for callee in callees if holds != FALSE else ():
                 condition = self._narrowed_to(callee.built, frame, holds)
                 if callee.built is None or self.possible(condition):

@@ -119,8 +119,12 @@ class FileFacts:
         #: local name -> the name that was imported
         self.aliases = self._state.aliases
         self.modules = self._state.modules
-        asks_backend = all(word in lines.text for word in re.findall(r"\w+", profile.backend_getter))
-        self._context = FileContext(self.lines, profile, self.builder, self.aliases, self.modules, asks_backend)
+
+    @cached_property
+    def _context(self) -> FileContext:
+        """What whoever reads a function has to know of the file."""
+        asks_backend = all(word in self._source for word in re.findall(r"\w+", self.profile.backend_getter))
+        return FileContext(self.lines, self.profile, self.builder, self.aliases, self.modules, asks_backend)
 
     def kept(self) -> memoryview | None:
         """What has been found out, for a later run that finds the same text; None if something could not be read."""
