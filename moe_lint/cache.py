@@ -10,6 +10,7 @@ read back is a miss. Entries are replaced at once, so concurrent runs see whole 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,10 +22,10 @@ from msgspec import MsgspecError, Struct, msgpack
 from msgspec.structs import replace
 
 from moe_lint.atomic import replace_file
-from moe_lint.kept import Kept, Stamp, Unchanged
+from moe_lint.kept import Kept, Unchanged
 from moe_lint.launch import Configurations
 from moe_lint.model import Judgement, UsageError
-from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes, stamp_of
+from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
 
 _FORMAT = 8
 _SUFFIX = ".judgement"
@@ -36,6 +37,8 @@ _CLOCK = 2_000_000_000
 #: Seconds after which an entry that nobody used is removed.
 _EXPIRY = 30 * 24 * 3600
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache directory of moe-lint.\n"
+
+Stamp = tuple[int, int, int, int]
 
 
 class _Entry(Struct, frozen=True, array_like=True):
@@ -69,8 +72,8 @@ class Loaded(Struct, frozen=True):
     stamps: dict[str, Stamp]
     #: path -> digest of a file that is as it was; None for one without any word of the engine
     digests: dict[str, bytes | None]
-    #: the files that are as they were by their stamps
-    settled: set[str]
+    #: the files that are as they were by their stamps: they were not read
+    unread: set[str]
     judgement: Judgement | None = None
 
 
@@ -91,13 +94,13 @@ class Cache(Struct, frozen=True):
         wanted = list(paths)
         for path in wanted:
             try:
-                stamp = found.stamps[path] = stamp_of(path)
+                stamp = found.stamps[path] = _stamp(path)
                 if path not in manifest:
                     continue
                 old, digest = manifest[path]
                 if stamp == old and max(stamp[1:3]) < written - _CLOCK:
                     found.digests[path] = digest
-                    found.settled.add(path)
+                    found.unread.add(path)
                     continue
                 data = read_bytes(path)
             except OSError:
@@ -130,7 +133,7 @@ class Cache(Struct, frozen=True):
                     of_facts = rest[searches:end] if facts is not None else None
                     files[path] = Kept(digest, candidate, rest[:searches], of_facts)
                 rest = rest[end:]
-        return Unchanged(dull, files, {path: found.stamps[path] for path in found.settled}, configurations)
+        return Unchanged(dull, files, found.unread, configurations)
 
     def store(
         self,
@@ -156,7 +159,7 @@ class Cache(Struct, frozen=True):
                     files[path] = found[path]
                 digest = found[path].digest if path in found else digest_of(read_bytes(path))
                 manifest[path] = (stamps[path], digest)
-                if stamp_of(path) != stamps[path]:
+                if _stamp(path) != stamps[path]:
                     return  # changed while it was judged
         except (OSError, KeyError):
             return
@@ -223,3 +226,8 @@ def key_of(*parts: object) -> str:
 @lru_cache(maxsize=1)
 def _tool() -> list[tuple[str, int, int]]:
     return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(__file__).parent.rglob("*.py"))
+
+
+def _stamp(path: str) -> Stamp:
+    info = os.stat(path)
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino

@@ -56,8 +56,7 @@ class ProjectIndex:
         load: Callable[[str], FileFacts | None],
         profile: Profile,
     ) -> None:
-        self.texts = {path: str(text) for path, text in texts.items()}
-        self._read = texts
+        self.texts = texts
         self.profile = profile
         self._paths = list(paths)
         self._load = load
@@ -192,6 +191,15 @@ class ProjectIndex:
                 return Ref(ref.path, f"{ref.name}.{name}")
         return None
 
+    def method_names(self, owner: Ref) -> list[str]:
+        """The names of a class's methods and of its bases', each once."""
+        names: dict[str, None] = {}
+        for ref in self.mro(owner):
+            facts = self.facts(ref.path)
+            if facts is not None and ref.name in facts.classes:
+                names.update(dict.fromkeys(sorted(facts.classes[ref.name].methods)))
+        return list(names)
+
     @remembered
     def attributes(self, owner: Ref, name: str) -> list[tuple[str, AttributeFact]]:
         """(file, fact) of every assignment to ``self.name`` in the class and its bases."""
@@ -226,15 +234,15 @@ class ProjectIndex:
 
     def lines_of(self, path: str, word: str, whole: bool = False) -> list[int]:
         """The lines of a file at hand that hold a word, as a whole identifier if asked for."""
-        return self._read[path].lines_of(word, whole)
+        return self.texts[path].lines_of(word, whole)
 
     def lines_that(self, path: str, question: str, answer: Callable[[], Iterable[int]]) -> list[int]:
         """The lines of a file at hand that answer a question about its text: see `Text.lines_that`."""
-        return self._read[path].lines_that(question, answer)
+        return self.texts[path].lines_that(question, answer)
 
     def line(self, path: str, number: int) -> str:
         """One line of a file at hand."""
-        return self._read[path].lines[number - 1]
+        return self.texts[path].lines[number - 1]
 
     def users(self, ref: Ref) -> frozenset[Ref]:
         """The classes whose bodies name a class or function: whoever builds a block names it."""
@@ -270,7 +278,7 @@ class ProjectIndex:
         """The files at hand with a statement of one kind that holds a word (at least): told without parsing them."""
         if statement not in self._naming:
             naming: dict[str, list[str]] = {}
-            for path, text in self._read.items():
+            for path, text in self.texts.items():
                 for found in text.words_in(statement):
                     naming.setdefault(found, []).append(path)
             self._naming[statement] = naming
@@ -351,7 +359,7 @@ class ProjectIndex:
         short = ref.name.rsplit(".", 1)[-1]
         for path in self.holding(short):
             lines = self._lines_that_may_call(path, ref)
-            renamed = self._read[path].holds(f"{short} as ") and ("." not in ref.name or path == ref.path)
+            renamed = self.texts[path].holds(f"{short} as ") and ("." not in ref.name or path == ref.path)
             facts = self.facts(path) if lines or renamed else None
             if facts is None:
                 continue
@@ -369,7 +377,7 @@ class ProjectIndex:
     def holding(self, word: str) -> list[str]:
         """The files at hand that hold a text, by path."""
         if word not in self._files:
-            self._files[word] = sorted(path for path, text in self._read.items() if text.holds(word))
+            self._files[word] = sorted(path for path, text in self.texts.items() if text.holds(word))
         return self._files[word]
 
     def _lines_that_may_call(self, path: str, ref: Ref) -> list[int]:
@@ -408,7 +416,7 @@ class ProjectIndex:
         if not owner:
             return True
         class_name = facts.class_at(line)
-        for receiver, called in self._read[path].mentions(short).get(line, ()):
+        for receiver, called in self.texts[path].mentions(short).get(line, ()):
             if not receiver or not called or any(self.profile.is_expert_attribute(o) for o in receiver.split(".")):
                 return True
             if class_name is None:
@@ -423,7 +431,7 @@ class ProjectIndex:
         """Whether the files of a class and its bases name another or one derived from that: whoever builds it does."""
         names = self._family(owner)
         paths = {ref.path for ref in self.mro(holder)}
-        return any(path not in self.texts or any(self._read[path].holds(name) for name in names) for path in paths)
+        return any(path not in self.texts or any(self.texts[path].holds(name) for name in names) for path in paths)
 
     def _family(self, owner: Ref) -> frozenset[str]:
         """The names of a class and of all that derive from it; "" (in any text) where one is imported under another."""
@@ -435,7 +443,7 @@ class ProjectIndex:
                 frontier += derived
             names = {ref.name.rpartition(".")[2] for ref in found}
             importing = ((path, name) for name in names for path in self._files_naming("import", name))
-            renamed = any(self._read[path].holds(f"{name} as ") for path, name in importing)
+            renamed = any(self.texts[path].holds(f"{name} as ") for path, name in importing)
             self._families[owner] = frozenset({""} if renamed else names)
         return self._families[owner]
 
@@ -564,8 +572,9 @@ class ProjectIndex:
 
     def makers_called(self, path: str) -> list[int]:
         """The lines of a file on which a function of that file is called that builds an absorber."""
-        text = self.texts[path]
-        found = [match for maker in self._makers_in(path) for match in maker.finditer(text)]
+        makers = self._makers_in(path)
+        text = str(self.texts[path]) if makers else ""
+        found = [match for maker in makers for match in maker.finditer(text)]
         return sorted(text.count("\n", 0, match.start()) + 1 for match in found)
 
     def has_absorber(self, ref: Ref) -> bool | None:

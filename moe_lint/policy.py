@@ -426,7 +426,7 @@ class Policy:
             return frozenset()
         pattern = re.compile(rf"^class {re.escape(enum)}\b", re.MULTILINE)
         for path in self.index.holding(f"class {enum}"):
-            if not pattern.search(self.index.texts[path]):
+            if not pattern.search(str(self.index.texts[path])):
                 continue
             facts = self.index.facts(path)
             if facts is None or enum not in facts.classes:
@@ -474,12 +474,12 @@ class Policy:
         prefix = f"{self.profile.backend_getter}.is_"
         pattern = re.compile(r"^def (is_\w+)\(\)", re.MULTILINE)
         for path, text in self.index.texts.items():
-            if self.profile.backend_enum and f"class {self.profile.backend_enum}" not in text:
+            if self.profile.backend_enum and not text.holds(f"class {self.profile.backend_enum}"):
                 continue
             facts = self.index.facts(path)
             if facts is None:
                 continue
-            for name in pattern.findall(text):
+            for name in pattern.findall(str(text)):
                 try:
                     body = facts.condition(name)
                 except (NotBoolean, KeyError):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from hashlib import blake2b
 
-from moe_lint.kept import Stamp
 from moe_lint.profile import Profile, longest_part
 
 DIGEST_SIZE = 16
@@ -51,12 +49,6 @@ def read_bytes(path: str) -> bytes:
     """The content of a file. Raises ``OSError``."""
     with open(path, "rb", buffering=0) as file:
         return file.read()
-
-
-def stamp_of(path: str) -> Stamp:
-    """Raises ``OSError``."""
-    info = os.stat(path)
-    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
 def digest_of(*data: bytes | memoryview) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from moe_lint import cache, engine
+from moe_lint import cache, engine, reading
 from moe_lint.cache import Cache
 from moe_lint.engine import Options, run
 from moe_lint.facts import FileFacts
@@ -373,3 +373,24 @@ def test_a_cache_folder_that_cannot_be_made_is_one_clear_line(tree: Path) -> Non
     result = moe_lint("--cache-dir", str(tree / "file" / "cache"), "engine")
     assert result.exit_code == 2
     assert result.stderr == f"moe-lint: error: {tree}/file/cache: the cache cannot be written: Not a directory\n"
+
+
+def test_a_file_that_is_as_it_was_is_read_only_if_its_text_is_needed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_CLOCK", -(10**12))  # stamps are believed at once
+    options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"))
+    run(options)
+    changed = tree / "engine/models/unguarded.py"
+    changed.write_text(f"{changed.read_text()}# changed\n")
+    names: list[str] = []
+    original = reading.read_bytes
+
+    def noted(path: str) -> bytes:
+        names.append(Path(path).name)
+        return original(path)
+
+    monkeypatch.setattr(reading, "read_bytes", noted)
+    run(options)
+    assert "unguarded.py" in names
+    assert "right.py" not in names

@@ -88,13 +88,8 @@ class Callers(Constructions):
 
     def _own_frames(self, owner: Ref) -> Iterator[Frame]:
         """The layer's functions that are in force, each under what is published around all of its calls."""
-        names: dict[str, None] = {}
-        for ref in self.index.mro(owner):
-            facts = self.index.facts(ref.path)
-            if facts is not None and ref.name in facts.classes:
-                names.update(dict.fromkeys(sorted(facts.classes[ref.name].methods)))
         instance = Instance(owner)
-        functions = (self.index.method(owner, name) for name in names if name != "__init__")
+        functions = (self.index.method(owner, name) for name in self.index.method_names(owner) if name != "__init__")
         started = [Frame(function, instance) for function in functions if function is not None]
         seen: dict[tuple[Ref, str], Frame] = {}
         queue = sorted(started, key=lambda frame: frame.function.name.rsplit(".", 1)[-1] != "forward")

@@ -102,7 +102,6 @@ class FileFacts:
         self.lines = lines
         self.profile = profile
         self.builder = FormulaBuilder(profile)
-        self._source = lines.text
         #: what could not be parsed or read so far
         self.errors: list[SourceError] = []
         self._class_envs: dict[str, ClassEnv] = {}
@@ -119,6 +118,10 @@ class FileFacts:
         #: local name -> the name that was imported
         self.aliases = self._state.aliases
         self.modules = self._state.modules
+
+    @property
+    def _source(self) -> str:
+        return self.lines.text
 
     @cached_property
     def _context(self) -> FileContext:
