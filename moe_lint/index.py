@@ -539,7 +539,7 @@ class ProjectIndex:
     def _is_absorber_named(self, owner: Ref, facts: FileFacts) -> bool:
         """Whether the text of a class builds an absorber, or calls a function of its file that does."""
         patterns = (self._absorber_pattern, *self._makers_in(owner.path))
-        return any(facts.matches(owner.name, pattern) for pattern in patterns)
+        return any(facts.matches(owner.name, pattern.pattern) for pattern in patterns)
 
     def _may_build_absorber(self, owner: Ref, facts: FileFacts) -> bool:
         """A look at what is known of the text, before the text of the class is cut out of it."""
@@ -555,7 +555,7 @@ class ProjectIndex:
             return False
         bases = "|".join(re.escape(base.rsplit(".", 1)[-1]) for base in facts.classes[ref.name].bases)
         upwards = rf"(?:\bsuper\([^()]*\)|\b(?:{bases or '(?!)'}))\.__init__\b"
-        return not facts.matches(f"{ref.name}.__init__", re.compile(upwards))
+        return not facts.matches(f"{ref.name}.__init__", upwards)
 
     def _calls_maker(self, path: str, text: str) -> bool:
         """Whether a text of a file calls a function of that file which builds an absorber, or chooses its class."""

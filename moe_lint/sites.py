@@ -129,7 +129,7 @@ def _serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:
     facts = index.facts(path)
     if facts is None or raw.class_name is not None:
         return False
-    call = re.compile(rf"(?<![\w.]){re.escape(raw.function)}\(")
+    call = rf"(?<![\w.]){re.escape(raw.function)}\("
     return any(
         path in index.holding(f"def {name}(") and name in facts.functions and facts.matches(name, call)
         for name in index.profile.wrappers

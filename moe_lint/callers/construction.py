@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from moe_lint.callers.data import Bound, Built, Instance
@@ -12,7 +11,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.profile import matches
 from moe_lint.remembered import remembered
 
-_STORES_OR_CALLS = re.compile(r"self\.\w+\s*(?:=(?!=)|[:(])")
+_STORES_OR_CALLS = r"self\.\w+\s*(?:=(?!=)|[:(])"
 
 
 class Constructions:

@@ -463,12 +463,12 @@ class FileFacts:
         first, last = self.extent(qualname)
         return self.lines.block(first, last)
 
-    def matches(self, qualname: str, pattern: re.Pattern[str]) -> bool:
-        """Whether a pattern occurs in the text of a class or function: looked for once."""
-        matched, key = self._state.matched, (qualname, pattern.pattern)
+    def matches(self, qualname: str, pattern: str) -> bool:
+        """Whether a pattern occurs in the text of a class or function: looked for, and compiled, once."""
+        matched, key = self._state.matched, (qualname, pattern)
         if key not in matched:
             text = self.class_text(qualname) if qualname in self.classes else self.function_text(qualname)
-            matched[key] = pattern.search(text) is not None
+            matched[key] = re.search(pattern, text) is not None
         return matched[key]
 
     def functions_in(self, class_name: str) -> list[str]:

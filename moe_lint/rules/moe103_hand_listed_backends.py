@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from textwrap import indent
 
@@ -401,7 +400,7 @@ def _tests(site: Site, reducing: set[str], context: Context) -> Iterable[Backend
     facts = context.index.facts(site.path)
     if facts is None or site.raw.class_name is None:
         return
-    calls = re.compile("|".join(re.escape(f"self.{method}(") for method in sorted(reducing)) or "(?!)")
+    calls = rf"self\.(?:{'|'.join(sorted(reducing)) or '(?!)'})\("
     for name in facts.functions_in(site.raw.class_name):
         if name.rsplit(".", 1)[-1] in reducing or facts.matches(name, calls):
             yield from facts.function(name).backend_tests

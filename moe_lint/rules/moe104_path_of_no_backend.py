@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.facts import Call
@@ -116,7 +115,7 @@ def _own_calls(owner: Ref, context: Context) -> Iterator[tuple[str, Call]]:
     facts = index.facts(owner.path)
     if facts is None:
         return
-    calls_own = re.compile(rf"self(?<!\wself)\.(?:{'|'.join(index.method_names(owner)) or '(?!)'})\(")
+    calls_own = rf"self(?<!\wself)\.(?:{'|'.join(index.method_names(owner)) or '(?!)'})\("
     for name in facts.functions_in(owner.name):
         conduct = context.callers.conduct(Ref(owner.path, name)) if facts.matches(name, calls_own) else None
         for call in conduct.calls if conduct is not None else ():
