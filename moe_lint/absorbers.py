@@ -118,7 +118,8 @@ class Absorbers:
     def _find_published(self, home: str) -> frozenset[str]:
         profile = self.policy.profile
         publish = "|".join(re.escape(name) for name in profile.publishers) or "(?!)"
-        texts = [text for path, text in self.index.texts.items() if path.startswith(home)]
+        near = (text for path, text in self.index.texts.items() if path.startswith(home))
+        texts = [str(text) for text in near if any(text.holds(f".{name}(") for name in profile.publishers)]
         calls = [call for text in texts for call in re.findall(rf"\.(?:{publish})\(([^()]*)\)", text)]
         given = {name for call in calls for name in _GIVEN.findall(call)}
         return frozenset(flag for name, flag in profile.flag_names.items() if name in given)
@@ -173,7 +174,7 @@ class Absorbers:
         """The files of the layers around a block, without those of the absorbers themselves."""
         layers = self.layers(block)
         paths = {ref.path for layer in layers for ref in self.index.mro(layer) if not self.index.is_absorber(ref)}
-        return [self.index.texts.get(path, "") for path in sorted(paths)]
+        return [str(self.index.texts.get(path, "")) for path in sorted(paths)]
 
 
 @lru_cache(maxsize=2)
@@ -189,7 +190,7 @@ def combine_sums(index: ProjectIndex, reasons: Collection[str] = ()) -> Iterator
     """
     profile = index.profile
     for path in sorted({path for name in profile.combines for path in index.holding(f"def {name}(")}):
-        if not _may_scatter(index.texts[path], index):
+        if not any(index.texts[path].holds(name.strip("*")) for name in profile.scatters):
             continue
         facts = index.facts(path)
         for name in facts.functions if facts is not None else ():
@@ -199,10 +200,6 @@ def combine_sums(index: ProjectIndex, reasons: Collection[str] = ()) -> Iterator
             for scatter in facts.function(name).scatters:
                 if _is_global(scatter.condition, profile, reasons):
                     yield CombineSum(scatter.condition, path, scatter.span.line, owner)
-
-
-def _may_scatter(text: str, index: ProjectIndex) -> bool:
-    return any(name.strip("*") in text for name in index.profile.scatters)
 
 
 def _is_global(condition: Formula, profile: Profile, reasons: Collection[str]) -> bool:

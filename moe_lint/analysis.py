@@ -38,7 +38,7 @@ _WORD = re.compile(r"\w+")
 class Tree(Struct, frozen=True):
     """One analysed tree: every file's text that matters, the index, the policy and the judged sites."""
 
-    texts: Mapping[str, str]
+    texts: Mapping[str, Text]
     index: ProjectIndex
     policy: Policy
     dataflow: Dataflow
@@ -171,7 +171,7 @@ def _raw_sites(index: ProjectIndex, path: str, prefilter: Prefilter) -> list[Raw
 
 def _naming_reductions(index: ProjectIndex, path: str, prefilter: Prefilter) -> Iterator[int]:
     """The lines that may hold a reduction after the experts."""
-    if prefilter.may_hold_sites(index.texts[path]):
+    if prefilter.may_hold_sites(str(index.texts[path])):
         for number in sorted({n for word in prefilter.call_words for n in index.lines_of(path, word)}):
             if _names_reduction(index.line(path, number), index.profile):
                 yield number

@@ -47,7 +47,7 @@ def replace_files(files: Iterable[tuple[str, bytes, bytes]]) -> None:
                 target, mode = Path(path).resolve(), os.stat(path).st_mode
                 old, new = (temporaries.enter_context(_beside(target, mode, data)) for data in contents)
                 staged.append((path, target, old, new))
-        begun: list[tuple[str, Path]] = []
+        begun: list[tuple[Path, Path]] = []
         try:
             for path, target, old, new in staged:
                 begun.append((old, target))
@@ -60,19 +60,19 @@ def replace_files(files: Iterable[tuple[str, bytes, bytes]]) -> None:
 
 
 @contextmanager
-def _beside(target: Path, mode: int, *data: bytes | memoryview) -> Iterator[str]:
-    """A temporary file with ``data`` in the folder of another, by its name; what is left of it at the end goes."""
-    import tempfile  # loads five modules: only where something is written
-
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+def _beside(target: Path, mode: int, *data: bytes | memoryview) -> Iterator[Path]:
+    """A temporary file with ``data`` in the folder of another, by its path; what is left of it at the end goes."""
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
+    # as `tempfile` does it, which takes longer to load than to write: a file of its own that nobody else may read yet
+    stream = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with stream:
             stream.writelines(data)
-        os.chmod(name, stat.S_IMODE(mode))
-        yield name
+        os.chmod(temporary, stat.S_IMODE(mode))
+        yield temporary
     finally:
         with suppress(FileNotFoundError):
-            os.unlink(name)
+            os.unlink(temporary)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from moe_lint.launch import Configurations
 from moe_lint.model import Judgement, UsageError
 from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
 
-_FORMAT = 7
+_FORMAT = 8
 _SUFFIX = ".judgement"
 _FILES = ".files"
 #: Bytes that tell how long an entry is, before it.
@@ -73,6 +73,8 @@ class Loaded(Struct, frozen=True):
     stamps: dict[str, Stamp]
     #: path -> digest of a file that is as it was; None for one without any word of the engine
     digests: dict[str, bytes | None]
+    #: the files that are as they were by their stamps: they were not read
+    unread: set[str]
     judgement: Judgement | None = None
 
 
@@ -88,7 +90,7 @@ class Cache(Struct, frozen=True):
         entry = read[0] if read is not None else None
         manifest = entry.manifest if entry is not None else {}
         written = entry.written if entry is not None else 0
-        found = Loaded({}, {})
+        found = Loaded({}, {}, set())
         renewed = False
         wanted = list(paths)
         for path in wanted:
@@ -99,6 +101,7 @@ class Cache(Struct, frozen=True):
                 old, digest = manifest[path]
                 if stamp == old and max(stamp[1:3]) < written - _CLOCK:
                     found.digests[path] = digest
+                    found.unread.add(path)
                     continue
                 data = read_bytes(path)
             except OSError:
@@ -115,8 +118,9 @@ class Cache(Struct, frozen=True):
             self._write(key + _SUFFIX, now, _Entry(_FORMAT, now, stamped, entry.judgement))
         return replace(found, judgement=entry.judgement)
 
-    def unchanged(self, key: str, digests: Mapping[str, bytes | None]) -> Unchanged:
-        """What is known of files with these contents, as `load` gives them."""
+    def unchanged(self, key: str, found: Loaded) -> Unchanged:
+        """What is known of the files that are as they were when they were looked at."""
+        digests = found.digests
         dull = frozenset(path for path, digest in digests.items() if digest is None)
         read = self._read(f"{key}{_FILES}", _Files) if digests else None
         files: dict[str, Kept] = {}
@@ -130,7 +134,7 @@ class Cache(Struct, frozen=True):
                     of_facts = rest[searches:end] if facts is not None else None
                     files[path] = Kept(digest, candidate, rest[:searches], of_facts)
                 rest = rest[end:]
-        return Unchanged(dull, files, configurations)
+        return Unchanged(dull, files, found.unread, configurations)
 
     def store(
         self,

@@ -64,10 +64,11 @@ def _walk(shown: str, folder: str, ignorer: Ignorer, rules: tuple[Rules, ...], r
         elif name.endswith(".py") and _is_file(entry, root):
             if not ask or not ignorer.leaves_out(os.path.join(folder, name), name, False, rules):
                 files.append(name)
+    inside = os.path.join(shown, "")
     for name in sorted(files):
-        yield os.path.join(shown, name)
+        yield inside + name
     for name in sorted(folders):
-        yield from _walk(os.path.join(shown, name), os.path.join(folder, name), ignorer, rules, root)
+        yield from _walk(inside + name, os.path.join(folder, name), ignorer, rules, root)
 
 
 def _is_file(entry: os.DirEntry[str], root: str) -> bool:

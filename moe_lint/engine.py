@@ -121,6 +121,7 @@ def _judgement_of(root: str, paths: Sequence[str], options: Options, overlay: Ma
     if cache is None:
         return _judged(root, paths, options, overlay, None)[0]
     from moe_lint.cache import key_of
+    from moe_lint.kept import FileChanged
     from moe_lint.prefilter import Prefilter
 
     key = key_of(root, options.profile, options.select, options.extend_select, options.ignore, options.law)
@@ -128,11 +129,12 @@ def _judgement_of(root: str, paths: Sequence[str], options: Options, overlay: Ma
     if found.judgement is not None and overlay is None:
         return found.judgement
     key_of_files = key_of(root, options.profile)
-    unchanged = cache.unchanged(key_of_files, found.digests)
-    if overlay is not None:
-        return _judged(root, paths, options, overlay, unchanged)[0]
-    judgement, tree = _judged(root, paths, options, None, unchanged)
-    if not any(problem.reason is SkipReason.UNREADABLE for problem in judgement.problems):
+    unchanged = cache.unchanged(key_of_files, found)
+    try:
+        judgement, tree = _judged(root, paths, options, overlay, unchanged)
+    except FileChanged:
+        judgement, tree = _judged(root, paths, options, overlay, None)
+    if overlay is None and not any(problem.reason is SkipReason.UNREADABLE for problem in judgement.problems):
         cache.store(
             (key, key_of_files), paths, found.stamps, judgement, tree.reader.found(), tree.policy.configurations
         )

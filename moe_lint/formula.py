@@ -217,7 +217,11 @@ def _table(formula: Formula, columns: Mapping[str, int], full: int) -> int:
 
 def satisfiable(formula: Formula) -> bool:
     """Whether a formula can hold. Raises ``TooManyAtoms`` if too many of its conditions hang together."""
-    return all(table(part, sorted(atom_set(part))) != 0 for part in _independent(formula))
+    return all(_is_literal(part) or table(part, sorted(atom_set(part))) != 0 for part in _independent(formula))
+
+
+def _is_literal(formula: Formula) -> bool:
+    return isinstance(formula, Atom) or (isinstance(formula, Not) and isinstance(formula.operand, Atom))
 
 
 def implies(premise: Formula, conclusion: Formula) -> bool:
@@ -231,13 +235,15 @@ def implies(premise: Formula, conclusion: Formula) -> bool:
 def _independent(formula: Formula) -> Iterator[Formula]:
     """The operands of a conjunction, those that share atoms as one: all of them hold if each of them can."""
     groups: list[tuple[frozenset[str], list[Formula]]] = []
+    met: set[str] = set()
     for part in formula.operands if isinstance(formula, And) else (formula,):
-        names, parts = frozenset(atom_set(part)), [part]
-        for group in [group for group in groups if group[0] & names]:
+        names, parts = atom_set(part), [part]
+        for group in [] if met.isdisjoint(names) else [group for group in groups if group[0] & names]:
             names, parts = names | group[0], parts + group[1]
             groups.remove(group)
+        met |= names
         groups.append((names, parts))
-    return (conj(parts) for _, parts in groups)
+    return (conj(parts) if len(parts) > 1 else parts[0] for _, parts in groups)
 
 
 def assign(formula: Formula, name: str, value: Formula) -> Formula:
@@ -355,6 +361,7 @@ def _sparse_state(bits: int, names: Sequence[str]) -> State | None:
     return State(tuple(values))
 
 
+@lru_cache(maxsize=1_000)
 def compare(
     reduces: Formula, skips: Formula, feasible: Formula = TRUE, kept: frozenset[str] = frozenset()
 ) -> Comparison:

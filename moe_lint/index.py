@@ -16,6 +16,7 @@ from msgspec import Struct
 from moe_lint.facts import AttributeFact, CallFact, FileFacts, FunctionFacts
 from moe_lint.formula import Formula
 from moe_lint.profile import Profile, longest_part, matches
+from moe_lint.remembered import remembered
 from moe_lint.text import Statement, Text
 
 _ATTRIBUTE_CALL = re.compile(r"self(?<!\wself)\.(\w+)\(")
@@ -55,8 +56,7 @@ class ProjectIndex:
         load: Callable[[str], FileFacts | None],
         profile: Profile,
     ) -> None:
-        self.texts = {path: str(text) for path, text in texts.items()}
-        self._read = texts
+        self.texts = texts
         self.profile = profile
         self._paths = list(paths)
         self._load = load
@@ -113,10 +113,14 @@ class ProjectIndex:
             wanted = [*importer.split(os.sep)[:-level], *wanted]
         if not wanted:
             return None
-        tail = os.sep.join(wanted)
-        named = self._by_tail.get(wanted[-1], ())
-        found = [path for stem, path in named if stem == tail or stem.endswith(f"{os.sep}{tail}")]
+        found = self._files_at(os.sep.join(wanted))
         return found[0] if len(found) == 1 else max(found, key=partial(_shared, importer), default=None)
+
+    @remembered
+    def _files_at(self, tail: str) -> list[str]:
+        """The files whose paths end like this, without their ending."""
+        named = self._by_tail.get(tail[tail.rfind(os.sep) + 1 :], ())
+        return [path for stem, path in named if stem == tail or stem.endswith(f"{os.sep}{tail}")]
 
     def resolve(self, path: str, name: str) -> Ref | None:
         """The class or function that a (dotted) name means in a file, through imports and re-exports."""
@@ -178,6 +182,7 @@ class ProjectIndex:
             self._mro[ref] = list(order)
         return self._mro[ref]
 
+    @remembered
     def method(self, owner: Ref, name: str, skip: int = 0) -> Ref | None:
         """The function that ``owner.name`` is, along the bases (from base ``skip`` on)."""
         for ref in self.mro(owner)[skip:]:
@@ -186,6 +191,16 @@ class ProjectIndex:
                 return Ref(ref.path, f"{ref.name}.{name}")
         return None
 
+    def method_names(self, owner: Ref) -> list[str]:
+        """The names of a class's methods and of its bases', each once."""
+        names: dict[str, None] = {}
+        for ref in self.mro(owner):
+            facts = self.facts(ref.path)
+            if facts is not None and ref.name in facts.classes:
+                names.update(dict.fromkeys(sorted(facts.classes[ref.name].methods)))
+        return list(names)
+
+    @remembered
     def attributes(self, owner: Ref, name: str) -> list[tuple[str, AttributeFact]]:
         """(file, fact) of every assignment to ``self.name`` in the class and its bases."""
         found: list[tuple[str, AttributeFact]] = []
@@ -219,15 +234,15 @@ class ProjectIndex:
 
     def lines_of(self, path: str, word: str, whole: bool = False) -> list[int]:
         """The lines of a file at hand that hold a word, as a whole identifier if asked for."""
-        return self._read[path].lines_of(word, whole)
+        return self.texts[path].lines_of(word, whole)
 
     def lines_that(self, path: str, question: str, answer: Callable[[], Iterable[int]]) -> list[int]:
         """The lines of a file at hand that answer a question about its text: see `Text.lines_that`."""
-        return self._read[path].lines_that(question, answer)
+        return self.texts[path].lines_that(question, answer)
 
     def line(self, path: str, number: int) -> str:
         """One line of a file at hand."""
-        return self._read[path].lines[number - 1]
+        return self.texts[path].lines[number - 1]
 
     def users(self, ref: Ref) -> frozenset[Ref]:
         """The classes whose bodies name a class or function: whoever builds a block names it."""
@@ -263,7 +278,7 @@ class ProjectIndex:
         """The files at hand with a statement of one kind that holds a word (at least): told without parsing them."""
         if statement not in self._naming:
             naming: dict[str, list[str]] = {}
-            for path, text in self._read.items():
+            for path, text in self.texts.items():
                 for found in text.words_in(statement):
                     naming.setdefault(found, []).append(path)
             self._naming[statement] = naming
@@ -271,6 +286,7 @@ class ProjectIndex:
 
     # --- calls
 
+    @remembered
     def targets(self, path: str, class_name: str | None, callee: str) -> list[Target]:
         """The functions that a call of ``callee`` may reach. Empty when that cannot be told."""
         return list(self._targets(path, class_name, callee, frozenset()))
@@ -343,7 +359,7 @@ class ProjectIndex:
         short = ref.name.rsplit(".", 1)[-1]
         for path in self.holding(short):
             lines = self._lines_that_may_call(path, ref)
-            renamed = self._read[path].holds(f"{short} as ") and ("." not in ref.name or path == ref.path)
+            renamed = self.texts[path].holds(f"{short} as ") and ("." not in ref.name or path == ref.path)
             facts = self.facts(path) if lines or renamed else None
             if facts is None:
                 continue
@@ -361,7 +377,7 @@ class ProjectIndex:
     def holding(self, word: str) -> list[str]:
         """The files at hand that hold a text, by path."""
         if word not in self._files:
-            self._files[word] = sorted(path for path, text in self._read.items() if text.holds(word))
+            self._files[word] = sorted(path for path, text in self.texts.items() if text.holds(word))
         return self._files[word]
 
     def _lines_that_may_call(self, path: str, ref: Ref) -> list[int]:
@@ -400,7 +416,7 @@ class ProjectIndex:
         if not owner:
             return True
         class_name = facts.class_at(line)
-        for receiver, called in self._read[path].mentions(short).get(line, ()):
+        for receiver, called in self.texts[path].mentions(short).get(line, ()):
             if not receiver or not called or any(self.profile.is_expert_attribute(o) for o in receiver.split(".")):
                 return True
             if class_name is None:
@@ -415,7 +431,7 @@ class ProjectIndex:
         """Whether the files of a class and its bases name another or one derived from that: whoever builds it does."""
         names = self._family(owner)
         paths = {ref.path for ref in self.mro(holder)}
-        return any(path not in self.texts or any(self._read[path].holds(name) for name in names) for path in paths)
+        return any(path not in self.texts or any(self.texts[path].holds(name) for name in names) for path in paths)
 
     def _family(self, owner: Ref) -> frozenset[str]:
         """The names of a class and of all that derive from it; "" (in any text) where one is imported under another."""
@@ -427,7 +443,7 @@ class ProjectIndex:
                 frontier += derived
             names = {ref.name.rpartition(".")[2] for ref in found}
             importing = ((path, name) for name in names for path in self._files_naming("import", name))
-            renamed = any(self._read[path].holds(f"{name} as ") for path, name in importing)
+            renamed = any(self.texts[path].holds(f"{name} as ") for path, name in importing)
             self._families[owner] = frozenset({""} if renamed else names)
         return self._families[owner]
 
@@ -512,13 +528,18 @@ class ProjectIndex:
             return False
         if not self._may_build_absorber(owner, facts):
             return False
-        text = facts.class_text(owner.name)
-        if not self._names_absorber(text) and not self._calls_maker(owner.path, text):
+        if not self._is_absorber_named(owner, facts):
             return False
         if "__init__" in facts.classes[owner.name].methods and any(map(self._replaces_constructor, derived)):
+            text = facts.class_text(owner.name)
             text = text.replace(facts.function_text(f"{owner.name}.__init__"), "")
             return self._names_absorber(text) or self._calls_maker(owner.path, text)
         return True
+
+    def _is_absorber_named(self, owner: Ref, facts: FileFacts) -> bool:
+        """Whether the text of a class builds an absorber, or calls a function of its file that does."""
+        patterns = (self._absorber_pattern, *self._makers_in(owner.path))
+        return any(facts.matches(owner.name, pattern.pattern) for pattern in patterns)
 
     def _may_build_absorber(self, owner: Ref, facts: FileFacts) -> bool:
         """A look at what is known of the text, before the text of the class is cut out of it."""
@@ -534,7 +555,7 @@ class ProjectIndex:
             return False
         bases = "|".join(re.escape(base.rsplit(".", 1)[-1]) for base in facts.classes[ref.name].bases)
         upwards = rf"(?:\bsuper\([^()]*\)|\b(?:{bases or '(?!)'}))\.__init__\b"
-        return re.search(upwards, facts.function_text(f"{ref.name}.__init__")) is None
+        return not facts.matches(f"{ref.name}.__init__", upwards)
 
     def _calls_maker(self, path: str, text: str) -> bool:
         """Whether a text of a file calls a function of that file which builds an absorber, or chooses its class."""
@@ -551,8 +572,9 @@ class ProjectIndex:
 
     def makers_called(self, path: str) -> list[int]:
         """The lines of a file on which a function of that file is called that builds an absorber."""
-        text = self.texts[path]
-        found = [match for maker in self._makers_in(path) for match in maker.finditer(text)]
+        makers = self._makers_in(path)
+        text = str(self.texts[path]) if makers else ""
+        found = [match for maker in makers for match in maker.finditer(text)]
         return sorted(text.count("\n", 0, match.start()) + 1 for match in found)
 
     def has_absorber(self, ref: Ref) -> bool | None:

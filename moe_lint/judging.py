@@ -37,7 +37,7 @@ def judge(
     raw = {finding for finding in raw if (finding.path, finding.span) not in disagreements}
     findings, suppressed = apply_directives(
         sorted(raw, key=lambda f: f.order),
-        tree.texts,
+        {path: str(text) for path, text in tree.texts.items() if text.holds("moe-lint")},
         {rule.code: rule.name for rule in all_rules()},
         frozenset(rule.code for rule in rules),
     )

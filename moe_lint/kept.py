@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from msgspec import Struct
 
 from moe_lint.launch import Configurations
+
+
+class FileChanged(Exception):
+    """A file is no longer as it was when the run began, which has gone by what was known of it."""
 
 
 class Kept(Struct, frozen=True):
@@ -27,5 +31,7 @@ class Unchanged(Struct, frozen=True):
     dull: frozenset[str]
     #: path -> what was found out about it
     files: Mapping[str, Kept]
+    #: those among them that are known to be as they were without having been read
+    unread: Set[str]
     #: what was looked for among the launch configurations
     configurations: Configurations

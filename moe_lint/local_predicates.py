@@ -18,6 +18,7 @@ from moe_lint.formula import FALSE, TRUE, Formula, atom_set, substitute
 from moe_lint.helper import find_definition, is_skip_predicate
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.policy import bind
+from moe_lint.remembered import remembered
 
 _CALL = re.compile(r"^[A-Za-z_][\w.]*\(.*\)$")
 #: How many predicates deep a guard is opened.
@@ -43,14 +44,15 @@ def opened(raw: RawSite, path: str, index: ProjectIndex) -> RawSite:
 def meaning(formula: Formula, class_name: str | None, path: str, index: ProjectIndex) -> Formula:
     """A condition of a class with such predicates opened."""
     for _ in range(_DEPTH):
-        found = substitute(formula, lambda atom: _meaning(atom, class_name, path, index))
+        found = substitute(formula, lambda atom: _meaning(index, atom, class_name, path))
         if found == formula:
             break
         formula = found
     return formula
 
 
-def _meaning(atom: str, class_name: str | None, path: str, index: ProjectIndex) -> Formula | None:
+@remembered
+def _meaning(index: ProjectIndex, atom: str, class_name: str | None, path: str) -> Formula | None:
     if not _CALL.match(atom) or is_skip_predicate(atom, index.profile):
         return None
     call = ast.parse(atom, mode="eval").body

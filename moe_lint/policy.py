@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from os.path import commonpath
 from pathlib import PurePath
@@ -33,6 +33,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.launch import Configuration, Configurations
 from moe_lint.model import Axis, Problem
 from moe_lint.profile import Profile
+from moe_lint.remembered import remembered
 
 _EXPANSION_LIMIT = 400
 #: `self.x` where something of x is asked.
@@ -96,6 +97,7 @@ class Policy:
                 values[parameter] = TRUE if dict(helper.defaults).get(parameter) else FALSE
         return bind(helper.skips, values, self.profile)
 
+    @remembered
     def called(self, atom: str) -> Formula | None:
         """The meaning of an atom that is a call of the helper, None for any other."""
         helper = self.helper
@@ -253,22 +255,21 @@ class Policy:
                 return found
         return find_function(self.index, name)
 
-    def expanded(self, formula: Formula, known: Callable[[str], bool] | None = None) -> Formula:
-        """Every predicate call replaced by its body, as deep as the tree goes or down to the ``known`` ones."""
-        return self._expanded(formula, known, frozenset(), iter(range(_EXPANSION_LIMIT)))
+    @remembered
+    def expanded(self, formula: Formula, whole: bool = True) -> Formula:
+        """Every predicate call replaced by its body: as deep as the tree goes, or down to what an option decides."""
+        return self._expanded(formula, whole, frozenset(), iter(range(_EXPANSION_LIMIT)))
 
-    def _expanded(
-        self, formula: Formula, known: Callable[[str], bool] | None, seen: frozenset[str], left: Iterator[int]
-    ) -> Formula:
+    def _expanded(self, formula: Formula, whole: bool, seen: frozenset[str], left: Iterator[int]) -> Formula:
         """``seen``: the predicates that stand around the formula. ``left`` gives out how many may be replaced."""
 
         def value(atom: str) -> Formula | None:
-            if atom in seen or (known is not None and known(atom)):
+            if atom in seen or not (whole or self.profile.launch.meaning(atom) is None):
                 return None
             body = self._expansion(atom)
             if body is None or next(left, None) is None:
                 return None
-            return self._expanded(body, known, seen | {atom}, left)
+            return self._expanded(body, whole, seen | {atom}, left)
 
         return substitute(formula, value)
 
@@ -276,7 +277,7 @@ class Policy:
 
     def opened(self, formula: Formula) -> Formula:
         """Every predicate call replaced by its body, down to the conditions that a launch option decides."""
-        return self.expanded(formula, lambda atom: self.profile.launch.meaning(atom) is not None)
+        return self.expanded(formula, whole=False)
 
     def configuration(self, formula: Formula, axis: Axis, collective: str = "") -> Configuration | None:
         """The cheapest launch configuration under which a formula holds and the reduction has something to sum.
@@ -425,7 +426,7 @@ class Policy:
             return frozenset()
         pattern = re.compile(rf"^class {re.escape(enum)}\b", re.MULTILINE)
         for path in self.index.holding(f"class {enum}"):
-            if not pattern.search(self.index.texts[path]):
+            if not pattern.search(str(self.index.texts[path])):
                 continue
             facts = self.index.facts(path)
             if facts is None or enum not in facts.classes:
@@ -458,11 +459,12 @@ class Policy:
             for name in names
             if name.startswith(prefix) and name[len(prefix) :].rstrip("()") in self._backend_members
         )
-        return conj(
-            negate(conj((Atom(one), Atom(other))))
-            for position, one in enumerate(backends)
-            for other in backends[position + 1 :]
-        )
+        return self._one_of(tuple(backends))
+
+    @remembered
+    def _one_of(self, names: tuple[str, ...]) -> Formula:
+        pairs = ((one, other) for position, one in enumerate(names) for other in names[position + 1 :])
+        return conj(negate(conj((Atom(one), Atom(other)))) for one, other in pairs)
 
     def backend_classes(self) -> dict[str, tuple[frozenset[str], Ref]]:
         """Central class predicates (`is_deepep_class_backend()`): name -> (member names, definition)."""
@@ -472,12 +474,12 @@ class Policy:
         prefix = f"{self.profile.backend_getter}.is_"
         pattern = re.compile(r"^def (is_\w+)\(\)", re.MULTILINE)
         for path, text in self.index.texts.items():
-            if self.profile.backend_enum and f"class {self.profile.backend_enum}" not in text:
+            if self.profile.backend_enum and not text.holds(f"class {self.profile.backend_enum}"):
                 continue
             facts = self.index.facts(path)
             if facts is None:
                 continue
-            for name in pattern.findall(text):
+            for name in pattern.findall(str(text)):
                 try:
                     body = facts.condition(name)
                 except (NotBoolean, KeyError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from fnmatch import translate
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -334,6 +333,8 @@ def _check_kind(where: str, key: str, value: object, kind: str) -> None:
 
 
 def _unknown(where: str, key: str, known: Iterable[str]) -> ProfileError:
+    from difflib import get_close_matches
+
     close = get_close_matches(key, list(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return ProfileError(f"{where}: unknown key {key!r}{hint}")

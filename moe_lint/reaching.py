@@ -44,7 +44,9 @@ def _count(index: ProjectIndex, function: Ref, class_name: str | None) -> int | 
 def _mentions(index: ProjectIndex, owner: Ref, name: str) -> int | None:
     """How often a method is called by its own class and the classes derived from it; None when it is used elsewhere."""
     word = re.compile(rf"{re.escape(name)}(?<!\w{re.escape(name)})(?!\w)")
-    own = re.compile(rf"(?<![\w.])(?:self|super\(\))\.{re.escape(name)}(?!\w)")  # or a local that is called later
+    behind = (rf"(?<=(?<![\w.]){receiver}\.{re.escape(name)})" for receiver in ("self", r"super\(\)"))
+    # on the spot, or a local that is called later; what is plain text comes first, so that it is searched for
+    own = re.compile(rf"{re.escape(name)}(?!\w)(?:{'|'.join(behind)})")
     family = {owner, *index.subclasses(owner)}
     count = 0
     for ref in family:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 
-from msgspec import MsgspecError
+from msgspec import MsgspecError, Struct
 
 from moe_lint.facts import FileFacts
-from moe_lint.kept import Kept, Unchanged
+from moe_lint.kept import FileChanged, Kept, Unchanged
 from moe_lint.model import Problem
 from moe_lint.prefilter import Prefilter, digest_of, read_bytes
 from moe_lint.profile import Profile
@@ -17,9 +17,14 @@ from moe_lint.text import Text
 
 
 class KnownFile:
-    """What is known of a file with one text: where words are, and, once it was asked for, what it says."""
+    """What is known of a file with one text: where words are, and, once it was asked for, what it says.
 
-    def __init__(self, path: str, source: str, profile: Profile, digest: bytes, kept: Kept | None) -> None:
+    ``source`` is the text, or how to get it: of a file that is as it was, much is known without it.
+    """
+
+    def __init__(
+        self, path: str, source: str | Callable[[], str], profile: Profile, digest: bytes, kept: Kept | None
+    ) -> None:
         self._path = path
         #: of its content, if it was read from the disk
         self.digest = digest
@@ -30,8 +35,10 @@ class KnownFile:
         except MsgspecError:  # of no use: as if it were not there
             self.text = Text(source)
 
-    def is_of(self, source: str, profile: Profile) -> bool:
-        return str(self.text) == source and self._profile == profile
+    def is_of(self, source: str | Callable[[], str], digest: bytes, profile: Profile) -> bool:
+        """Whether this is what is known of such a file, as far as can be told without reading one."""
+        same = digest == self.digest if digest and self.digest else source == self.text.lines.known
+        return same and self._profile == profile
 
     @cached_property
     def facts(self) -> FileFacts:
@@ -58,6 +65,26 @@ class KnownFile:
 
 #: Path -> what is known of it, for the next judgement of a tree of which few files have changed.
 Known = dict[str, KnownFile]
+
+
+class _Look(Struct, frozen=True):
+    """What was seen of a file: its content, and what was known of such a content."""
+
+    data: bytes
+    kept: Kept | None
+    #: there was no need to read it: there is no ``data``
+    unread: bool = False
+
+
+def _read_late(path: str, digest: bytes) -> str:
+    """The text of a file with that content. Raises ``FileChanged`` where it has another one by now."""
+    try:
+        data = read_bytes(path)
+    except OSError:
+        raise FileChanged from None
+    if digest_of(data) != digest:
+        raise FileChanged
+    return decode(data)
 
 
 class Reader:
@@ -91,20 +118,23 @@ class Reader:
         if self._unchanged is not None and path in self._unchanged.dull:
             return None
         try:
-            data = read_bytes(path)
-            kept = self._kept(path, data)
-            if not (self._prefilter.is_candidate(data) if kept is None else kept.candidate):
+            looked = self._look(path)
+            matters = looked.kept.candidate if looked.kept is not None else self._prefilter.is_candidate(looked.data)
+            if not matters:
                 return None
             self._candidates.add(path)
-            return self._file(path, data, kept).text
+            return self._file(path, looked).text
         except (OSError, SourceError) as error:
             self._fail(path, error)
             return None
 
-    def _kept(self, path: str, data: bytes) -> Kept | None:
-        """What an earlier run knew of a file, if this is what it holds: it may change at this very time."""
+    def _look(self, path: str) -> _Look:
+        """Read a file, unless it is known without that what it holds. Raises ``OSError``."""
         kept = self._unchanged.files.get(path) if self._unchanged is not None else None
-        return kept if kept is not None and kept.digest == digest_of(data) else None
+        if self._unchanged is not None and kept is not None and path in self._unchanged.unread:
+            return _Look(b"", kept, unread=True)
+        data = read_bytes(path)  # it may have changed since it was looked at
+        return _Look(data, kept if kept is not None and kept.digest == digest_of(data) else None)
 
     def facts(self, path: str) -> FileFacts | None:
         """The facts of any file of the tree; None, with the reason recorded, when it cannot be parsed."""
@@ -114,24 +144,26 @@ class Reader:
             self._fail(path, error)
         return None
 
-    def _file(self, path: str, data: bytes | None = None, kept: Kept | None = None) -> KnownFile:
-        """``data`` is the file's content and ``kept`` what was known of it, where it was read already.
+    def _file(self, path: str, looked: _Look | None = None) -> KnownFile:
+        """``looked`` is what was seen of the file, where it was looked at already.
 
         Raises ``OSError`` and ``SourceError``.
         """
         if path in self._files:
             return self._files[path]
-        digest = b""
+        source: str | Callable[[], str]
         if path in self._overlay:
-            source = self._overlay[path]
+            source, digest, kept = self._overlay[path], b"", None
         else:
-            if data is None:
-                data = read_bytes(path)
-                kept = self._kept(path, data)
-            source, digest = decode(data), digest_of(data) if kept is None else kept.digest
+            looked = looked or self._look(path)
+            kept = looked.kept
+            digest = digest_of(looked.data) if kept is None else kept.digest
+            source = partial(_read_late, path, digest) if looked.unread else decode(looked.data)
         file = self._known.get(path)
-        if file is None or not file.is_of(source, self.profile):
+        if file is None or not file.is_of(source, digest, self.profile):
             file = self._known[path] = KnownFile(path, source, self.profile, digest, kept)
+        elif isinstance(source, str):
+            file.text.lines.supply(source)
         file.digest = digest or file.digest
         self._files[path] = file
         return file

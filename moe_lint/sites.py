@@ -131,9 +131,7 @@ def _serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:
         return False
     call = rf"(?<![\w.]){re.escape(raw.function)}\("
     return any(
-        path in index.holding(f"def {name}(")
-        and name in facts.functions
-        and re.search(call, facts.function_text(name)) is not None
+        path in index.holding(f"def {name}(") and name in facts.functions and facts.matches(name, call)
         for name in index.profile.wrappers
         if name != raw.function
     )

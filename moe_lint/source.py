@@ -9,7 +9,7 @@ import tokenize
 import warnings
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import accumulate, chain, count
 from operator import add
@@ -88,11 +88,28 @@ def parse_part(text: str) -> ast.Module | None:
 class Lines(Sequence[str]):
     """The lines of a text without their ends, cut out when asked for: as strings of their own they take twice its size.
 
-    ``text`` ends no line but by `\\n`, as `str.split` has it.
+    ``text`` ends no line but by `\\n`, as `str.split` has it. It may be a question that is asked
+    when the text is needed.
     """
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str | Callable[[], str]) -> None:
+        self._text = text
+
+    @property
+    def text(self) -> str:
+        if not isinstance(self._text, str):
+            self._text = self._text()
+        return self._text
+
+    @property
+    def known(self) -> str | None:
+        """The text, if it is at hand."""
+        return self._text if isinstance(self._text, str) else None
+
+    def supply(self, text: str) -> None:
+        """Answer the question before it is asked."""
+        if self.known is None:
+            self._text = text
 
     @cached_property
     def _starts(self) -> array[int]:

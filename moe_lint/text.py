@@ -47,7 +47,7 @@ class Text:
     Raises ``msgspec.MsgspecError``.
     """
 
-    def __init__(self, text: str, kept: memoryview | None = None) -> None:
+    def __init__(self, text: str | Callable[[], str], kept: memoryview | None = None) -> None:
         self.lines = Lines(text)
         self._answers = _Answers() if kept is None else decode(kept, type=_Answers)
 

@@ -36,6 +36,7 @@ from moe_lint.local_predicates import meaning
 from moe_lint.model import Axis, Route, Span
 from moe_lint.policy import Policy
 from moe_lint.profile import Profile, matches
+from moe_lint.remembered import remembered
 from moe_lint.sites import Site, is_ownership, is_skip_atom
 
 #: How many calls down from a block's `forward` its ways are followed.
@@ -381,6 +382,7 @@ class Ways:
         told = {name: launch.among_several(name, group) for name in atom_set(formula)} if group is not None else {}
         return {name: TRUE if value else FALSE for name, value in told.items() if value is not None}
 
+    @remembered
     def _tells(self, atom: str, path: str) -> bool:
         """Whether a condition of a reduction says something about the batch, the launch, the platform or the layer."""
         policy = self.policy

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from moe_lint import engine
+from moe_lint import cache, engine, reading
 from moe_lint.cache import Cache
 from moe_lint.engine import Options, run
 from moe_lint.facts import FileFacts
@@ -249,10 +249,12 @@ def test_damaged_facts_are_a_miss(
     assert names.count("utils.py") == 2  # with the cache, and without it
 
 
+@pytest.mark.parametrize("clock", [cache._CLOCK, -(10**12)], ids=["by its content", "by its stamp"])
 def test_a_file_that_changes_after_it_was_looked_at_is_read_as_it_is(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
+    tree: Path, monkeypatch: pytest.MonkeyPatch, clock: int
 ) -> None:
     """What was kept is of another content then; and the judgement is not kept."""
+    monkeypatch.setattr(cache, "_CLOCK", clock)
     options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"))
     for path in (tree / "engine").rglob("*"):
         _age(path)
@@ -384,3 +386,24 @@ def test_an_entry_that_another_run_takes_away_meanwhile_does_not_disturb(tree: P
     (tree / "cache").mkdir()
     (tree / "cache/gone.judgement").symlink_to("nowhere")
     assert findings("--cache-dir", str(tree / "cache"), "engine") == EXPECTED
+
+
+def test_a_file_that_is_as_it_was_is_read_only_if_its_text_is_needed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_CLOCK", -(10**12))  # stamps are believed at once
+    options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"))
+    run(options)
+    changed = tree / "engine/models/unguarded.py"
+    changed.write_text(f"{changed.read_text()}# changed\n")
+    names: list[str] = []
+    original = reading.read_bytes
+
+    def noted(path: str) -> bytes:
+        names.append(Path(path).name)
+        return original(path)
+
+    monkeypatch.setattr(reading, "read_bytes", noted)
+    run(options)
+    assert "unguarded.py" in names
+    assert "right.py" not in names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,31 @@ def test_beside_a_diff_a_report_tells_what_is_there(tree: Path) -> None:
     result = moe_lint("--diff", "-o", "json:out.json", "engine")
     assert result.stdout.startswith("--- a/engine/models/")
     assert len(json.loads(Path("out.json").read_text())["findings"]) == len(EXPECTED)
+
+
+def test_where_there_are_no_colours_findings_are_shown_without_rich(tree: Path) -> None:
+    run = "import sys; from moe_lint.cli import main; main(['engine'], standalone_mode=False)"
+    code = f"try:\n    {run}\nfinally:\n    print('rich' in sys.modules)"
+    plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert plain.stdout.splitlines()[0].startswith("error[MOE001]")
+    assert plain.stdout.splitlines()[-1] == "False"
+
+
+def test_findings_are_the_same_with_colours_and_without(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tree / "engine/models/unguarded.py"
+    path.write_text(path.read_text().replace("    ", "\t").replace("\t\t\tfinal", "\t\t\t'\u4e2d\ta'; final"))
+    plain = moe_lint("engine").stdout
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    coloured = moe_lint("engine").stdout
+    assert "\x1b[" in coloured
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
+
+
+def test_the_matrix_tells_lines_as_numbers(tree: Path) -> None:
+    path = tree / "engine/models/unguarded.py"
+    path.write_text("\n" * 81 + path.read_text())
+    assert "unguarded.py:100: doubled with" in moe_lint("matrix", "engine").stdout
 
 
 def test_the_matrix_goes_to_files_too(tree: Path) -> None:

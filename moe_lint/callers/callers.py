@@ -27,6 +27,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.model import Span
 from moe_lint.policy import Policy
 from moe_lint.profile import matches
+from moe_lint.remembered import remembered
 from moe_lint.sites import Site, without_topology
 
 #: How many calls down from a layer a reduction is looked for.
@@ -87,13 +88,8 @@ class Callers(Constructions):
 
     def _own_frames(self, owner: Ref) -> Iterator[Frame]:
         """The layer's functions that are in force, each under what is published around all of its calls."""
-        names: dict[str, None] = {}
-        for ref in self.index.mro(owner):
-            facts = self.index.facts(ref.path)
-            if facts is not None and ref.name in facts.classes:
-                names.update(dict.fromkeys(sorted(facts.classes[ref.name].methods)))
         instance = Instance(owner)
-        functions = (self.index.method(owner, name) for name in names if name != "__init__")
+        functions = (self.index.method(owner, name) for name in self.index.method_names(owner) if name != "__init__")
         started = [Frame(function, instance) for function in functions if function is not None]
         seen: dict[tuple[Ref, str], Frame] = {}
         queue = sorted(started, key=lambda frame: frame.function.name.rsplit(".", 1)[-1] != "forward")
@@ -117,8 +113,11 @@ class Callers(Constructions):
         return self._edges[frame]
 
     def _find_edges(self, frame: Frame) -> Iterator[Edge]:
+        held: dict[Formula, Formula] = {}
         for call, when, callees in self._calls(frame):
-            holds = conj((frame.holds, self.told(frame, when)))
+            if when not in held:
+                held[when] = conj((frame.holds, self.told(frame, when)))
+            holds = held[when]
             for callee in callees if holds != FALSE else ():
                 condition = self._narrowed_to(callee.built, frame, holds)
                 if callee.built is None or self.possible(condition):
@@ -371,8 +370,12 @@ class Callers(Constructions):
                         callee.function, acts_for if callee.itself is not None else None, callee.itself or "self"
                     )
 
-    def paths(self, layer: Layer) -> Iterator[tuple[Frame, Edge]]:
+    @remembered
+    def paths(self, layer: Layer) -> tuple[tuple[Frame, Edge], ...]:
         """Every call that a layer makes or brings about, once: (the layer's function that it starts in, the call)."""
+        return tuple(self._paths(layer))
+
+    def _paths(self, layer: Layer) -> Iterator[tuple[Frame, Edge]]:
         seen: set[Edge] = set()
         for start in layer.frames:
             stack = list(reversed(self.edges(start)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from moe_lint.callers.data import Bound, Built, Instance
@@ -10,8 +9,9 @@ from moe_lint.facts import Call, Conduct
 from moe_lint.formula import FALSE, TRUE, Formula, TooManyAtoms, conj, negate, satisfiable
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.profile import matches
+from moe_lint.remembered import remembered
 
-_STORES_OR_CALLS = re.compile(r"self\.\w+\s*(?:=(?!=)|[:(])")
+_STORES_OR_CALLS = r"self\.\w+\s*(?:=(?!=)|[:(])"
 
 
 class Constructions:
@@ -43,6 +43,7 @@ class Constructions:
             self._built[owner] = found
         return self._built[owner]
 
+    @remembered
     def built_names(self, owner: Ref) -> frozenset[str]:
         """Every attribute that a class's constructors set to the result of a call, resolved or not."""
         names: set[str] = set()
@@ -97,7 +98,7 @@ class Constructions:
         facts = self.index.facts(helper.path)
         if facts is None or helper.name not in facts.functions:
             return None
-        return facts.conduct(helper.name) if _STORES_OR_CALLS.search(facts.function_text(helper.name)) else None
+        return facts.conduct(helper.name) if facts.matches(helper.name, _STORES_OR_CALLS) else None
 
     def _made(
         self, owner: Ref, path: str, attribute: str, call: Call, condition: Formula, depth: int

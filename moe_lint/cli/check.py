@@ -16,7 +16,7 @@ from moe_lint.cli.adoption import check_reason, need_terminal, silence, write_ba
 from moe_lint.cli.caching import cache_of, cache_options
 from moe_lint.cli.outputs import Output, chosen, echo_report, keep_inputs, output_options, wants_patches, write_files
 from moe_lint.cli.settings import check_options, fix_level, settings_for
-from moe_lint.cli.shared import EPILOG, console, fail, tell_failures, to_stderr
+from moe_lint.cli.shared import EPILOG, console, fail, may_have_colours, tell_failures, to_stderr
 from moe_lint.config import Settings
 from moe_lint.discover import left_out
 from moe_lint.engine import Options, run
@@ -188,9 +188,13 @@ def _nothing(_: str) -> None:
 def _show(report: Report, output: str, asked: _Asked, aside: Sequence[str] | None) -> None:
     """The report on standard output. ``aside``: what --verbose adds; beside a program's output, on standard error."""
     if output == "text" and not asked.statistics:
-        from moe_lint.reporters.text import show
+        from moe_lint.reporters.text import plain, show, told
 
-        show(report, console(), quiet=asked.quiet, aside=aside or ())
+        paragraphs = told(report, quiet=asked.quiet, aside=aside or ())
+        if may_have_colours():
+            show(paragraphs, console())
+        else:
+            click.echo(plain(paragraphs), nl=False)
         return
     echo_report(statistics(report) if asked.statistics else render(report, output))
     for_people = asked.statistics or output == "concise"

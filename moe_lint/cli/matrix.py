@@ -46,9 +46,9 @@ def command(
     report = run(replace(options, law=True, cache=cache_of(cache_dir, no_cache)))
     write_files(files, lambda output: render_matrix(report, output))
     if stdout.format == "text":
-        from moe_lint.reporters.text import show_matrix
+        from moe_lint.reporters.table import show
 
-        show_matrix(report, console(), every)
+        show(report, console(), every)
     else:
         echo_report(render_matrix(report, stdout.format))
     tell_failures(report)

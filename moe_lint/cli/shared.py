@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -27,10 +28,15 @@ def to_stderr(message: str) -> None:
     click.echo(one_line(message), err=True)
 
 
+def may_have_colours() -> bool:
+    """Whether standard output may be shown in colours, as far as can be told without loading rich, which decides."""
+    return sys.stdout.isatty() or any(name in os.environ for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
+
+
 def console() -> Console:
     from rich.console import Console
 
-    from moe_lint.reporters.text import WIDE
+    from moe_lint.reporters.table import WIDE
 
     width = None if sys.stdout.isatty() else WIDE
     return Console(markup=False, highlight=False, width=width)

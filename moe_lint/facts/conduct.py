@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property, partial
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -22,30 +21,36 @@ from moe_lint.profile import Profile
 from moe_lint.spelling import unparse
 
 
-class Truth:
+class Truth(Struct, eq=False, dict=True, array_like=True):
     """The truth value of an expression, worked out when it is asked for: of most arguments nobody asks it.
 
-    It is known by its place: the ``number``-th that is read in a function of a file.
+    It is known by its place: the ``number``-th that is read in a ``function`` of a file.
     """
 
-    def __init__(self, place: tuple[str, str, int], tell: Callable[[], Formula]) -> None:
-        self.place = place
-        self._tell = tell
+    function: str
+    number: int
+    #: what it is, if somebody has asked
+    told: Formula | None = None
 
-    @cached_property
-    def formula(self) -> Formula:
-        return self._tell()
+    def place(self, path: str, tell: Callable[[str, int], Formula]) -> None:
+        """Say in which file it is, and who works it out. That is not kept with it: most are decoded in vain."""
+        self.__dict__.update(path=path, tell=tell)
 
     @property
-    def told(self) -> Formula | None:
-        """What it is, if somebody has asked."""
-        return self.__dict__.get("formula")
+    def formula(self) -> Formula:
+        if self.told is None:
+            self.told = self.__dict__["tell"](self.function, self.number)
+        return self.told
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Truth) and self.place == other.place
+        return isinstance(other, Truth) and self._known_by == other._known_by
 
     def __hash__(self) -> int:
-        return hash(self.place)
+        return hash(self._known_by)
+
+    @property
+    def _known_by(self) -> tuple[str, str, int]:
+        return self.__dict__["path"], self.function, self.number
 
 
 class Passed(Struct, frozen=True, array_like=True):
@@ -165,13 +170,17 @@ class _Terms:
         self._class_env = class_env
         #: predicate -> the flag that it asks for
         self.questions = {flag.predicate: flag.name for flag in file.profile.flags if flag.predicate}
+        #: each argument that is a condition, as it is written and with its locals put in
+        self.arguments: list[tuple[ast.expr, ast.expr]] = []
 
     def told(self, node: ast.expr) -> Formula:
         file = self._file
         resolver = Resolver(self._class_env, file.aliases, file.modules, file.profile)
         return file.builder.build(resolver.resolve(self.answered(node)))
 
-    def of_argument(self, written: ast.expr, node: ast.expr) -> Formula:
+    def of_argument(self, _: str, number: int) -> Formula:
+        """That of an argument; one that nests too deeply is a condition that is not taken apart."""
+        written, node = self.arguments[number]
         formula = self.told(node)
         return Atom(unparse(written)) if nests_too_deeply(formula) else formula
 
@@ -194,8 +203,6 @@ class ConductReader:
     def __init__(self, file: FileContext, class_env: Callable[[str], ast.expr | None], path: str, name: str) -> None:
         self.file = file
         self.place = (path, name)
-        #: the truth values of arguments, in the order in which they are read
-        self.truths: list[Truth] = []
         self.profile: Profile = file.profile
         self.terms = _Terms(file, class_env)
         self.state = _State()
@@ -521,10 +528,12 @@ class ConductReader:
         return formula
 
     def _truth(self, node: ast.expr) -> Truth:
-        """The same of an argument: one that nests too deeply is a condition that is not taken apart."""
-        asked = partial(self.terms.of_argument, node, inline(node, self.state.env))
-        self.truths.append(Truth((*self.place, len(self.truths)), asked))
-        return self.truths[-1]
+        """The truth value of an argument."""
+        path, function = self.place
+        truth = Truth(function, len(self.terms.arguments))
+        truth.place(path, self.terms.of_argument)
+        self.terms.arguments.append((node, inline(node, self.state.env)))
+        return truth
 
     def expression(self, node: ast.expr) -> None:
         if isinstance(node, LEAVES):

@@ -14,7 +14,7 @@ from typing import TypeVar
 from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, dotted, inline
 from moe_lint.facts.alone import only_guards
 from moe_lint.facts.class_env import ClassEnv
-from moe_lint.facts.conduct import Conduct, ConductReader, Truth
+from moe_lint.facts.conduct import Conduct, ConductReader
 from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins, Paths
 from moe_lint.facts.handed import hands_on
 from moe_lint.facts.leaving import Leaving, first_returned, leaving
@@ -102,11 +102,10 @@ class FileFacts:
         self.lines = lines
         self.profile = profile
         self.builder = FormulaBuilder(profile)
-        self._source = lines.text
         #: what could not be parsed or read so far
         self.errors: list[SourceError] = []
         self._class_envs: dict[str, ClassEnv] = {}
-        self._truths: dict[str, list[Truth]] = {}
+        self._truths: dict[str, Callable[[str, int], Formula]] = {}
         self._state = FileState() if kept is None else decoded(kept, path, self._truth)
         if kept is None:
             self._read_top_level()
@@ -119,8 +118,16 @@ class FileFacts:
         #: local name -> the name that was imported
         self.aliases = self._state.aliases
         self.modules = self._state.modules
-        asks_backend = all(word in lines.text for word in re.findall(r"\w+", profile.backend_getter))
-        self._context = FileContext(self.lines, profile, self.builder, self.aliases, self.modules, asks_backend)
+
+    @property
+    def _source(self) -> str:
+        return self.lines.text
+
+    @cached_property
+    def _context(self) -> FileContext:
+        """What whoever reads a function has to know of the file."""
+        asks_backend = all(word in self._source for word in re.findall(r"\w+", self.profile.backend_getter))
+        return FileContext(self.lines, self.profile, self.builder, self.aliases, self.modules, asks_backend)
 
     def kept(self) -> memoryview | None:
         """What has been found out, for a later run that finds the same text; None if something could not be read."""
@@ -396,10 +403,14 @@ class FileFacts:
 
     def assigned_at(self, line: int) -> str | None:
         """The name that the statement around a line at the top level assigns, if it is an assignment to one."""
-        while line > 0 and (not self.lines[line - 1].strip() or self.lines[line - 1][0] in " \t)]}#"):
-            line -= 1
-        found = _ASSIGNED.match(self.lines[line - 1]) if line else None
-        return found.group(1) if found is not None else None
+        assigned = self._state.assigned
+        if line not in assigned:
+            first = line
+            while first > 0 and (not self.lines[first - 1].strip() or self.lines[first - 1][0] in " \t)]}#"):
+                first -= 1
+            found = _ASSIGNED.match(self.lines[first - 1]) if first else None
+            assigned[line] = found.group(1) if found is not None else None
+        return assigned[line]
 
     def classes_deriving(self, base: str) -> list[str]:
         """The classes with a base of this name, whatever it is an attribute of."""
@@ -420,9 +431,13 @@ class FileFacts:
 
     def nested(self, name: str) -> list[str]:
         """The qualified names of classes and functions of this name that are not at the top level."""
-        for keyword in ("def", "class"):
-            self._load_at(self._lines_with(f"{keyword} {name}"))
-        return [q for q in (*self._state.classes, *self._state.definitions) if q.endswith(f".{name}")]
+        inner = self._state.inner
+        if name not in inner:
+            for keyword in ("def", "class"):
+                self._load_at(self._lines_with(f"{keyword} {name}"))
+            known = (*self._state.classes, *self._state.definitions)
+            inner[name] = [qualname for qualname in known if qualname.endswith(f".{name}")]
+        return inner[name]
 
     def _load_at(self, lines: Iterable[int]) -> None:
         for line in lines:
@@ -447,6 +462,14 @@ class FileFacts:
     def function_text(self, qualname: str) -> str:
         first, last = self.extent(qualname)
         return self.lines.block(first, last)
+
+    def matches(self, qualname: str, pattern: str) -> bool:
+        """Whether a pattern occurs in the text of a class or function: looked for, and compiled, once."""
+        matched, key = self._state.matched, (qualname, pattern)
+        if key not in matched:
+            text = self.class_text(qualname) if qualname in self.classes else self.function_text(qualname)
+            matched[key] = re.search(pattern, text) is not None
+        return matched[key]
 
     def functions_in(self, class_name: str) -> list[str]:
         """The methods of a class (functions inside them included)."""
@@ -546,8 +569,8 @@ class FileFacts:
         if qualname not in self._truths:
             reader = self._conduct_reader(qualname)
             reader.read(self._node(self._functions[qualname]))
-            self._truths[qualname] = reader.truths
-        return self._truths[qualname][number].formula
+            self._truths[qualname] = reader.terms.of_argument
+        return self._truths[qualname](qualname, number)
 
     def call_condition(self, qualname: str, span: Span) -> Formula:
         """What must hold inside a function for the call at ``span`` to be reached."""

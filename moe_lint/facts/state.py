@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sized
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
 
-from msgspec import Struct, convert, field
-from msgspec.msgpack import Decoder, Encoder
+from msgspec import Struct, field
+from msgspec.msgpack import Decoder, encode
 from msgspec.structs import replace
 
-from moe_lint.facts.conduct import Conduct, Truth
+from moe_lint.facts.conduct import Conduct
 from moe_lint.facts.data import ClassFacts, FunctionFacts, Paths
 from moe_lint.facts.leaving import Leaving
 from moe_lint.facts.outline import Block, Method
@@ -87,6 +86,12 @@ class FileState(Struct, array_like=True):
     conditions: dict[str, Formula | Unclear] = field(default_factory=dict)
     conducts: dict[str, Conduct] = field(default_factory=dict)
     paths: dict[str, Paths] = field(default_factory=dict)
+    #: (class or function, pattern) -> whether the pattern occurs in its text
+    matched: dict[tuple[str, str], bool] = field(default_factory=dict)
+    #: name -> the qualified names of the classes and functions of that name that are not at the top level
+    inner: dict[str, list[str]] = field(default_factory=dict)
+    #: line outside of classes and functions -> the name that its statement assigns
+    assigned: dict[int, str | None] = field(default_factory=dict)
     #: (function, call in it, condition in it) -> whether the condition decides about the call alone
     alone: dict[tuple[str, Span, Span], bool] = field(default_factory=dict)
     #: (function, call in it) -> what must hold for the call to be reached
@@ -106,8 +111,9 @@ class FileState(Struct, array_like=True):
         headers: tuple[Sized, ...] = (self.definitions, self.classes, self.plain, self.signatures)
         bodies: tuple[Sized, ...] = (self.functions, self.conditions, self.conducts, self.paths, self.confirmed)
         parts: tuple[Sized, ...] = (self.alone, self.reached, self.places, self.returned)
+        texts: tuple[Sized, ...] = (self.matched, self.inner, self.assigned)
         once = self.whole + (self.assigning is not None) + (self.headers is not None)
-        return sum(map(len, (*headers, *bodies, *parts))) + once - len(self.unread)
+        return sum(map(len, (*headers, *bodies, *parts, *texts))) + once - len(self.unread)
 
 
 class _Kept(Struct, array_like=True):
@@ -142,7 +148,7 @@ def encoded(state: FileState) -> memoryview:
         state.modules - imported,
         frozenset(imported - state.modules),
     )
-    return memoryview(_encoder().encode(kept))
+    return memoryview(encode(kept))
 
 
 def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) -> FileState:
@@ -151,14 +157,7 @@ def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) ->
     Raises ``msgspec.MsgspecError``.
     """
 
-    def hook(_: type, value: Any) -> Truth:
-        function, number, formula = value
-        truth = Truth((path, function, number), partial(tell, function, number))
-        if formula is not None:
-            truth.formula = convert(formula, Formula)
-        return truth
-
-    kept = Decoder(_Kept, dec_hook=hook).decode(data)
+    kept = _decoder().decode(data)
     state, listed = kept.state, kept.listed
     state.definitions = {name: listed[number] for name, number in kept.definitions.items()}
     state.methods = {name: [listed[number] for number in own] for name, own in kept.methods.items()}
@@ -168,15 +167,14 @@ def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) ->
         if block.name in state.unread:
             state.unread[block.name].append(block)
     state.modules = frozenset(state.imports.keys() - kept.inner | kept.dotted)
+    for conduct in state.conducts.values():
+        for call in conduct.calls:
+            for passed in (*call.arguments, *call.published):
+                if passed.truth is not None:
+                    passed.truth.place(path, tell)
     return state
 
 
-def _plain(value: object) -> object:
-    assert isinstance(value, Truth)
-    _, function, number = value.place
-    return function, number, value.told
-
-
 @lru_cache(maxsize=1)
-def _encoder() -> Encoder:
-    return Encoder(enc_hook=_plain)
+def _decoder() -> Decoder[_Kept]:
+    return Decoder(_Kept)

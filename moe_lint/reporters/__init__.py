@@ -19,7 +19,7 @@ FORMATS = {
 }
 #: Format of the matrix -> module and function.
 MATRIX_FORMATS = {
-    "text": ("text", "render_matrix"),
+    "text": ("table", "render"),
     "json": ("json_report", "render_matrix"),
     "html": ("html", "render"),
 }

@@ -400,7 +400,7 @@ def _tests(site: Site, reducing: set[str], context: Context) -> Iterable[Backend
     facts = context.index.facts(site.path)
     if facts is None or site.raw.class_name is None:
         return
+    calls = rf"self\.(?:{'|'.join(sorted(reducing)) or '(?!)'})\("
     for name in facts.functions_in(site.raw.class_name):
-        text = facts.function_text(name)
-        if name.rsplit(".", 1)[-1] in reducing or any(f"self.{method}(" in text for method in reducing):
+        if name.rsplit(".", 1)[-1] in reducing or facts.matches(name, calls):
             yield from facts.function(name).backend_tests

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.facts import Call
@@ -11,7 +10,6 @@ from moe_lint.policy import Policy
 from moe_lint.rules._cases import ROUTED, case, experts, method
 from moe_lint.rules.base import Context, Rule
 
-_CALLED = re.compile(r"\bself\.(\w+)\(")
 _CHOICE = """
 if not get_moe_a2a_backend().is_deepep() {join} not get_moe_a2a_backend().is_mori():
     return self.forward_normal(x, should_allreduce_fusion, use_reduce_scatter)
@@ -115,10 +113,11 @@ def _own_calls(owner: Ref, context: Context) -> Iterator[tuple[str, Call]]:
     """The calls of a class's own methods in it, each with the function that makes it."""
     index = context.index
     facts = index.facts(owner.path)
-    for name in facts.functions_in(owner.name) if facts is not None else ():
-        called = _CALLED.findall(facts.function_text(name)) if facts is not None else ()
-        calls_own = any(index.method(owner, callee) is not None for callee in dict.fromkeys(called))
-        conduct = context.callers.conduct(Ref(owner.path, name)) if calls_own else None
+    if facts is None:
+        return
+    calls_own = rf"self(?<!\wself)\.(?:{'|'.join(index.method_names(owner)) or '(?!)'})\("
+    for name in facts.functions_in(owner.name):
+        conduct = context.callers.conduct(Ref(owner.path, name)) if facts.matches(name, calls_own) else None
         for call in conduct.calls if conduct is not None else ():
             if call.callee.startswith("self.") and index.method(owner, call.callee[5:]) is not None:
                 yield name, call
