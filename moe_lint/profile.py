@@ -42,7 +42,7 @@ class Flag(Struct, frozen=True):
     """A layer-context flag: its name, other spellings, the question that computes it, who sums when it is set.
 
     ``permit`` is the keyword with which an absorber's constructor allows the flag to be set at all; ``last`` the one
-    that tells it that no further layer will take the sum.
+    that tells it that no further layer will take the sum. ``sums`` are the functions that then sum instead.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Flag(Struct, frozen=True):
     absorber: str = _SOMEBODY
     permit: str = ""
     last: str = ""
+    sums: tuple[str, ...] = ()
 
 
 class Profile(Struct, frozen=True, dict=True):
@@ -194,6 +195,7 @@ _FLAG_KEYS = {
     "absorber": "str",
     "permit": "str",
     "last": "str",
+    "sums": "list",
 }
 _TOP_KEYS = ("name", "extends", "collectives", "flags", "launch", *_SCHEMA)
 _AXES: dict[str, Axis] = {"TP": "TP", "EP": "EP", "other": "other"}
@@ -366,6 +368,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
                 absorber=flag.get("absorber", _SOMEBODY),
                 permit=flag.get("permit", ""),
                 last=flag.get("last", ""),
+                sums=tuple(flag.get("sums", ())),
             )
             for flag in data.get("flags", ())
         ),
