@@ -70,6 +70,8 @@ class Profile(Struct, frozen=True, dict=True):
     ownership: tuple[str, ...]
     absorber_constructors: tuple[str, ...]
     scatters: tuple[str, ...]
+    #: what hands each rank its tokens and sums nothing
+    plain_scatters: tuple[str, ...]
     combines: tuple[str, ...]
     #: who sums where the helper skips, when no flag says so
     absorber: str
@@ -166,7 +168,13 @@ _SCHEMA: dict[str, dict[str, str]] = {
         "reducing": "list",
         "replicating": "list",
     },
-    "absorbers": {"constructors": "list", "who": "str", "scatters": "list", "combines": "list"},
+    "absorbers": {
+        "constructors": "list",
+        "who": "str",
+        "scatters": "list",
+        "plain_scatters": "list",
+        "combines": "list",
+    },
     "pipeline": {"last_stage": "list", "send": "list", "captures": "list", "option": "str"},
     "experts": {
         "attributes": "list",
@@ -378,6 +386,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         ownership=names("context", "ownership"),
         absorber_constructors=names("absorbers", "constructors"),
         scatters=names("absorbers", "scatters"),
+        plain_scatters=names("absorbers", "plain_scatters"),
         combines=names("absorbers", "combines"),
         absorber=table("absorbers").get("who", "whoever absorbs the reduction there"),
         last_stage=names("pipeline", "last_stage"),
