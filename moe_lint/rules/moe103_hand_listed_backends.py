@@ -12,9 +12,10 @@ from moe_lint.launch import Configuration
 from moe_lint.model import Axis, Confidence, Finding, Related, Route, Severity
 from moe_lint.policy import Policy
 from moe_lint.rules._cases import UTILS, case, experts, layer_case, method
+from moe_lint.rules._plumbing import constants
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
-from moe_lint.sites import Site, is_ownership
+from moe_lint.sites import Site, is_ownership, owner_of
 
 _BY_MEMBERS = """
     if get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake():{mark}
@@ -53,6 +54,26 @@ def _with_reason(found: Case, reason: str) -> Case:
     return Case(found.name, {**found.files, "engine/layers/moe/utils.py": more})
 
 
+_BY_OTHERS = """
+if not get_moe_a2a_backend().is_deepep() and not get_moe_a2a_backend().is_mooncake():{mark}
+    return self.forward_normal(x, should_allreduce_fusion, use_reduce_scatter)
+return self.forward_deepep(x)
+"""
+_PAIR = experts(
+    """
+    if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+        is_tp_path=False, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion
+    ):
+        x = moe_expert_parallel_all_reduce(x)
+    if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+        is_tp_path=True, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion
+    ):
+        x = moe_tensor_model_parallel_all_reduce(x)
+    """,
+    name="forward_normal",
+)
+
+
 class HandListedBackends(Rule):
     """A path to the all-reduce is chosen by a2a backends listed by hand, fewer than the tree's own class predicate.
 
@@ -73,9 +94,11 @@ class HandListedBackends(Rule):
         return self.forward_normal(x)
 
     Reported only where the test decides whether a method with an all-reduce after the experts runs, and for those
-    backends for which the helper does not skip. A test for a single backend of the family may be meant as such, so it
-    is reported at low confidence: select the rule to see those too. There
-    is no automatic fix: whether the model supports the other backends is for its maintainers to say.
+    backends for which the helper does not skip. A test for a single backend of the family may be meant as such: it
+    counts where the factory that builds the block's experts makes one class for that backend and another of the family,
+    so that what is true of one combine is true of the other. Elsewhere it is reported at low confidence: select the
+    rule to see those too. There is no automatic fix: whether the model supports the other backends is for its
+    maintainers to say.
     """
 
     code = "MOE103"
@@ -96,6 +119,19 @@ class HandListedBackends(Rule):
             _DEEPEP,
         ),
         _owned("left-to-the-layer", ", reduce_results=False"),
+        case(
+            "left-to-the-layer-by-a-constant",
+            method(_BY_OTHERS.format(mark="")),
+            _PAIR,
+            _DEEPEP,
+            layer="x = self.mlp(x, should_allreduce_fusion=True, use_reduce_scatter=use_reduce_scatter)",
+        ),
+        case(
+            "all-named-by-what-they-are-not",
+            method(_BY_OTHERS.format(mark="").replace(":\n", " and not get_moe_a2a_backend().is_mori():\n", 1)),
+            _PAIR,
+            _DEEPEP,
+        ),
         case(
             "class-predicate-before-a-wrapper",
             method(
@@ -212,6 +248,7 @@ class HandListedBackends(Rule):
             _DEEPEP,
         ),
         _owned("left-to-the-block", "", mark="  # <- MOE103"),
+        case("named-by-what-they-are-not", method(_BY_OTHERS.format(mark="  # <- MOE103")), _PAIR, _DEEPEP),
         _with_reason(
             case("helper-knows-another", method(_BY_MEMBERS.format(mark="  # <- MOE103")), _ROUTED, _DEEPEP),
             "get_moe_a2a_backend().is_mooncake()",
@@ -316,11 +353,13 @@ class HandListedBackends(Rule):
                     left_out = [m for m in sorted(members - test.members) if _reduces_with(m, group, context.policy)]
                     common = test.members & members
                     if common and left_out:
-                        yield self._report(site, test, name, left_out, ref, context, len(common))
+                        finding = self._report(site, test, name, left_out, ref, context)
+                        sure = len(common) > 1 or _is_built_alike(site, common, left_out, context)
+                        yield finding if sure else replace(finding, confidence=Confidence.LOW)
                         break
 
     def _report(
-        self, site: Site, test: BackendTest, name: str, left_out: list[str], ref: Ref, context: Context, common: int
+        self, site: Site, test: BackendTest, name: str, left_out: list[str], ref: Ref, context: Context
     ) -> Finding:
         facts = context.index.facts(ref.path)
         line = facts.header(ref.name)[0] if facts is not None else 1
@@ -339,8 +378,22 @@ class HandListedBackends(Rule):
             guard=test.span,
             function=test.function.rsplit(".", 1)[-1],
             relation=None,
-            confidence=Confidence.LOW if common == 1 else self.confidence,
         )
+
+
+def _is_built_alike(site: Site, listed: frozenset[str], left_out: list[str], context: Context) -> bool:
+    """Whether the block's experts are the same with a backend that it lists and with one that it leaves out."""
+    index = context.index
+    for ref in index.mro(owner_of(site)):
+        facts = index.facts(ref.path)
+        text = facts.class_text(ref.name) if facts is not None and ref.name in facts.classes else ""
+        for name in context.policy.profile.expert_constructors:
+            factory = index.resolve(ref.path, name) if f"{name}(" in text else None
+            made = index.function(factory) if factory is not None else None
+            tests = made.backend_tests if made is not None else ()
+            if any(listed & test.members and test.members.intersection(left_out) for test in tests):
+                return True
+    return False
 
 
 def _groups(context: Context) -> Iterable[list[Site]]:
@@ -354,9 +407,18 @@ def _groups(context: Context) -> Iterable[list[Site]]:
 
 
 def _left_to_others(site: Site, context: Context) -> bool:
-    """Whether every layer that uses the block has taken its sum over (`reduce_results=False`)."""
+    """Whether every layer that uses the block has taken its sum over: built it so, or hands it a flag that is true."""
     owned = any(is_ownership(name, context.policy.profile) for name in atom_set(site.guard))
-    return owned and not context.callers.routes_to(site)
+    if owned and not context.callers.routes_to(site):
+        return True
+    users = context.index.users(owner_of(site))
+    return bool(users) and all(_hands_constant(user, context) for user in users)
+
+
+def _hands_constant(user: Ref, context: Context) -> bool:
+    facts = context.index.facts(user.path)
+    methods = facts.functions_in(user.name) if facts is not None and user.name in facts.classes else ()
+    return any(True for name in methods for _ in constants(Ref(user.path, name), context))
 
 
 def _question(member: str, policy: Policy) -> Atom:
@@ -364,21 +426,25 @@ def _question(member: str, policy: Policy) -> Atom:
 
 
 def _reduces_with(member: str, group: Iterable[Site], policy: Policy) -> bool:
-    """Whether each of the reductions can run with that backend: the helper may know it even if the list does not.
+    """Whether the reductions over some axis can run with that backend: the helper may know what the list does not.
 
-    Where only some of them can, their guards have drifted apart, which is another rule's business.
+    Where only some of those over an axis can, their guards have drifted apart, which is another rule's business.
     """
+    runs: dict[Axis, bool] = {}
+    for site in group:
+        runs[site.axis] = runs.get(site.axis, True) and _runs_with(member, site, policy)
+    return any(runs.values())
+
+
+def _runs_with(member: str, site: Site, policy: Policy) -> bool:
     axes: tuple[Axis, ...] = ("TP", "EP")
     wrapped = disj(negate(policy.skips(axis)) for axis in axes) if policy.helper is not None else TRUE
-    for site in group:
-        guard = conj((site.guard, wrapped)) if site.route is Route.WRAPPER else policy.with_helper(site.guard)
-        holds = policy.opened(conj((guard, _question(member, policy))))
-        try:
-            if not satisfiable(conj((holds, policy.feasible(atom_set(holds))))):
-                return False
-        except TooManyAtoms:
-            continue
-    return True
+    guard = conj((site.guard, wrapped)) if site.route is Route.WRAPPER else policy.with_helper(site.guard)
+    holds = policy.opened(conj((guard, _question(member, policy))))
+    try:
+        return satisfiable(conj((holds, policy.feasible(atom_set(holds)))))
+    except TooManyAtoms:
+        return True
 
 
 def _shown(left_out: list[str], axis: Axis, policy: Policy) -> str | None:
