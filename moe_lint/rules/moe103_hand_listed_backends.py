@@ -6,16 +6,15 @@ from textwrap import indent
 from msgspec.structs import replace
 
 from moe_lint.facts import BackendTest
-from moe_lint.formula import TRUE, Atom, TooManyAtoms, atom_set, conj, disj, negate, satisfiable
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
-from moe_lint.model import Axis, Confidence, Finding, Related, Route, Severity
+from moe_lint.model import Axis, Confidence, Finding, Related, Severity
 from moe_lint.policy import Policy
+from moe_lint.rules._backends import groups, question, runs_with
 from moe_lint.rules._cases import UTILS, case, experts, layer_case, method
-from moe_lint.rules._plumbing import constants
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
-from moe_lint.sites import Site, is_ownership, owner_of
+from moe_lint.sites import Site, owner_of
 
 _BY_MEMBERS = """
     if get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake():{mark}
@@ -343,7 +342,7 @@ class HandListedBackends(Rule):
         classes = context.policy.backend_classes()
         if not classes:
             return
-        for group in _groups(context):
+        for group in groups(context):
             site = group[0]
             reducing = {member.method for member in group}
             for test in _tests(site, reducing, context):
@@ -396,35 +395,6 @@ def _is_built_alike(site: Site, listed: frozenset[str], left_out: list[str], con
     return False
 
 
-def _groups(context: Context) -> Iterable[list[Site]]:
-    """The reductions after experts, by hand or by a wrapper, class by class."""
-    found: dict[tuple[str, str], list[Site]] = {}
-    for site in context.sites:
-        judged = site.comparison is not None or site.route is Route.WRAPPER
-        if site.post_experts and judged and site.raw.class_name is not None and not _left_to_others(site, context):
-            found.setdefault((site.path, site.raw.class_name), []).append(site)
-    return found.values()
-
-
-def _left_to_others(site: Site, context: Context) -> bool:
-    """Whether every layer that uses the block has taken its sum over: built it so, or hands it a flag that is true."""
-    owned = any(is_ownership(name, context.policy.profile) for name in atom_set(site.guard))
-    if owned and not context.callers.routes_to(site):
-        return True
-    users = context.index.users(owner_of(site))
-    return bool(users) and all(_hands_constant(user, context) for user in users)
-
-
-def _hands_constant(user: Ref, context: Context) -> bool:
-    facts = context.index.facts(user.path)
-    methods = facts.functions_in(user.name) if facts is not None and user.name in facts.classes else ()
-    return any(True for name in methods for _ in constants(Ref(user.path, name), context))
-
-
-def _question(member: str, policy: Policy) -> Atom:
-    return Atom(f"{policy.profile.backend_getter}.is_{member}()")
-
-
 def _reduces_with(member: str, group: Iterable[Site], policy: Policy) -> bool:
     """Whether the reductions over some axis can run with that backend: the helper may know what the list does not.
 
@@ -432,26 +402,15 @@ def _reduces_with(member: str, group: Iterable[Site], policy: Policy) -> bool:
     """
     runs: dict[Axis, bool] = {}
     for site in group:
-        runs[site.axis] = runs.get(site.axis, True) and _runs_with(member, site, policy)
+        runs[site.axis] = runs.get(site.axis, True) and runs_with(member, site, policy)
     return any(runs.values())
-
-
-def _runs_with(member: str, site: Site, policy: Policy) -> bool:
-    axes: tuple[Axis, ...] = ("TP", "EP")
-    wrapped = disj(negate(policy.skips(axis)) for axis in axes) if policy.helper is not None else TRUE
-    guard = conj((site.guard, wrapped)) if site.route is Route.WRAPPER else policy.with_helper(site.guard)
-    holds = policy.opened(conj((guard, _question(member, policy))))
-    try:
-        return satisfiable(conj((holds, policy.feasible(atom_set(holds)))))
-    except TooManyAtoms:
-        return True
 
 
 def _shown(left_out: list[str], axis: Axis, policy: Policy) -> str | None:
     """A launch configuration for the first of the backends that has one; the others by name."""
     shown: dict[str, Configuration] = {}
     for member in left_out:
-        found = policy.configuration(_question(member, policy), axis)
+        found = policy.configuration(question(member, policy), axis)
         if found is not None:
             shown[member] = found
     if not shown:
