@@ -74,8 +74,9 @@ class SummedInCombine(Rule):
 
     The combine of an a2a backend is a kernel, and nothing in the tree shows that it sums. But blocks do: where one
     takes another path for a backend, and so leaves its sum out, that backend's combine sums, and a block that asks the
-    helper only and is told to reduce sums again. Reported for the backends of the tree's own class predicate, in trees
-    in which flags tell blocks who sums. No fix: the helper is central, a change there is yours to make.
+    helper only and is told to reduce sums again. Reported for the backends of the tree's own class predicate, but not
+    for blocks behind a boundary that takes sums by contract. No fix: the helper is central, a change there is yours to
+    make.
     """
 
     code = "MOE403"
@@ -113,6 +114,12 @@ class SummedInCombine(Rule):
             ).replace("should_use_flashinfer_cutlass_moe_fp4_allgather()", "get_moe_a2a_backend().is_mori()"),
         ),
         engine("backends-that-another-block-takes-for-summed", utils=_marked(UTILS), models__spread=_BY_CLASS),
+        engine(
+            "by-a-wrapper",
+            utils=_marked(UTILS),
+            models__pretend=model(experts("x = reduce_moe_output(x)")),
+            models__spread=_BY_CLASS,
+        ),
         engine("one-of-them", utils=_marked(UTILS), models__spread=_BY_HAND),
         engine("tp-axis-only", utils=_marked(UTILS), layers__moe__dispatcher=_DISPATCHER),
         engine("neither-axis", utils=_marked(_NO_FP4), layers__moe__dispatcher=_DISPATCHER),
@@ -159,7 +166,7 @@ class SummedInCombine(Rule):
         """Backends whose combine some blocks take for a sum, and for which the helper has others reduce."""
         policy, helper = context.policy, context.policy.helper
         members = sorted({member for known, _ in policy.backend_classes().values() for member in known})
-        if helper is None or not members or not absorbers_of(policy).asked:
+        if helper is None or not members:
             return
         asking, others = _by_what_they_ask(context)
         found = {member: [block for block in others if _leaves(block, member, policy)] for member in members}
@@ -212,7 +219,10 @@ def _broken(found: CombineSum, axis: Axis, context: Context) -> Formula | None:
 
 
 def _by_what_they_ask(context: Context) -> tuple[list[list[Site]], list[list[Site]]]:
-    """The blocks that ask the helper and nothing about the a2a backend; those that ask about it themselves."""
+    """The blocks that ask the helper and nothing about the a2a backend; those that ask about it themselves.
+
+    Of a block behind a boundary that takes sums by contract it is not told who sums.
+    """
     policy, index = context.policy, context.index
     words = (policy.profile.backend_getter.partition("(")[0], *policy.backend_classes())
     asking: list[list[Site]] = []
@@ -222,7 +232,9 @@ def _by_what_they_ask(context: Context) -> tuple[list[list[Site]], list[list[Sit
         texts = [facts.class_text(block[0].raw.class_name or "")] if facts is not None else []
         if any(word in text for text in texts for word in words):
             others.append(block)
-        elif all(site.route is Route.HELPER for site in block):
+        elif all(site.route in (Route.HELPER, Route.WRAPPER) for site in block) and (
+            absorbers_of(policy).asked or not any(site.absorber for site in block)
+        ):
             asking.append(block)
     return asking, others
 
