@@ -149,6 +149,11 @@ class Space(Struct, frozen=True, dict=True):
         groups = dict(self.groups)
         return groups.get(collective, groups.get(axis))
 
+    def size_of(self, text: str) -> str | None:
+        """The group whose size an expression denotes, by the last part of its text."""
+        last = text.rsplit(".", 1)[-1]
+        return next((size.name for size in self.sizes if _matches(last, size.names)), None)
+
     # --- what a condition means
 
     def meaning(self, atom: str) -> tuple[Test, frozenset[str]] | None:
@@ -198,8 +203,7 @@ class Space(Struct, frozen=True, dict=True):
         """The size that an expression denotes, by the last part of its text."""
         if isinstance(node, ast.Constant) and type(node.value) is int:
             return node.value
-        last = ast.unparse(node).rsplit(".", 1)[-1]
-        return next((size.name for size in self.sizes if _matches(last, size.names)), None)
+        return self.size_of(ast.unparse(node))
 
     # --- enumeration
 

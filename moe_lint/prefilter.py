@@ -20,7 +20,9 @@ class Prefilter:
         central = [*profile.helpers, *([f"class {profile.backend_enum}"] if profile.backend_enum else [])]
         plain = [constructor.strip("*") for constructor in profile.absorber_constructors]
         absorbers = [name for name in plain if "*" not in name]
-        absorbers += [f"def {name}(" for name in profile.combines]
+        sums = [name for flag in profile.flags for name in flag.sums]
+        absorbers += [f"def {name}(" for name in (*profile.combines, *sums)]
+        absorbers += [f"{name}(" for name in profile.plain_scatters]
         ours = ["moe-lint"]  # a directive may silence something, or nothing
         experts = [*profile.expert_attributes, *profile.expert_functions, *profile.expert_constructors]
         self._experts = _shortest([*_EXPERTS, *map(longest_part, experts)]) if experts else [""]

@@ -41,7 +41,7 @@ class Flag(Struct, frozen=True):
     """A layer-context flag: its name, other spellings, the question that computes it, who sums when it is set.
 
     ``permit`` is the keyword with which an absorber's constructor allows the flag to be set at all; ``last`` the one
-    that tells it that no further layer will take the sum.
+    that tells it that no further layer will take the sum. ``sums`` are the functions that then sum instead.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Flag(Struct, frozen=True):
     absorber: str = _SOMEBODY
     permit: str = ""
     last: str = ""
+    sums: tuple[str, ...] = ()
 
 
 class Profile(Struct, frozen=True, dict=True):
@@ -68,6 +69,8 @@ class Profile(Struct, frozen=True, dict=True):
     ownership: tuple[str, ...]
     absorber_constructors: tuple[str, ...]
     scatters: tuple[str, ...]
+    #: what hands each rank its tokens and sums nothing
+    plain_scatters: tuple[str, ...]
     combines: tuple[str, ...]
     #: who sums where the helper skips, when no flag says so
     absorber: str
@@ -164,7 +167,13 @@ _SCHEMA: dict[str, dict[str, str]] = {
         "reducing": "list",
         "replicating": "list",
     },
-    "absorbers": {"constructors": "list", "who": "str", "scatters": "list", "combines": "list"},
+    "absorbers": {
+        "constructors": "list",
+        "who": "str",
+        "scatters": "list",
+        "plain_scatters": "list",
+        "combines": "list",
+    },
     "pipeline": {"last_stage": "list", "send": "list", "captures": "list", "option": "str"},
     "experts": {
         "attributes": "list",
@@ -193,6 +202,7 @@ _FLAG_KEYS = {
     "absorber": "str",
     "permit": "str",
     "last": "str",
+    "sums": "list",
 }
 _TOP_KEYS = ("name", "extends", "collectives", "flags", "launch", *_SCHEMA)
 _AXES: dict[str, Axis] = {"TP": "TP", "EP": "EP", "other": "other"}
@@ -367,6 +377,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
                 absorber=flag.get("absorber", _SOMEBODY),
                 permit=flag.get("permit", ""),
                 last=flag.get("last", ""),
+                sums=tuple(flag.get("sums", ())),
             )
             for flag in data.get("flags", ())
         ),
@@ -376,6 +387,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         ownership=names("context", "ownership"),
         absorber_constructors=names("absorbers", "constructors"),
         scatters=names("absorbers", "scatters"),
+        plain_scatters=names("absorbers", "plain_scatters"),
         combines=names("absorbers", "combines"),
         absorber=table("absorbers").get("who", "whoever absorbs the reduction there"),
         last_stage=names("pipeline", "last_stage"),

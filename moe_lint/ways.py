@@ -276,15 +276,17 @@ class Ways:
     def _is_given_output(self, call: CallResult, function: Ref, asked: _Asked) -> bool:
         """Whether a call is given what the experts returned. What they and shared experts are given is a new start."""
         where = Where(function.path, asked.owner.name, function.name)
+        layer = f"self.{asked.attribute}"
         shared = call.callee.startswith("self.") and matches(call.callee[5:], self.profile.shared)
-        if shared or self.dataflow.is_run(call, where):
+        if shared or call.callee == layer or self.dataflow.is_run(call, where):
             return False
         return any(
             isinstance(origin, Experts)
             or (
                 isinstance(origin, CallResult)
                 and (
-                    self.dataflow.is_run(origin, where)
+                    origin.callee == layer
+                    or self.dataflow.is_run(origin, where)
                     or self._method(origin.callee, asked) is not None
                     or self._is_given_output(origin, function, asked)
                 )

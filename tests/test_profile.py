@@ -81,6 +81,7 @@ def test_a_profile_needs_collectives_and_a_helper_only(tmp_path: Path) -> None:
         ownership=(),
         absorber_constructors=(),
         scatters=(),
+        plain_scatters=(),
         combines=(),
         absorber="whoever absorbs the reduction there",
         last_stage=(),

@@ -179,6 +179,42 @@ def test_backends_listed_by_hand_are_reported_where_they_choose_the_path(
     assert reported(tmp_path, model(f"if {CALL}:\n    {SUM}", more=dispatch)) == found
 
 
+FACTORY = """
+from engine.layers.moe.utils import get_moe_a2a_backend
+
+
+def get_moe_impl_class(config):
+    if {alike}:
+        return SpreadMoE
+    return FusedMoE
+"""
+
+
+@pytest.mark.parametrize(
+    ("alike", "found"),
+    [
+        ("get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mori()", ["MOE103"]),
+        ("get_moe_a2a_backend().is_deepep()", []),  # the others may not sum in their combine
+        ("get_moe_a2a_backend().is_mooncake() or get_moe_a2a_backend().is_mori()", []),
+    ],
+)
+def test_a_single_backend_stands_for_those_with_the_same_experts(alike: str, found: list[str], tmp_path: Path) -> None:
+    dispatch = """
+    def __init__(self, config):
+        self.experts = get_moe_impl_class(config)(config)
+
+    def forward(self, x):
+        if not get_moe_a2a_backend().is_deepep():
+            return self.forward_normal(x)
+        return self.experts(x)
+"""
+    factory = tmp_path / "engine/layers/moe/expert_factory.py"
+    factory.parent.mkdir(parents=True)
+    factory.write_text(FACTORY.format(alike=alike))
+    imported = "from engine.layers.moe.expert_factory import get_moe_impl_class\n"
+    assert reported(tmp_path, imported + model(f"if {CALL}:\n    {SUM}", more=dispatch)) == found
+
+
 def test_comments_in_a_guard_survive_the_rewrite(tmp_path: Path) -> None:
     body = (
         f"if (\n    # only with peers\n    self.tp_size > 1\n    and not use_reduce_scatter  # scattered\n):\n    {SUM}"

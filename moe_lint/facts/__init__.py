@@ -28,6 +28,7 @@ from moe_lint.facts.data import (
     element_of,
 )
 from moe_lint.facts.file import FileFacts
+from moe_lint.facts.groups import GroupChoice
 from moe_lint.facts.syntax import group_axis, is_collective_name, is_reduction_name, is_run, span_of
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Experts",
     "FileFacts",
     "FunctionFacts",
+    "GroupChoice",
     "GuardPart",
     "Mark",
     "Marked",

@@ -16,6 +16,7 @@ from moe_lint.facts.alone import only_guards
 from moe_lint.facts.class_env import ClassEnv
 from moe_lint.facts.conduct import Conduct, ConductReader
 from moe_lint.facts.data import AttributeFact, ClassFacts, FunctionFacts, Origins, Paths
+from moe_lint.facts.groups import ChoiceReader, GroupChoice
 from moe_lint.facts.handed import hands_on
 from moe_lint.facts.leaving import Leaving, first_returned, leaving
 from moe_lint.facts.outline import Block, Method, local_imports, methods, outline, without
@@ -560,6 +561,17 @@ class FileFacts:
                 self._too_deep(qualname)
                 self._state.paths[qualname] = Paths((), (), ())
         return self._state.paths[qualname]
+
+    def group_choices(self, qualname: str) -> tuple[tuple[GroupChoice, ...], tuple[str, ...]]:
+        """The choices between the sizes of two groups in a function, and all that it calls."""
+        class_name = self._functions[qualname].class_name
+        reader = ChoiceReader(self._context, qualname, class_name, self._env_of(class_name), {})
+        try:
+            reader.run(self._node(self._functions[qualname]))
+        except RecursionError:
+            self._too_deep(qualname)
+            return (), ()
+        return tuple(reader.choices), tuple(reader.called)
 
     def _conduct_reader(self, qualname: str) -> ConductReader:
         return ConductReader(self._context, self._env_of(self._functions[qualname].class_name), self.path, qualname)

@@ -27,7 +27,7 @@ from moe_lint.facts.data import (
 )
 from moe_lint.facts.operands import Flow, Operands
 from moe_lint.facts.syntax import arguments_of, assignment, defaults_of, group_axis, is_reduction_name, span_of, sums
-from moe_lint.formula import TRUE, Atom, Formula, Or, choose, conj, negate
+from moe_lint.formula import TRUE, And, Atom, Formula, Or, choose, conj, disj, negate
 from moe_lint.model import Axis, Span
 from moe_lint.profile import Profile
 from moe_lint.source import Lines
@@ -668,7 +668,9 @@ class FunctionReader(Operands):
         )
 
     def _note_backends(self, statement: ast.If, condition: Formula, leaves: bool) -> None:
-        members = _backend_members(condition, self.profile) or _backend_members(negate(condition), self.profile)
+        parts = condition.operands if isinstance(condition, And) else (condition,)
+        opposite = disj(negate(part) for part in parts)  # `not is_a() and not is_b()` lists them, too
+        members = _backend_members(condition, self.profile) or _backend_members(opposite, self.profile)
         if members:
             chosen = frozenset(
                 text[5:]

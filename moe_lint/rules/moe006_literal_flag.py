@@ -3,12 +3,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from moe_lint.facts import CallFact
 from moe_lint.formula import Relation
+from moe_lint.index import Ref
 from moe_lint.model import Finding, Related, Route
 from moe_lint.rules._calls import literal_flags
 from moe_lint.rules._cases import case, experts
 from moe_lint.rules._planning import plan_call
+from moe_lint.rules._plumbing import constants
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
 from moe_lint.sites import Site
@@ -154,7 +155,8 @@ class LiteralFlag(Rule):
     def _callers(self, site: Site, context: Context) -> Iterator[Finding]:
         """Constants passed in the function of a reduction that then decides by hand."""
         flags = context.policy.profile.flag_names
-        for call, argument in _constants(site, context):
+        function = Ref(site.path, re.sub(r"(\.<lambda>)+$", "", site.raw.function))
+        for call, argument in constants(function, context):
             yield Finding(
                 self.code,
                 self.name,
@@ -173,20 +175,3 @@ class LiteralFlag(Rule):
                 remedy=f"pass `{argument}={flags[argument]}` and let the block reduce",
                 subject=f"{call.callee}({argument}=True)",
             )
-
-
-def _constants(site: Site, context: Context) -> Iterator[tuple[CallFact, str]]:
-    """(call, flag) of the flags that are passed as the constant True in a site's function."""
-    facts = context.index.facts(site.path)
-    name = re.sub(r"(\.<lambda>)+$", "", site.raw.function)
-    if facts is None or name not in facts.functions:
-        return
-    profile = context.policy.profile
-    for call in facts.function(name).calls:
-        last = call.callee.rsplit(".", 1)[-1]
-        if last == profile.helper or not (call.callee.startswith("self.") or last in profile.publishers):
-            continue
-        for argument in call.arguments:
-            keyword = argument.keyword
-            if keyword is not None and keyword in profile.flag_names and argument.literal is True:
-                yield call, keyword

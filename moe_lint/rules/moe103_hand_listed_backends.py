@@ -6,15 +6,15 @@ from textwrap import indent
 from msgspec.structs import replace
 
 from moe_lint.facts import BackendTest
-from moe_lint.formula import TRUE, Atom, TooManyAtoms, atom_set, conj, disj, negate, satisfiable
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
-from moe_lint.model import Axis, Confidence, Finding, Related, Route, Severity
+from moe_lint.model import Axis, Confidence, Finding, Related, Severity
 from moe_lint.policy import Policy
+from moe_lint.rules._backends import groups, question, runs_with
 from moe_lint.rules._cases import UTILS, case, experts, layer_case, method
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
-from moe_lint.sites import Site, is_ownership
+from moe_lint.sites import Site, owner_of
 
 _BY_MEMBERS = """
     if get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake():{mark}
@@ -53,6 +53,26 @@ def _with_reason(found: Case, reason: str) -> Case:
     return Case(found.name, {**found.files, "engine/layers/moe/utils.py": more})
 
 
+_BY_OTHERS = """
+if not get_moe_a2a_backend().is_deepep() and not get_moe_a2a_backend().is_mooncake():{mark}
+    return self.forward_normal(x, should_allreduce_fusion, use_reduce_scatter)
+return self.forward_deepep(x)
+"""
+_PAIR = experts(
+    """
+    if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+        is_tp_path=False, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion
+    ):
+        x = moe_expert_parallel_all_reduce(x)
+    if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+        is_tp_path=True, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion
+    ):
+        x = moe_tensor_model_parallel_all_reduce(x)
+    """,
+    name="forward_normal",
+)
+
+
 class HandListedBackends(Rule):
     """A path to the all-reduce is chosen by a2a backends listed by hand, fewer than the tree's own class predicate.
 
@@ -73,9 +93,11 @@ class HandListedBackends(Rule):
         return self.forward_normal(x)
 
     Reported only where the test decides whether a method with an all-reduce after the experts runs, and for those
-    backends for which the helper does not skip. A test for a single backend of the family may be meant as such, so it
-    is reported at low confidence: select the rule to see those too. There
-    is no automatic fix: whether the model supports the other backends is for its maintainers to say.
+    backends for which the helper does not skip. A test for a single backend of the family may be meant as such: it
+    counts where the factory that builds the block's experts makes one class for that backend and another of the family,
+    so that what is true of one combine is true of the other. Elsewhere it is reported at low confidence: select the
+    rule to see those too. There is no automatic fix: whether the model supports the other backends is for its
+    maintainers to say.
     """
 
     code = "MOE103"
@@ -96,6 +118,19 @@ class HandListedBackends(Rule):
             _DEEPEP,
         ),
         _owned("left-to-the-layer", ", reduce_results=False"),
+        case(
+            "left-to-the-layer-by-a-constant",
+            method(_BY_OTHERS.format(mark="")),
+            _PAIR,
+            _DEEPEP,
+            layer="x = self.mlp(x, should_allreduce_fusion=True, use_reduce_scatter=use_reduce_scatter)",
+        ),
+        case(
+            "all-named-by-what-they-are-not",
+            method(_BY_OTHERS.format(mark="").replace(":\n", " and not get_moe_a2a_backend().is_mori():\n", 1)),
+            _PAIR,
+            _DEEPEP,
+        ),
         case(
             "class-predicate-before-a-wrapper",
             method(
@@ -212,6 +247,7 @@ class HandListedBackends(Rule):
             _DEEPEP,
         ),
         _owned("left-to-the-block", "", mark="  # <- MOE103"),
+        case("named-by-what-they-are-not", method(_BY_OTHERS.format(mark="  # <- MOE103")), _PAIR, _DEEPEP),
         _with_reason(
             case("helper-knows-another", method(_BY_MEMBERS.format(mark="  # <- MOE103")), _ROUTED, _DEEPEP),
             "get_moe_a2a_backend().is_mooncake()",
@@ -306,7 +342,7 @@ class HandListedBackends(Rule):
         classes = context.policy.backend_classes()
         if not classes:
             return
-        for group in _groups(context):
+        for group in groups(context):
             site = group[0]
             reducing = {member.method for member in group}
             for test in _tests(site, reducing, context):
@@ -316,11 +352,13 @@ class HandListedBackends(Rule):
                     left_out = [m for m in sorted(members - test.members) if _reduces_with(m, group, context.policy)]
                     common = test.members & members
                     if common and left_out:
-                        yield self._report(site, test, name, left_out, ref, context, len(common))
+                        finding = self._report(site, test, name, left_out, ref, context)
+                        sure = len(common) > 1 or _is_built_alike(site, common, left_out, context)
+                        yield finding if sure else replace(finding, confidence=Confidence.LOW)
                         break
 
     def _report(
-        self, site: Site, test: BackendTest, name: str, left_out: list[str], ref: Ref, context: Context, common: int
+        self, site: Site, test: BackendTest, name: str, left_out: list[str], ref: Ref, context: Context
     ) -> Finding:
         facts = context.index.facts(ref.path)
         line = facts.header(ref.name)[0] if facts is not None else 1
@@ -339,53 +377,40 @@ class HandListedBackends(Rule):
             guard=test.span,
             function=test.function.rsplit(".", 1)[-1],
             relation=None,
-            confidence=Confidence.LOW if common == 1 else self.confidence,
         )
 
 
-def _groups(context: Context) -> Iterable[list[Site]]:
-    """The reductions after experts, by hand or by a wrapper, class by class."""
-    found: dict[tuple[str, str], list[Site]] = {}
-    for site in context.sites:
-        judged = site.comparison is not None or site.route is Route.WRAPPER
-        if site.post_experts and judged and site.raw.class_name is not None and not _left_to_others(site, context):
-            found.setdefault((site.path, site.raw.class_name), []).append(site)
-    return found.values()
-
-
-def _left_to_others(site: Site, context: Context) -> bool:
-    """Whether every layer that uses the block has taken its sum over (`reduce_results=False`)."""
-    owned = any(is_ownership(name, context.policy.profile) for name in atom_set(site.guard))
-    return owned and not context.callers.routes_to(site)
-
-
-def _question(member: str, policy: Policy) -> Atom:
-    return Atom(f"{policy.profile.backend_getter}.is_{member}()")
+def _is_built_alike(site: Site, listed: frozenset[str], left_out: list[str], context: Context) -> bool:
+    """Whether the block's experts are the same with a backend that it lists and with one that it leaves out."""
+    index = context.index
+    for ref in index.mro(owner_of(site)):
+        facts = index.facts(ref.path)
+        text = facts.class_text(ref.name) if facts is not None and ref.name in facts.classes else ""
+        for name in context.policy.profile.expert_constructors:
+            factory = index.resolve(ref.path, name) if f"{name}(" in text else None
+            made = index.function(factory) if factory is not None else None
+            tests = made.backend_tests if made is not None else ()
+            if any(listed & test.members and test.members.intersection(left_out) for test in tests):
+                return True
+    return False
 
 
 def _reduces_with(member: str, group: Iterable[Site], policy: Policy) -> bool:
-    """Whether each of the reductions can run with that backend: the helper may know it even if the list does not.
+    """Whether the reductions over some axis can run with that backend: the helper may know what the list does not.
 
-    Where only some of them can, their guards have drifted apart, which is another rule's business.
+    Where only some of those over an axis can, their guards have drifted apart, which is another rule's business.
     """
-    axes: tuple[Axis, ...] = ("TP", "EP")
-    wrapped = disj(negate(policy.skips(axis)) for axis in axes) if policy.helper is not None else TRUE
+    runs: dict[Axis, bool] = {}
     for site in group:
-        guard = conj((site.guard, wrapped)) if site.route is Route.WRAPPER else policy.with_helper(site.guard)
-        holds = policy.opened(conj((guard, _question(member, policy))))
-        try:
-            if not satisfiable(conj((holds, policy.feasible(atom_set(holds))))):
-                return False
-        except TooManyAtoms:
-            continue
-    return True
+        runs[site.axis] = runs.get(site.axis, True) and runs_with(member, site, policy)
+    return any(runs.values())
 
 
 def _shown(left_out: list[str], axis: Axis, policy: Policy) -> str | None:
     """A launch configuration for the first of the backends that has one; the others by name."""
     shown: dict[str, Configuration] = {}
     for member in left_out:
-        found = policy.configuration(_question(member, policy), axis)
+        found = policy.configuration(question(member, policy), axis)
         if found is not None:
             shown[member] = found
     if not shown:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import re
 from collections.abc import Iterable, Iterator
 
@@ -59,16 +60,14 @@ class ReducedByNobody(Rule):
     Looked at are experts, shared experts, and other layers of a class that holds experts, each for itself: a shared
     expert that joins behind the reduction is reported although the routed experts are summed. Not reported: a layer
     that is built for one rank, one that is handed on as a value, one that only a path of an a2a backend runs, a block
-    that calls something else with `reduce` or `scatter` in its name, and trees in which the layer boundary takes sums
-    by contract. Reported at the constructor call. There is no fix: who sums is for the model to say.
-
-    On the first release that it was tried on after it was made, its two findings were false: a shared expert that is
-    handed to the experts' runner inside a ternary. That is why the rule is off by default.
+    that calls something else with `reduce` or `scatter` in its name, a block or layer that hands the output to
+    something that cannot be followed, trees in which nothing answers who sums, and those in which the layer boundary
+    takes sums by contract. Reported at the constructor call. There is no fix: who sums is for the model to say.
     """
 
     code = "MOE304"
     name = "reduced-by-nobody"
-    confidence = Confidence.LOW
+    confidence = Confidence.MEDIUM
     VALID = (
         _alone("the-block-reduces", experts(_REDUCED)),
         _alone("the-experts-reduce", experts(""), init="self.experts = FusedMoE(config, reduce_results=True)"),
@@ -104,6 +103,12 @@ class ReducedByNobody(Rule):
                 """
             ),
             init=f"{_EXPERTS}\n{_SHARED}",
+        ),
+        _alone("handed-to-who-cannot-be-followed", experts("x = settle(x)"), init=_EXPERTS),
+        layer_case(
+            "handed-by-the-layer-to-who-cannot-be-followed",
+            block("def forward(self, x):\n    return self.experts(x)", init=_EXPERTS),
+            layer="x = self.mlp(x)\nx, residual = self.exit.finish(x, residual)",
         ),
         _alone(
             "only-behind-an-a2a-backend",
@@ -165,8 +170,8 @@ class ReducedByNobody(Rule):
     )
 
     def check(self, context: Context) -> Iterable[Finding]:
-        if not absorbers_of(context.policy).asked or _experts_decide(context):
-            return  # the layer boundary takes sums by contract, or the experts sum whatever they are told
+        if context.policy.helper is None or not absorbers_of(context.policy).asked or _experts_decide(context):
+            return  # who sums is not known, or the layer boundary takes sums by contract, or the experts decide
         for part in _partial(context):
             if _leaves_unsummed(part, context):
                 yield Finding(
@@ -236,7 +241,39 @@ def _leaves_unsummed(part: Part, context: Context) -> bool:
         where = Where(site.path, site.raw.class_name, site.raw.function.removesuffix(".<lambda>"))
         if output.reaches(site.raw.origins, where):
             return False
-    return _nobody_absorbs(part, context)
+    seen = any(True for _ in context.ways.unsummed(part.owner, "TP", part.attribute))
+    return seen and _nobody_absorbs(part, context) and not _goes_unseen(part, output, context)
+
+
+def _goes_unseen(part: Part, output: OutputOf, context: Context) -> bool:
+    """Whether a layer around the block hands the output to something that cannot be followed, and so may sum it."""
+    index = context.index
+    for layer in absorbers_of(context.policy).layers(part.owner):
+        facts = index.facts(layer.path)
+        if facts is None or layer == part.owner or layer.name not in facts.classes:
+            continue
+        for name in facts.functions_in(layer.name):
+            where = Where(layer.path, layer.name, name)
+            for call in facts.function(name).calls:
+                given = any(output.reaches(argument.origins, where) for argument in call.arguments)
+                if given and not _is_seen(call.callee, layer, context):
+                    return True
+    return False
+
+
+def _is_seen(callee: str, layer: Ref, context: Context) -> bool:
+    """Whether what is called is known: code of the tree, a library, an absorber, or a layer that sums nothing."""
+    index, last = context.index, callee.rsplit(".", 1)[-1]
+    owner = callee.split(".")[1] if callee.startswith("self.") and callee.count(".") == 2 else ""
+    facts = index.facts(layer.path)
+    module, _ = facts.imports.get(callee.partition(".")[0], ("", None)) if facts is not None else ("", None)
+    return (
+        bool(list(index.targets(layer.path, layer.name, callee)))
+        or any(index.is_absorber(built) for built in (index.built_classes(layer, owner) if owner else ()))
+        or any(map(context.policy.profile.is_barrier, (last, owner)))
+        or bool(module and index.module_path(module, layer.path) is None)
+        or hasattr(builtins, callee)
+    )
 
 
 def _nobody_absorbs(part: Part, context: Context) -> bool:

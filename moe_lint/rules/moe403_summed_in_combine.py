@@ -1,14 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from moe_lint.absorbers import CombineSum, absorbers_of
 from moe_lint.formula import FALSE, Formula, TooManyAtoms, assign, conj, disj, negate, satisfiable
 from moe_lint.index import Ref
 from moe_lint.model import Axis, Finding, Problem, Related, Route
-from moe_lint.rules._cases import UTILS
+from moe_lint.policy import Policy
+from moe_lint.rules._backends import groups, question, runs_with
+from moe_lint.rules._cases import ROUTED, UTILS, experts, method, model
 from moe_lint.rules._central import asked_by_helper, at_definition, engine, unread
+from moe_lint.rules._wording import named
 from moe_lint.rules.base import Context, Rule
+from moe_lint.sites import Site, asked_before
 
 _DISPATCHER = """\
 from engine.distributed import get_tp_group
@@ -27,6 +31,18 @@ _BOTH_AXES = UTILS.replace(
 )
 _NO_FP4 = UTILS.replace("return is_tp_path and should_use_flashinfer_cutlass_moe_fp4_allgather()", "return False")
 _HEADER = "def should_skip_post_experts_all_reduce("
+
+
+_SPREAD = model(
+    method("if {test}:\n    return self.forward_spread(x)\nreturn self.forward_normal(x)"),
+    experts(ROUTED, name="forward_normal"),
+    method("x = self.experts(x)", name="forward_spread", parameters="x"),
+)
+_BY_CLASS = _SPREAD.replace("{test}", "is_deepep_class_backend()")
+_BY_HAND = _SPREAD.replace("{test}", "get_moe_a2a_backend().is_mori()")
+_ALL_KNOWN = _BOTH_AXES.replace(
+    "    if should_use_dp_reduce_scatterv():", "    if is_deepep_class_backend() or should_use_dp_reduce_scatterv():"
+)
 
 
 def _marked(utils: str) -> str:
@@ -54,7 +70,13 @@ class SummedInCombine(Rule):
         return is_tp_path and should_use_flashinfer_cutlass_moe_fp4_allgather()
 
     Skip on both. The condition of a `combine` is compared where it asks global predicates only; one that looks at its
-    arguments cannot be told from outside. No fix: the helper is central, a change there is yours to make.
+    arguments cannot be told from outside.
+
+    The combine of an a2a backend is a kernel, and nothing in the tree shows that it sums. But blocks do: where one
+    takes another path for a backend, and so leaves its sum out, that backend's combine sums, and a block that asks the
+    helper only and is told to reduce sums again. Reported for the backends of the tree's own class predicate, but not
+    for blocks behind a boundary that takes sums by contract. No fix: the helper is central, a change there is yours to
+    make.
     """
 
     code = "MOE403"
@@ -62,6 +84,9 @@ class SummedInCombine(Rule):
     VALID = (
         engine("both-axes", utils=_BOTH_AXES, layers__moe__dispatcher=_DISPATCHER),
         engine("no-sum-in-the-dispatcher"),
+        engine("backends-that-the-helper-knows", utils=_ALL_KNOWN, models__spread=_BY_CLASS),
+        engine("every-block-asks-for-the-backend", models__pretend=_BY_CLASS, models__spread=_BY_CLASS),
+        engine("a-backend-of-no-family", models__spread=_SPREAD.replace("{test}", "get_moe_a2a_backend().is_own()")),
         engine(
             "an-a2a-backend-that-the-helper-knows",
             utils=_BOTH_AXES.replace("allgather()\n", "allgather() or get_moe_a2a_backend().is_mori()\n"),
@@ -88,6 +113,14 @@ class SummedInCombine(Rule):
                 "import should_use_flashinfer_cutlass_moe_fp4_allgather", "import get_moe_a2a_backend"
             ).replace("should_use_flashinfer_cutlass_moe_fp4_allgather()", "get_moe_a2a_backend().is_mori()"),
         ),
+        engine("backends-that-another-block-takes-for-summed", utils=_marked(UTILS), models__spread=_BY_CLASS),
+        engine(
+            "by-a-wrapper",
+            utils=_marked(UTILS),
+            models__pretend=model(experts("x = reduce_moe_output(x)")),
+            models__spread=_BY_CLASS,
+        ),
+        engine("one-of-them", utils=_marked(UTILS), models__spread=_BY_HAND),
         engine("tp-axis-only", utils=_marked(UTILS), layers__moe__dispatcher=_DISPATCHER),
         engine("neither-axis", utils=_marked(_NO_FP4), layers__moe__dispatcher=_DISPATCHER),
         engine(
@@ -127,6 +160,38 @@ class SummedInCombine(Rule):
                 related=(Related(found.path, found.line, f"`{found.owner}` sums here"),),
             )
 
+        yield from self._by_blocks(context)
+
+    def _by_blocks(self, context: Context) -> Iterator[Finding]:
+        """Backends whose combine some blocks take for a sum, and for which the helper has others reduce."""
+        policy, helper = context.policy, context.policy.helper
+        members = sorted({member for known, _ in policy.backend_classes().values() for member in known})
+        if helper is None or not members:
+            return
+        asking, others = _by_what_they_ask(context)
+        found = {member: [block for block in others if _leaves(block, member, policy)] for member in members}
+        unknown = [member for member in members if found[member] and any(_sums(b, member, policy) for b in asking)]
+        wrong = [block for block in asking if any(_sums(block, member, policy) for member in unknown)]
+        if not unknown or not wrong:
+            return
+        shown = policy.configuration(question(unknown[-1], policy), wrong[0][0].axis)
+        right, names = found[unknown[0]][0][0], tuple(f"{block[0].raw.class_name}" for block in wrong)
+        ask = "asks" if len(names) == 1 else "ask"
+        yield at_definition(
+            self,
+            Ref(helper.path, helper.name),
+            f"`{helper.name}` does not skip for {named(tuple(f'is_{member}()' for member in unknown))}, whose combine "
+            f"`{right.raw.class_name}` takes for a sum: {named(names)} {ask} this helper alone",
+            context,
+            witness=f"{f'with {shown} ' if shown is not None else ''}the experts' output is whole already, and "
+            f"{'this block sums' if len(names) == 1 else 'these blocks sum'} it once more",
+            remedy="skip for every backend whose combine sums, or let these blocks take another path with them",
+            related=(
+                Related(right.path, right.raw.span.line, f"`{right.raw.class_name}` does not come by this sum then"),
+                *(Related(b[0].path, b[0].raw.span.line, f"`{b[0].raw.class_name}` sums here") for b in wrong),
+            ),
+        )
+
     def unjudged(self, context: Context) -> Iterable[Problem]:
         return unread(asked_by_helper(context), context)
 
@@ -151,3 +216,33 @@ def _broken(found: CombineSum, axis: Axis, context: Context) -> Formula | None:
     except TooManyAtoms:
         return None
     return coarse
+
+
+def _by_what_they_ask(context: Context) -> tuple[list[list[Site]], list[list[Site]]]:
+    """The blocks that ask the helper and nothing about the a2a backend; those that ask about it themselves.
+
+    Of a block behind a boundary that takes sums by contract it is not told who sums.
+    """
+    policy, index = context.policy, context.index
+    words = (policy.profile.backend_getter.partition("(")[0], *policy.backend_classes())
+    asking: list[list[Site]] = []
+    others: list[list[Site]] = []
+    for block in groups(context):
+        facts = index.facts(block[0].path)
+        texts = [facts.class_text(block[0].raw.class_name or "")] if facts is not None else []
+        if any(word in text for text in texts for word in words):
+            others.append(block)
+        elif all(site.route in (Route.HELPER, Route.WRAPPER) for site in block) and (
+            absorbers_of(policy).asked or not any(site.absorber for site in block)
+        ):
+            asking.append(block)
+    return asking, others
+
+
+def _sums(block: Iterable[Site], member: str, policy: Policy) -> bool:
+    return any(runs_with(member, site, policy, asked_before(site, policy)) for site in block)
+
+
+def _leaves(block: Iterable[Site], member: str, policy: Policy) -> bool:
+    """Whether none of a block's sums runs with a backend because the block asks for it: the helper does not."""
+    return not _sums(block, member, policy) and any(runs_with(member, site, policy) for site in block)

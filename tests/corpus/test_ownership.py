@@ -37,7 +37,7 @@ def accused_without_reductions(version: str, package: str, models: set[str]) -> 
     root = release(version, package) / package
     paths = sorted(str(path) for path in root.rglob("*.py"))
     changed = {
-        path: _REDUCTION.sub("identity(", Path(path).read_text())
+        path: _REDUCTION.sub("(", Path(path).read_text())
         for path in paths
         if "/models/" in path and Path(path).stem in models
     }
@@ -51,7 +51,8 @@ def accused_without_reductions(version: str, package: str, models: set[str]) -> 
         ("0.5.11", "sglang", SGLANG),
         # its communicator comes from a function then: whether that takes sums by contract is not told
         ("0.5.20", "sglang", SGLANG - {"nemotron_h"}),
-        ("0.15.1", "vllm", VLLM),
+        # theirs gather what was split before, by a function of which it is not told whether it sums
+        ("0.15.1", "vllm", VLLM - {"deepseek_v2", "llama4", "qwen3_moe"}),
     ],
 )
 def test_experts_told_not_to_reduce_are_reported_where_the_reductions_are_taken_out(
