@@ -235,6 +235,33 @@ class OutputOf(Dataflow):
         return False
 
 
+class SharedOutput(Dataflow):
+    """Answers "does this operand hold the output of shared experts?": a class's own, or those that its experts run."""
+
+    def reaches(self, origins: Origins, where: Where) -> bool:
+        return self.is_post_experts(origins, where)
+
+    def _asks_experts(self, owners: list[str]) -> bool:
+        return False
+
+    def _named(self, origin: Experts) -> _Sources:
+        return _NONE
+
+    def _is_something_else(self, call: CallResult, where: Where) -> bool:
+        return False
+
+    def _is_source(self, call: CallResult, where: Where, own_method: bool) -> bool:
+        if own_method:
+            return False
+        head, _, name = call.callee.partition(".")
+        if head == "self" and self.profile.is_shared(name):
+            return True
+        return call.element is not None and call.element == self.profile.shared_element and self.is_run(call, where)
+
+    def _ends_inside(self, callee: str, where: Where) -> bool:
+        return False
+
+
 def _cheapest_first(origin: Origin) -> tuple[int, str]:
     """Origins that answer without opening another file come first."""
     if isinstance(origin, CallResult):

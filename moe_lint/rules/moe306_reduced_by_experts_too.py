@@ -14,7 +14,7 @@ from moe_lint.model import Finding, Related, Route
 from moe_lint.profile import matches
 from moe_lint.reaching import reaching
 from moe_lint.rules._cases import ROUTED, block, experts, layer_case, method
-from moe_lint.rules._parts import Part, is_shared, parts
+from moe_lint.rules._parts import Part, parts
 from moe_lint.rules._terms import counts_once
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site, is_skip_atom
@@ -297,7 +297,7 @@ def _whole_parts(site: Site, context: Context) -> Iterator[tuple[Part, Configura
     profile = context.index.profile
 
     def asked(attribute: str) -> bool:
-        return profile.is_expert_attribute(attribute) or is_shared(context.callers, attribute)
+        return profile.is_expert_attribute(attribute) or profile.is_shared(attribute)
 
     for ref in context.index.mro(Ref(site.path, site.raw.class_name or "")):
         for part in parts(context.callers, ref, asked):
