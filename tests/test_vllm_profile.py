@@ -384,3 +384,50 @@ def test_who_sums_handed_over_shared_experts_is_read_from_the_runner(
     found = [finding.message for finding in report.findings if finding.rule == "MOE311"]
     assert [message in one for one in found if message is not None] == ([True] if message else [])
     assert len(found) == (message is not None)
+
+
+# --- functions of a plug-in that are patched into a block
+
+
+#: Shared experts that are whole under sequence parallelism, and a block that sums them with its experts.
+PATCHED = HANDING.format("config, reduce_results=False, is_sequence_parallel=self.is_sequence_parallel")
+PATCH = """
+from engine.distributed import tensor_model_parallel_all_reduce
+from engine.models.m import Block
+
+
+{}
+def patched(self, x):
+    out = self.experts(x)
+    if {}:
+        out = out + self.shared_experts(x)
+    if self.tp_size > 1:
+        out = tensor_model_parallel_all_reduce(out)
+    return out
+
+
+{}
+"""
+BY_NAME = '@register_patch(\n    target="engine.models.m.Block.forward",\n    reason="3-D tensors",\n)'
+
+
+@pytest.mark.parametrize(
+    ("decorator", "joins", "assigned", "found"),
+    [
+        ("", "self.shared_experts is not None", "Block.forward = patched", ["MOE306"]),
+        (BY_NAME, "self.shared_experts is not None", "", ["MOE306"]),
+        ("", "not self.is_sequence_parallel", "Block.forward = patched", []),
+        (BY_NAME, "not self.is_sequence_parallel", "", []),
+        ("", "self.shared_experts is not None", "Block.backward = other", []),
+    ],
+    ids=["assigned", "named", "assigned-and-joined-where-it-is-split", "named-and-joined-there", "not-patched-in"],
+)
+def test_a_function_that_is_patched_into_a_block_is_judged_as_its_method(
+    decorator: str, joins: str, assigned: str, found: list[str], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugin"
+    plugin.mkdir()
+    (plugin / "patches.py").write_text(PATCH.format(decorator, joins, assigned))
+    tree(tmp_path, {"layers/fused_moe/layer.py": FACTORY, "models/m.py": PATCHED})
+    report = run(Options((str(tmp_path),), VLLM))
+    assert [one.rule for one in report.findings if one.path.endswith("patches.py")] == found
