@@ -47,11 +47,23 @@ class HandedOver(Struct, frozen=True):
 
 
 class SumOver(Struct, frozen=True):
-    """A reduction of what shared experts return: when it runs, in the block's terms; ``by`` is who makes it."""
+    """A reduction of what shared experts return: when it runs, in the block's terms; ``by`` is who makes it.
+
+    ``told`` is what it asks for that the block has told the experts; what the block asks itself, where it is its own.
+    """
 
     site: Site
     runs: Formula
     by: Ref
+    told: tuple[Formula, ...]
+
+    def compares(self, whole: Formula) -> bool:
+        """Whether it can be told that whoever built a layer and whoever sums went by the same: by the same names.
+
+        So it can where the reduction asks for nothing that the block decides.
+        """
+        asked = frozenset(name for formula in self.told for name in atom_set(formula))
+        return not asked or atom_set(whole) <= asked
 
 
 def handed_over(part: Part, callers: Callers) -> Iterator[HandedOver]:
@@ -133,7 +145,9 @@ def sums_of(handed: HandedOver, taker: Ref, context: Context) -> Iterator[SumOve
             continue
         method = site.raw.function.removeprefix(f"{name}.").partition(".")[0]
         if context.index.method(taker, method) == Ref(site.path, f"{name}.{method}") and _is_shared(site, context):
-            yield SumOver(site, _in_terms_of_the_block(_runs(site, context), handed, taker, context.callers), taker)
+            runs = _runs(site, context)
+            known = _told_names(runs, handed, taker, context.callers)
+            yield SumOver(site, replace_atoms(runs, known), taker, tuple(known.values()))
 
 
 def sums_behind(handed: HandedOver, context: Context) -> Iterator[SumOver]:
@@ -142,7 +156,8 @@ def sums_behind(handed: HandedOver, context: Context) -> Iterator[SumOver]:
     for site in context.sites:
         same = site.path == part.path and site.raw.class_name == part.owner.name
         if same and site.post_experts and _is_shared(site, context):
-            yield SumOver(site, _runs(site, context), part.owner)
+            runs = _runs(site, context)
+            yield SumOver(site, runs, part.owner, (runs,))
 
 
 def is_run(handed: HandedOver, context: Context) -> bool:
@@ -164,15 +179,14 @@ def _runs(site: Site, context: Context) -> Formula:
     return conj((site.guard, above))
 
 
-def _in_terms_of_the_block(runs: Formula, handed: HandedOver, taker: Ref, callers: Callers) -> Formula:
-    """What a taker asks of itself is what the call told it, where the two have one name."""
+def _told_names(runs: Formula, handed: HandedOver, taker: Ref, callers: Callers) -> dict[str, Formula]:
+    """What a taker asks of itself -> what the call told it, where the two have one name."""
     asked = {name: name.rpartition(".")[2] for name in atom_set(runs) if _OWN.match(name)}
-    known = {
+    return {
         name: handed.told[keyword]
         for name, keyword in asked.items()
         if keyword in handed.told and (name.count(".") > 1 or _keeps(taker, keyword, callers))
     }
-    return replace_atoms(runs, known)
 
 
 def _keeps(owner: Ref, parameter: str, callers: Callers) -> bool:

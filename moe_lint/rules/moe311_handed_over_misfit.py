@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from moe_lint.formula import FALSE, TRUE, Formula, atom_set, conj, negate
+from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, conj, negate
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Confidence, Finding, Related
@@ -113,6 +113,9 @@ class HandedOverMisfit(Rule):
         _handing("left-to-the-experts", "reduce_results=False"),
         _handing("left-to-a-runner", "reduce_results=False", experts=_RUNNER),
         _handing(
+            "summing-for-themselves-in-a-runner-that-does-not", "", experts=_RUNNER.replace("> 1", "> 1 and False")
+        ),
+        _handing(
             "summing-for-themselves-where-the-experts-do-not",
             "",
             "shared_experts=self.shared_experts, reduce_results=False",
@@ -133,6 +136,11 @@ class HandedOverMisfit(Rule):
             "shared_experts=self.shared_experts, split_tokens=config.split",
             mlp=_SCATTERING,
         ),
+        _handing(
+            "whole-under-a-name-that-the-experts-are-not-told",
+            _WHOLE_WHERE_SPLIT,
+            "shared_experts=self.shared_experts, split_tokens=config.split",
+        ),
         _handing("handed-to-experts-that-are-not-known", "", experts="from elsewhere import FusedMoE"),
         _handing(
             "summed-by-the-block-behind-the-experts",
@@ -150,6 +158,13 @@ class HandedOverMisfit(Rule):
             "whole-where-the-tokens-are-not-split",
             "reduce_results=False, **(dict(tp_size=1) if not self.split else {})",
             "shared_experts=self.shared_experts, split_tokens=self.split",
+            mark=_MARK,
+        ),
+        _handing("whole-where-the-experts-are-told-nothing", _WHOLE_WHERE_SPLIT, mark=_MARK),
+        _handing(
+            "whole-only-where-they-are-not-handed-over",
+            _WHOLE_WHERE_SPLIT,
+            "shared_experts=None if self.split else self.shared_experts, split_tokens=config.split_tokens",
             mark=_MARK,
         ),
         _handing(
@@ -218,8 +233,8 @@ def _handing_lines(index: ProjectIndex, path: str) -> Iterator[int]:
 def _twice(handed: HandedOver, context: Context) -> tuple[str, Related, str] | None:
     """Where somebody sums what is whole already."""
     part, profile = handed.part, context.index.profile
-    whole = TRUE if part.sums is True else part.whole
-    if whole == FALSE or is_run(handed, context) or not _is_comparable(whole, handed):
+    whole = TRUE if part.sums is True else _whole_there(handed, context)
+    if whole == FALSE or is_run(handed, context):
         return None
     shown = [_shown(handed, taker, whole, context) for taker in (handed.takers, *((one,) for one in handed.others))]
     for sums in shown:
@@ -248,7 +263,7 @@ def _shown(
     found: list[tuple[SumOver, Configuration]] = []
     for over in (*(one for taker in takers for one in sums_of(handed, taker, context)), *sums_behind(handed, context)):
         both = conj((whole, over.runs))
-        if context.callers.possible(conj((both, handed.when)), unknown=False):
+        if over.compares(whole) and context.callers.possible(conj((both, handed.when)), unknown=False):
             site = over.site
             configuration = context.policy.configuration(
                 context.policy.with_helper(both), site.axis, site.raw.collective
@@ -261,13 +276,16 @@ def _shown(
 def _by_nobody(handed: HandedOver, context: Context) -> tuple[str, Related, str] | None:
     """Where nobody sums what is split over the ranks, since the experts were told so."""
     part, callers = handed.part, context.callers
-    if part.sums is not False or not _is_comparable(part.whole, handed) or not _is_split(part, context):
+    if part.sums is not False or not _is_split(part, context):
         return None
     takers = (*handed.takers, *handed.others)
     every = (*(one for taker in takers for one in sums_of(handed, taker, context)), *sums_behind(handed, context))
     sums = [over for over in every if callers.possible(over.runs, unknown=False)]
+    whole = _whole_there(handed, context)
+    if not all(over.compares(whole) for over in sums):
+        return None
     for keyword, told in handed.told.items() if sums else ():
-        split = conj((told, negate(part.whole), handed.when))
+        split = conj((told, negate(whole), handed.when))
         passed = next((p.text for p in handed.call.arguments if p.keyword == keyword), "")
         if told in (TRUE, FALSE) or not passed or keyword in context.index.profile.reducing:
             continue
@@ -278,17 +296,20 @@ def _by_nobody(handed: HandedOver, context: Context) -> tuple[str, Related, str]
         return (
             f"`self.{part.attribute}` is split over the ranks also where `{keyword}={passed}` tells "
             f"`self.{handed.call.stored}` that nobody sums its output: each rank keeps its own part of the term"
-            f"{launch(context, conj((told, negate(part.whole))))}",
+            f"{launch(context, conj((told, negate(whole))))}",
             Related(sums[0].site.path, sums[0].site.raw.span.line, "otherwise it is summed here"),
             f"build `self.{part.attribute}` whole on every rank where `{passed}` holds",
         )
     return None
 
 
-def _is_comparable(whole: Formula, handed: HandedOver) -> bool:
-    """Whether it can be told that layer and experts are told the same: by the same names, or one of them always."""
-    told = [formula for formula in handed.told.values() if formula not in (TRUE, FALSE)]
-    return atom_set(whole) <= frozenset(name for formula in told for name in atom_set(formula))
+def _whole_there(handed: HandedOver, context: Context) -> Formula:
+    """When shared experts are whole on every rank, among the states in which they are handed over."""
+    whole, possible = handed.part.whole, context.callers.possible
+    for name in sorted(atom_set(whole)):
+        if not possible(conj((handed.when, Atom(name)))):
+            whole = assign(whole, name, FALSE)
+    return whole
 
 
 def _is_split(part: Part, context: Context) -> bool:
