@@ -206,6 +206,7 @@ class OutputOf(Dataflow):
         super().__init__(index)
         self.owner = owner
         self.attribute = attribute
+        self._patched: dict[Ref, Ref | None] = {}
 
     def reaches(self, origins: Origins, where: Where) -> bool:
         return self.is_post_experts(origins, where)
@@ -226,10 +227,45 @@ class OutputOf(Dataflow):
     def _is_source(self, call: CallResult, where: Where, own_method: bool) -> bool:
         head, _, rest = call.callee.partition(".")
         name, _, entry = rest.partition(".")
-        if head != "self" or name != self.attribute or "." in entry or where.class_name is None:
+        here = self._class_at(where) if head == "self" and name == self.attribute and "." not in entry else None
+        return here is not None and (self.owner in self.index.mro(here) or here in self.index.mro(self.owner))
+
+    def _class_at(self, where: Where) -> Ref | None:
+        """The class whose `self` a function knows: its own, or the one that it is patched into."""
+        if where.class_name is not None:
+            return Ref(where.path, where.class_name)
+        function = Ref(where.path, where.function)
+        if function not in self._patched:
+            self._patched[function] = self.index.patched(function)
+        method = self._patched[function]
+        return Ref(method.path, method.name.rpartition(".")[0]) if method is not None else None
+
+    def _ends_inside(self, callee: str, where: Where) -> bool:
+        return False
+
+
+class SharedOutput(Dataflow):
+    """Answers "does this operand hold the output of shared experts?": a class's own, or those that its experts run."""
+
+    def reaches(self, origins: Origins, where: Where) -> bool:
+        return self.is_post_experts(origins, where)
+
+    def _asks_experts(self, owners: list[str]) -> bool:
+        return False
+
+    def _named(self, origin: Experts) -> _Sources:
+        return _NONE
+
+    def _is_something_else(self, call: CallResult, where: Where) -> bool:
+        return False
+
+    def _is_source(self, call: CallResult, where: Where, own_method: bool) -> bool:
+        if own_method:
             return False
-        here = Ref(where.path, where.class_name)
-        return self.owner in self.index.mro(here) or here in self.index.mro(self.owner)
+        head, _, name = call.callee.partition(".")
+        if head == "self" and self.profile.is_shared(name):
+            return True
+        return call.element is not None and call.element == self.profile.shared_element and self.is_run(call, where)
 
     def _ends_inside(self, callee: str, where: Where) -> bool:
         return False

@@ -232,6 +232,25 @@ class ProjectIndex:
             ]
         return self._mentions[word]
 
+    def patched(self, function: Ref) -> Ref | None:
+        """The method that a module-level function is put in place of.
+
+        By `Block.forward = function`, or by a decorator that is given its name (`"engine.models.m.Block.forward"`).
+        """
+        facts = self.facts(function.path)
+        if facts is None or function.name not in facts.functions or "." in function.name:
+            return None
+        first, _ = facts.extent(function.name)
+        above = reversed([str(line) for line in facts.lines[: first - 1]])
+        decorators = "\n".join(takewhile(lambda line: line[:1] in ("@", ")", " ", "\t"), above))
+        assigned = re.findall(rf"^(\w+)\.(\w+) *= *{re.escape(function.name)} *(?:#|$)", facts.lines.text, re.MULTILINE)
+        for name, method in (*assigned, *re.findall(r"[\"'][\w.]*\b(\w+)\.(\w+)[\"']", decorators)):
+            owner = self.resolve(function.path, name)
+            home = self.facts(owner.path) if owner is not None else None
+            if owner is not None and home is not None and owner.name in home.classes:
+                return Ref(owner.path, f"{owner.name}.{method}")
+        return None
+
     def lines_of(self, path: str, word: str, whole: bool = False) -> list[int]:
         """The lines of a file at hand that hold a word, as a whole identifier if asked for."""
         return self.texts[path].lines_of(word, whole)

@@ -139,6 +139,10 @@ class Profile(Struct, frozen=True, dict=True):
     def is_barrier(self, name: str) -> bool:
         return matches(name, self.barriers)
 
+    def is_shared(self, name: str) -> bool:
+        """Whether an attribute holds shared experts. What decides about them (a gate) is none of their output."""
+        return matches(name, self.shared) and not self.is_barrier(name) and "gate" not in name
+
 
 @lru_cache(maxsize=10_000)
 def matches(name: str, patterns: tuple[str, ...]) -> bool:

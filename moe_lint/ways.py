@@ -50,6 +50,9 @@ _SOME_TOKENS = re.compile(r"(?:\.shape\[0\]|\.numel\(\)|\.size\(0\)) (?:> 0|!= 0
 _NO_TOKENS = re.compile(r"(?:\.shape\[0\]|\.numel\(\)|\.size\(0\)) == 0$")
 #: What an option of the launch decides, of whatever name: `server_args.x`, `settings["x"]`, `self.experts.x`.
 _OF_THE_LAUNCH = re.compile(r"args\b|config\b|settings\b|a2a|all2all|^self\.\w+\.")
+#: What a function of the engine answers, compared with something: `get_mesh() is None`, `ranks(mesh, AXIS) > 1`. An
+#: option that is not known.
+_ANSWER = re.compile(r"(?<![\w.])(?!isinstance\(|len\(|getattr\()\w+\(.*\).* (?:is|in|[<>=!]=?) ")
 _OWN = re.compile(r"self\.\w+$")
 _NAME = re.compile(r"[A-Za-z_]\w*$")
 
@@ -393,7 +396,7 @@ class Ways:
             or is_skip_atom(atom, self.profile)
             or self.profile.launch.meaning(atom) is not None
             or atom in policy.delegates
-            or _OF_THE_BATCH.search(atom) is not None
+            or (_OF_THE_BATCH.search(atom) is not None and _ANSWER.match(atom) is None)
             or self._is_constant(atom, path)
         )
 
@@ -401,7 +404,8 @@ class Ways:
         """Whether an option that is not known may decide a condition: it may be one that has an a2a backend sum."""
         if self._tells(atom, path):
             return False
-        spelled = _NAME.match(atom) is not None or _OF_THE_LAUNCH.search(atom) is not None
+        found = (_NAME.match(atom), _OF_THE_LAUNCH.search(atom), _ANSWER.match(atom))
+        spelled = any(one is not None for one in found)
         return spelled or any(name in atom for name in self.policy.backend_names)
 
     def _asks_for_one_rank(self, atom: str, runs: Formula) -> bool:

@@ -310,3 +310,123 @@ def test_a_shared_expert_owes_no_sum_where_it_runs_only_when_it_is_replicated(
     root = tree(tmp_path, {"layers/fused_moe/layer.py": METHOD, "models/m.py": model})
     report = run(Options((str(root),), VLLM, select=("MOE304",)))
     assert [f.rule for f in report.findings] == accused
+
+
+# --- shared experts that are handed to the experts
+
+
+#: The factory of the experts, and the runner that it gives the shared experts to.
+FACTORY = (
+    RUNNER.replace(
+        "class MoERunner:\n",
+        "class MoERunner:\n    def __init__(self, config, shared_experts=None, runner_options=None):\n"
+        "        self.config = config\n        self._shared_experts = shared_experts\n\n",
+    ).replace("self.is_sequence_parallel", "self.config.is_sequence_parallel")
+    + """
+
+def FusedMoEFactory(config, is_sequence_parallel=False, shared_experts=None, runner_cls=None):
+    if runner_cls is None:
+        runner_cls = MoERunner
+    return runner_cls(make_config(config, is_sequence_parallel), shared_experts=shared_experts)
+"""
+)
+HANDING = """
+from ..layers.fused_moe.layer import FusedMoEFactory
+
+
+class RowParallelLinear:
+    def __init__(self, size, reduce_results=True, disable_tp=False):
+        self.reduce_results = reduce_results
+
+
+class MLP:
+    def __init__(self, config, reduce_results=True, is_sequence_parallel=False, disable_tp=False):
+        disable_tp = disable_tp or is_sequence_parallel
+        self.expert_gate = config.gate
+        self.down_proj = RowParallelLinear(config.size, reduce_results=reduce_results, disable_tp=disable_tp)
+
+    def forward(self, x):
+        out, _ = self.down_proj(x)
+        if self.expert_gate is not None:
+            out = F.sigmoid(self.expert_gate(x)[0]) * out
+        return out
+
+
+class Block:
+    def __init__(self, config):
+        self.is_sequence_parallel = config.use_sequence_parallel_moe
+        self.shared_experts = MLP({})
+        self.experts = FusedMoEFactory(
+            config, shared_experts=self.shared_experts, is_sequence_parallel=self.is_sequence_parallel
+        )
+
+    def forward(self, x):
+        return self.experts(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("built", "message"),
+    [
+        ("config", "its term counts once for every rank"),
+        ("config, reduce_results=False", "each rank keeps its own part"),
+        ("config, reduce_results=False, is_sequence_parallel=self.is_sequence_parallel", None),
+        ("config, reduce_results=False, disable_tp=self.is_sequence_parallel", None),
+        ("config, reduce_results=False, is_sequence_parallel=True", "its term counts once for every rank"),
+    ],
+    ids=["sums-by-default", "split-in-sequence-parallel", "told", "replicated", "always-whole"],
+)
+def test_who_sums_handed_over_shared_experts_is_read_from_the_runner(
+    built: str, message: str | None, tmp_path: Path
+) -> None:
+    report = judged(tmp_path, HANDING.format(built), FACTORY)
+    found = [finding.message for finding in report.findings if finding.rule == "MOE312"]
+    assert [message in one for one in found if message is not None] == ([True] if message else [])
+    assert len(found) == (message is not None)
+
+
+# --- functions of a plug-in that are patched into a block
+
+
+#: Shared experts that are whole under sequence parallelism, and a block that sums them with its experts.
+PATCHED = HANDING.format("config, reduce_results=False, is_sequence_parallel=self.is_sequence_parallel")
+PATCH = """
+from engine.distributed import tensor_model_parallel_all_reduce
+from engine.models.m import Block
+
+
+{}
+def patched(self, x):
+    out = self.experts(x)
+    if {}:
+        out = out + self.shared_experts(x)
+    if self.tp_size > 1:
+        out = tensor_model_parallel_all_reduce(out)
+    return out
+
+
+{}
+"""
+BY_NAME = '@register_patch(\n    target="engine.models.m.Block.forward",\n    reason="3-D tensors",\n)'
+
+
+@pytest.mark.parametrize(
+    ("decorator", "joins", "assigned", "found"),
+    [
+        ("", "self.shared_experts is not None", "Block.forward = patched", ["MOE306"]),
+        (BY_NAME, "self.shared_experts is not None", "", ["MOE306"]),
+        ("", "not self.is_sequence_parallel", "Block.forward = patched", []),
+        (BY_NAME, "not self.is_sequence_parallel", "", []),
+        ("", "self.shared_experts is not None", "Block.backward = other", []),
+    ],
+    ids=["assigned", "named", "assigned-and-joined-where-it-is-split", "named-and-joined-there", "not-patched-in"],
+)
+def test_a_function_that_is_patched_into_a_block_is_judged_as_its_method(
+    decorator: str, joins: str, assigned: str, found: list[str], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugin"
+    plugin.mkdir()
+    (plugin / "patches.py").write_text(PATCH.format(decorator, joins, assigned))
+    tree(tmp_path, {"layers/fused_moe/layer.py": FACTORY, "models/m.py": PATCHED})
+    report = run(Options((str(tmp_path),), VLLM))
+    assert [one.rule for one in report.findings if one.path.endswith("patches.py")] == found

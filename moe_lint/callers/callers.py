@@ -183,9 +183,9 @@ class Callers(Constructions):
 
     def _callee(self, call: Call, target: Ref, itself: str | None, built: Built | None = None) -> Callee:
         bound = self.bind(call, target, skip_first="." in target.name)
-        return Callee(target, itself, bound, tuple(self._values(target, bound)), built)
+        return Callee(target, itself, bound, tuple(self.values(target, bound)), built)
 
-    def _values(self, target: Ref, bound: tuple[Bound, ...]) -> Iterator[tuple[str, Formula]]:
+    def values(self, target: Ref, bound: tuple[Bound, ...]) -> Iterator[tuple[str, Formula]]:
         """Parameter (a flag by its name) -> its truth value in the caller's terms, defaults put in."""
         facts = self.index.facts(target.path)
         if facts is None:

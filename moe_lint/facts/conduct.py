@@ -218,10 +218,13 @@ class ConductReader:
         self.kept: dict[str, str] = {}
         self.decided: dict[str, Formula | None] = {}
         self.built: dict[str, list[Call]] = {}
+        #: parameters that still are what was passed
+        self.untouched: set[str] = set()
 
     def read(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Conduct:
         arguments = node.args
         params = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        self.untouched = {p.arg for p in params}
         for param in params:
             flag = self.profile.flag_names.get(param.arg)
             if flag is not None:
@@ -452,6 +455,7 @@ class ConductReader:
             return
         name = target.id
         resolved = self.terms.answered(inline(value, self.state.env))
+        passed = name in self.untouched
         self._forget(target)
         condition = is_condition(resolved)
         asks = condition and not _is_opaque(resolved)
@@ -460,8 +464,9 @@ class ConductReader:
         told = bool(flags) or isinstance(resolved, ast.Constant)  # else a flag's name stands for the flag
         itself = isinstance(resolved, ast.Name) and resolved.id == name
         if condition and not itself and (spelled is None or told):
-            if spelled is not None or not any(isinstance(n, ast.Name) and n.id == name for n in nodes(resolved)):
-                self.state.env[name] = resolved
+            refers = any(isinstance(n, ast.Name) and n.id == name for n in nodes(resolved))
+            if spelled is not None or not refers or passed:
+                self.state.env[name] = resolved  # `alone = alone or split`: what was passed for `alone` is a value, too
         if spelled is not None:
             self.state.known[spelled] = name
             once = spelled not in self.decided
@@ -506,6 +511,7 @@ class ConductReader:
     def _forget(self, target: ast.expr) -> None:
         for node in (target,) if isinstance(target, LEAVES) else nodes(target):
             if isinstance(node, ast.Name):
+                self.untouched.discard(node.id)
                 self.state.env.pop(node.id, None)
                 self.state.classes.pop(node.id, None)
                 for flag in [flag for flag, name in self.state.known.items() if name == node.id]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from msgspec import Struct
 
@@ -35,12 +36,16 @@ class ChoiceReader(FunctionReader):
         self.choices: list[GroupChoice] = []
         #: every callee, whatever it is given
         self.called = {text: None for n in nodes(node) if isinstance(n, ast.Call) and (text := dotted(n.func))}
+        blocks = (getattr(n, name, None) for n in nodes(node) for name in ("body", "orelse", "finalbody"))
+        lists = (block for block in blocks if isinstance(block, list))
+        #: statement -> the one behind it
+        self._behind = {id(one): other for block in lists for one, other in pairwise(block)}
         super().run(node)
 
-    def run_statement(self, statement: ast.stmt, body: list[ast.stmt]) -> bool:
+    def run_statement(self, statement: ast.stmt) -> bool:
         if not self.quiet:
             if isinstance(statement, ast.If):
-                for one, other in _pairs(statement, body):
+                for one, other in _pairs(statement, self._behind.get(id(statement))):
                     if self._is_used(one[0]):
                         self._choose(statement.test, one[1], other)
             else:
@@ -49,7 +54,7 @@ class ChoiceReader(FunctionReader):
                     for node in nodes(statement):
                         if isinstance(node, ast.IfExp):
                             self._choose(node.test, node.body, node.orelse)
-        return super().run_statement(statement, body)
+        return super().run_statement(statement)
 
     def _choose(self, test: ast.expr, one: ast.expr, other: ast.expr) -> None:
         first, second = (unparse(self.resolve(value)) for value in (one, other))
@@ -75,12 +80,11 @@ class ChoiceReader(FunctionReader):
         return not name.isidentifier() or any(id(read) not in compared for read in reads)
 
 
-def _pairs(statement: ast.If, body: Sequence[ast.stmt]) -> Iterator[tuple[tuple[str, ast.expr], ast.expr]]:
+def _pairs(statement: ast.If, behind: ast.stmt | None) -> Iterator[tuple[tuple[str, ast.expr], ast.expr]]:
     """((name, what it is if the condition holds), what it is otherwise), for names that both arms assign or return."""
     then, otherwise = _given(statement.body), _given(statement.orelse)
     if not statement.orelse and _RETURNED in then:
-        behind = body[body.index(statement) + 1 :]
-        otherwise = _given(behind[:1])
+        otherwise = _given([behind] if behind is not None else [])
     for name, value in then.items():
         if name in otherwise:
             yield (name, value), otherwise[name]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from moe_lint.callers import Callers, Edge, Frame, Layer, Sum
-from moe_lint.facts import Call
+from moe_lint.facts import Call, is_reduction_name
 from moe_lint.formula import Atom, Formula, atom_set, conj, disj, exists, negate
+from moe_lint.index import Ref
 from moe_lint.model import Finding, FixPlan, Related, Severity, Span
 from moe_lint.profile import Flag, Profile
 from moe_lint.rules.base import Context, Rule
@@ -104,6 +106,19 @@ def launch(context: Context, formula: Formula, found: Sum | None = None) -> str:
     return f" (for example {configuration})" if configuration is not None else ""
 
 
+def calls_a_reducer(owner: Ref, context: Context) -> bool:
+    """Whether a class calls something that sounds like a reduction and is none that is known."""
+    profile = context.index.profile
+    known = {*profile.collectives, *profile.wrappers, *profile.helpers, *(flag.predicate for flag in profile.flags)}
+    for ref in (*context.index.mro(owner), *context.index.subclasses(owner)):
+        facts = context.index.facts(ref.path)
+        text = facts.class_text(ref.name) if facts is not None and ref.name in facts.classes else ""
+        for name in re.findall(r"(\w*(?:reduce|scatter)\w*)\s*\(", text):
+            if name not in known and not is_reduction_name(name) and not name.startswith(("should_", "is_")):
+                return True
+    return False
+
+
 def call_finding(
     rule: Rule,
     frame: Frame,
@@ -143,6 +158,7 @@ __all__ = [
     "block_sums",
     "call_finding",
     "callee_name",
+    "calls_a_reducer",
     "deferring",
     "defers",
     "flag_of",

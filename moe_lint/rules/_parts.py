@@ -14,9 +14,8 @@ from msgspec import Struct
 
 from moe_lint.callers import Built, Callers
 from moe_lint.facts import Call, CallResult
-from moe_lint.formula import FALSE, TRUE, Formula, disj
+from moe_lint.formula import FALSE, TRUE, Atom, Formula, atom_set, disj, replace_atoms
 from moe_lint.index import Ref
-from moe_lint.profile import matches
 
 #: How many classes down from a block the layer that sums is looked for.
 _DEPTH = 2
@@ -26,7 +25,8 @@ class Part(Struct, frozen=True):
     """What ``self.attribute`` of class ``owner`` is built as.
 
     ``sums`` is whether it was made to sum over the ranks, ``by`` why (a keyword, or the class that does so by itself);
-    None where that is not known. ``whole`` is when it is replicated: built for a group of one rank.
+    None where that is not known. ``whole`` is when it is replicated: built for a group of one rank, as far as that can
+    be seen; all of it where it is ``certain``.
     """
 
     owner: Ref
@@ -36,6 +36,7 @@ class Part(Struct, frozen=True):
     sums: bool | None
     by: str
     whole: Formula
+    certain: bool
 
     @property
     def explicit(self) -> bool:
@@ -49,13 +50,7 @@ def parts(callers: Callers, owner: Ref, asked: Callable[[str], bool] = lambda at
     for call in conduct.calls if conduct is not None else ():
         if call.stored not in (None, "return") and call.condition != FALSE and asked(call.stored):
             sums, by = _sums(callers, owner, call)
-            yield Part(owner, owner.path, call, call.stored, sums, by, _whole(callers, call))
-
-
-def is_shared(callers: Callers, attribute: str) -> bool:
-    """Whether an attribute holds shared experts. What decides about them (a gate) is none of their output."""
-    profile = callers.index.profile
-    return matches(attribute, profile.shared) and not profile.is_barrier(attribute) and "gate" not in attribute
+            yield Part(owner, owner.path, call, call.stored, sums, by, *_whole(callers, owner, call))
 
 
 def _sums(callers: Callers, owner: Ref, call: Call) -> tuple[bool | None, str]:
@@ -109,13 +104,21 @@ def _told(callers: Callers, built: Built, depth: int) -> tuple[bool | None, str]
 
 
 def _last_layer(origins: frozenset[object]) -> str | None:
-    """The attribute whose output a value is, where it is that of one layer."""
+    """The attribute whose output a value is, where it is that of one layer; what a gate weighs is not the gate's."""
     names = {o.callee[5:] for o in origins if isinstance(o, CallResult) and o.callee.startswith("self.")}
-    return names.pop() if len(names) == 1 == len(origins) else None
+    layers = {name for name in names if len(names) == 1 or "gate" not in name}
+    return layers.pop() if len(layers) == 1 and len(names) == len(origins) else None
 
 
-def _whole(callers: Callers, call: Call) -> Formula:
+def _whole(callers: Callers, owner: Ref, call: Call) -> tuple[Formula, bool]:
+    """When a layer is built whole on every rank, and whether that is all of it."""
     profile = callers.index.profile
+    hidden = any(passed.hides and passed.given is None for passed in call.arguments)
+    built = [b for b in callers.built(owner).get(call.stored or "", ()) if b.call.span == call.span]
+    inside = {_whole_inside(callers, one) for one in built}
+    known = inside.pop() if len(inside) == 1 and not hidden else None
+    if known is not None and known != FALSE:
+        return known, True  # by whatever parameter the class asks for it
     alone: list[Formula] = []
     for passed in call.arguments:
         if passed.keyword is not None and profile.is_size(passed.keyword) and passed.text == "1":
@@ -123,7 +126,33 @@ def _whole(callers: Callers, call: Call) -> Formula:
         if passed.keyword in profile.replicating and passed.formula is not None:
             alone.append(passed.formula)  # `disable_tp=self.replicated`
         alone += [when for name, text, when in passed.given or () if profile.is_size(name) and text == "1"]
-    return disj(alone)
+    return disj(alone), known is not None
+
+
+def _whole_inside(callers: Callers, built: Built) -> Formula | None:
+    """When the layer that a class returns the output of is built whole, in terms of who builds the class.
+
+    None where that is not known.
+    """
+    index, keywords = callers.index, callers.index.profile.replicating
+    holders = [(index.facts(ref.path), ref.name) for ref in index.mro(built.owner)]
+    texts = [facts.class_text(name) for facts, name in holders if facts is not None and name in facts.classes]
+    if not any(word in text for word in keywords for text in texts):
+        return FALSE if texts else None
+    constructor, forward = index.method(built.owner, "__init__"), index.method(built.owner, "forward")
+    conduct = callers.conduct(constructor) if constructor is not None else None
+    body = index.function(forward) if forward is not None else None
+    if constructor is None or conduct is None or body is None:
+        return None
+    last = {_last_layer(origins) for elements in body.returns for origins in elements[:1]}
+    calls = [c for c in conduct.calls if c.stored in last]
+    told = [p.formula for c in calls for p in c.arguments if p.keyword in keywords and p.formula is not None]
+    if len(told) != 1 or len(last) != 1:
+        return None
+    given = dict(callers.values(constructor, callers.bind(built.call, constructor, skip_first=True)))
+    # what the class works out for itself is not known to who builds it
+    own = {name: Atom(f"{built.owner.name}.{name}") for name in atom_set(told[0]) - given.keys()}
+    return replace_atoms(told[0], {**own, **given})
 
 
 def _names(given: tuple[tuple[str, str, Formula], ...], names: tuple[str, ...]) -> bool:

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
 import builtins
-import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.absorbers import absorbers_of
 from moe_lint.callers import Frame, Instance
 from moe_lint.dataflow import OutputOf, Where
-from moe_lint.facts import is_reduction_name
 from moe_lint.formula import FALSE, TRUE, assign, conj, negate
 from moe_lint.index import Ref
 from moe_lint.law import no_backend
 from moe_lint.model import Confidence, Finding, Route
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, case, experts, layer_case, method
-from moe_lint.rules._layers import launch
-from moe_lint.rules._parts import Part, is_shared, parts
+from moe_lint.rules._layers import calls_a_reducer, launch
+from moe_lint.rules._parts import Part, parts
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import without_topology
 
@@ -216,7 +214,7 @@ def _partial(context: Context) -> Iterator[Part]:
             found = list(parts(context.callers, Ref(path, name))) if name is not None else []
             of_experts = any(profile.is_expert_attribute(part.attribute) for part in found)
             for part in found:
-                ours = of_experts or is_shared(context.callers, part.attribute)
+                ours = of_experts or context.index.profile.is_shared(part.attribute)
                 if ours and part.sums is False and part.explicit and not profile.is_barrier(part.attribute):
                     yield part
 
@@ -230,7 +228,7 @@ def _leaves_unsummed(part: Part, context: Context) -> bool:
         return False
     if not _is_run(part, context) or _is_handed_on(part, context):
         return False
-    if _sums_all_the_same(part, context) or _calls_a_reducer(part.owner, context):
+    if _sums_all_the_same(part, context) or calls_a_reducer(part.owner, context):
         return False
     output = OutputOf(index, part.owner, part.attribute)
     entries = [m for name in ("forward", "__call__") if (m := index.method(part.owner, name)) is not None]
@@ -282,7 +280,7 @@ def _nobody_absorbs(part: Part, context: Context) -> bool:
     if absorber is None:
         return False
     around = set(absorbers_of(context.policy).layers(part.owner))
-    if any(_calls_a_reducer(layer, context) for layer in around if not context.index.constructs_absorber(layer)):
+    if any(calls_a_reducer(layer, context) for layer in around if not context.index.constructs_absorber(layer)):
         return False
     flags = [flag.name for flag in context.index.profile.flags]
     for layer in context.callers.layers if absorber else ():
@@ -334,16 +332,3 @@ def _is_handed_on(part: Part, context: Context) -> bool:
     """Whether the layer itself is passed to somebody, who may run it and sum."""
     facts = context.index.facts(part.path)
     return facts is not None and facts.hands_on(part.owner.name, part.attribute)
-
-
-def _calls_a_reducer(owner: Ref, context: Context) -> bool:
-    """Whether a class calls something that sounds like a reduction and is none that is known."""
-    profile = context.index.profile
-    known = {*profile.collectives, *profile.wrappers, *profile.helpers, *(flag.predicate for flag in profile.flags)}
-    for ref in (*context.index.mro(owner), *context.index.subclasses(owner)):
-        facts = context.index.facts(ref.path)
-        text = facts.class_text(ref.name) if facts is not None and ref.name in facts.classes else ""
-        for name in re.findall(r"(\w*(?:reduce|scatter)\w*)\s*\(", text):
-            if name not in known and not is_reduction_name(name) and not name.startswith(("should_", "is_")):
-                return True
-    return False

@@ -14,7 +14,7 @@ from moe_lint.model import Finding, Related, Route
 from moe_lint.profile import matches
 from moe_lint.reaching import reaching
 from moe_lint.rules._cases import ROUTED, block, experts, layer_case, method
-from moe_lint.rules._parts import Part, is_shared, parts
+from moe_lint.rules._parts import Part, parts
 from moe_lint.rules._terms import counts_once
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site, is_skip_atom
@@ -125,8 +125,9 @@ class ReducedByExpertsToo(Rule):
 
     A term that is divided by the number of ranks or added on the first rank alone counts once and is not reported, nor
     is one that joins behind the reduction. A shared expert that is replicated in some configurations only is reported
-    where it can be told that the term joins, and the reduction runs, in one of them. Reported at the block's reduction.
-    There is no fix: a block without skip reasons may as well drop its own.
+    where it can be told that the term joins, and the reduction runs, in one of them. A function that is patched in
+    place of a method (`Block.forward = patched`, or by a decorator that is given its name) counts as that method.
+    Reported at the block's reduction. There is no fix: a block without skip reasons may as well drop its own.
     """
 
     code = "MOE306"
@@ -251,16 +252,19 @@ class ReducedByExpertsToo(Rule):
 
     def check(self, context: Context) -> Iterable[Finding]:
         for site in context.sites:
-            if not site.post_experts or site.raw.class_name is None or site.axis == "other" or _owned(site, context):
+            if not site.post_experts or site.axis == "other" or _owned(site, context):
                 continue
-            for part, shown in _whole_parts(site, context):
-                sums = part.sums is True
-                why = f"{part.by}" if sums else "a group size of 1"
-                state = "has summed already" if sums else "is whole on every rank"
+            method = _method(site, context)
+            for part, shown in _whole_parts(site, method, context) if method is not None else ():
+                why, state = (
+                    (f" with {_quoted(part.by)}", "has summed already")
+                    if part.sums is True
+                    else ("", "is whole on every rank")
+                )
                 told = f" (for example {shown})" if shown is not None else ""
                 yield self.finding(
                     site,
-                    f"`self.{part.attribute}` is built with {_quoted(why)} (line {part.call.span.line}) and {state}: "
+                    f"`self.{part.attribute}` is built{why} (line {part.call.span.line}) and {state}: "
                     f"this reduction {_consequence(part, context)}{told}",
                     context,
                     related=(Related(part.path, part.call.span.line, f"`self.{part.attribute}` is built here"),),
@@ -292,21 +296,28 @@ def _owned(site: Site, context: Context) -> bool:
     return any(name in str(part.text) for part in site.raw.guard for name in ownership)
 
 
-def _whole_parts(site: Site, context: Context) -> Iterator[tuple[Part, Configuration | None]]:
+def _method(site: Site, context: Context) -> Ref | None:
+    """The method that a site stands in, or that its function is patched in place of."""
+    function = Ref(site.path, site.raw.function.removesuffix(".<lambda>"))
+    return function if site.raw.class_name is not None else context.index.patched(function)
+
+
+def _whole_parts(site: Site, method: Ref, context: Context) -> Iterator[tuple[Part, Configuration | None]]:
     """The experts and shared experts that a site reduces although they are whole, with a configuration of that."""
     profile = context.index.profile
 
     def asked(attribute: str) -> bool:
-        return profile.is_expert_attribute(attribute) or is_shared(context.callers, attribute)
+        return profile.is_expert_attribute(attribute) or profile.is_shared(attribute)
 
-    for ref in context.index.mro(Ref(site.path, site.raw.class_name or "")):
+    owner = site.raw.class_name or method.name.rpartition(".")[0]
+    for ref in context.index.mro(Ref(method.path, owner)):
         for part in parts(context.callers, ref, asked):
             experts = profile.is_expert_attribute(part.attribute)
             whole = TRUE if part.sums is True else FALSE if experts else part.whole
             if whole == FALSE or _refuses_its_calls(part, site, context) or not _is_reduced(part, site, context):
                 continue
             joined = TRUE if experts else _joined(part, site, whole, context)
-            runs, called = _runs(site, context)
+            runs, called = _runs(site, method, context)
             if not called and whole != TRUE:
                 continue  # perhaps the function is not called where the part is whole
             shown = context.policy.configuration(conj((whole, joined, runs)), site.axis, site.raw.collective)
@@ -334,11 +345,10 @@ def _is_reduced(part: Part, site: Site, context: Context) -> bool:
     return OutputOf(context.index, part.owner, part.attribute).reaches(site.raw.origins, where)
 
 
-def _runs(site: Site, context: Context) -> tuple[Formula, bool]:
+def _runs(site: Site, method: Ref, context: Context) -> tuple[Formula, bool]:
     """When a site runs, sizes of groups included, and whether that says everything about what calls its function."""
-    function = Ref(site.path, site.raw.function.removesuffix(".<lambda>"))
-    above = reaching(context.index, function, site.raw.class_name)
-    known = above != TRUE or function.name.rsplit(".", 1)[-1] in ("forward", "__call__")
+    above = reaching(context.index, method, site.raw.class_name) if site.raw.class_name is not None else TRUE
+    known = above != TRUE or method.name.rsplit(".", 1)[-1] in ("forward", "__call__")
     if site.route is Route.WRAPPER:
         definition = find_definition(context.index, site.raw.collective)
         inside = context.callers.sums_of(definition) if definition is not None else ()

@@ -97,6 +97,10 @@ class PathWithoutReduction(Rule):
             experts("\nif x.shape[0] == 0:\n    return x", "routed", "x"),
         ),
         case("reduced-in-a-method", method("return self.reduced(self.experts(x))"), method(BARE, "reduced", "x")),
+        case(
+            "the-engine-answers",
+            experts("if ranks_of(mesh, AXIS) // ranks_of(mesh) > 1:\n    return x\n" + BARE.strip()),
+        ),
         case("the-caller-decides", experts("if not reduce:\n    return x\n" + BARE.strip(), parameters="x, reduce")),
         case(
             "what-decides-is-not-known",
