@@ -159,6 +159,17 @@ BLOCK = experts(
 )
 
 
+#: A step that sums as the helper relies on, wherever it scatters.
+STEP = """
+if should_use_dp_reduce_scatterv():
+    get_tp_group().reduce_scatterv(x)
+elif allow_reduce_scatter and batch.padding.is_max_len():
+    dp_reduce_scatter_tensor(x)
+else:
+    dp_scatter(x)
+"""
+
+
 def communicator(promise: str, step: str) -> str:
     """A communicator that promises a reduce-scatter by ``promise`` and runs it by ``step``."""
     return _COMMUNICATOR.format(

@@ -5,18 +5,10 @@ from collections.abc import Iterable
 from moe_lint.absorbers import Twin, absorbers_of
 from moe_lint.formula import FALSE, Formula, State, TooManyAtoms, assign, atom_set, compare, conj, disj, negate, table
 from moe_lint.model import Confidence, Finding, Problem, Related, Severity
-from moe_lint.rules._central import at_definition, communicator, engine, questions, told, unread
+from moe_lint.rules._central import STEP, at_definition, communicator, engine, questions, told, unread
 from moe_lint.rules.base import Context, Rule
 from moe_lint.sites import is_skip_atom
 
-_STEP = """
-if should_use_dp_reduce_scatterv():
-    get_tp_group().reduce_scatterv(x)
-elif allow_reduce_scatter and batch.padding.is_max_len():
-    dp_reduce_scatter_tensor(x)
-else:
-    dp_scatter(x)
-"""
 _PROMISE = """
 if not self.allow_reduce_scatter:
     return should_use_dp_reduce_scatterv() and self.step is Steps.scatter
@@ -27,7 +19,7 @@ if self.step is Steps.scatter:
         return True
 return False
 """
-_SHORT_STEP = """
+_SHORTSTEP = """
 if allow_reduce_scatter and batch.padding.is_max_len():
     dp_reduce_scatter_tensor(x)
 else:
@@ -68,7 +60,7 @@ class TwinDrift(Rule):
     name = "twin-drift"
     confidence = Confidence.MEDIUM
     VALID = (
-        engine("same-conditions", layers=communicator(_PROMISE, _STEP)),
+        engine("same-conditions", layers=communicator(_PROMISE, STEP)),
         engine(
             "one-condition",
             layers=communicator(
@@ -79,7 +71,7 @@ class TwinDrift(Rule):
                     and batch.padding.is_max_len()
                 )
                 """,
-                _SHORT_STEP,
+                _SHORTSTEP,
             ),
         ),
         engine(
@@ -92,12 +84,12 @@ class TwinDrift(Rule):
                     return True
                 return uses_prefill_cp(batch)
                 """,
-                _SHORT_STEP,
+                _SHORTSTEP,
             ),
         ),
         engine(
             "no-step-named",
-            layers=communicator("return self.allow_reduce_scatter and batch.padding.is_max_len()", _STEP),
+            layers=communicator("return self.allow_reduce_scatter and batch.padding.is_max_len()", STEP),
         ),
         engine(
             "nothing-summed-for-an-empty-batch",
@@ -127,7 +119,7 @@ class TwinDrift(Rule):
                     and batch.padding.is_max_len()
                 )
                 """,
-                _STEP,
+                STEP,
             ).replace(
                 "def should_use_reduce_scatter(self, batch):",
                 "def should_use_reduce_scatter(self, batch):  # <- MOE401",
@@ -139,7 +131,7 @@ class TwinDrift(Rule):
                 """
                 return self.step is Steps.scatter and batch.padding.is_max_len()
                 """,
-                _SHORT_STEP,
+                _SHORTSTEP,
             ).replace(
                 "def should_use_reduce_scatter(self, batch):",
                 "def should_use_reduce_scatter(self, batch):  # <- MOE401",

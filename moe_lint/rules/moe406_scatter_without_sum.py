@@ -11,20 +11,12 @@ from moe_lint.launch import Configuration
 from moe_lint.model import Confidence, Finding, Related, Route, Severity
 from moe_lint.policy import Reason
 from moe_lint.rules._cases import ROUTED, experts
-from moe_lint.rules._central import communicator, engine
+from moe_lint.rules._central import STEP, communicator, engine
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site
 
-_SUMS = """
-if should_use_dp_reduce_scatterv():
-    get_tp_group().reduce_scatterv(x)
-elif allow_reduce_scatter and batch.padding.is_max_len():
-    dp_reduce_scatter_tensor(x)
-else:
-    dp_scatter(x)
-"""
 _PROMISE = "return self.allow_reduce_scatter and self.step is Steps.scatter and batch.padding.is_max_len()"
-_BASE = communicator(_PROMISE, _SUMS)
+_BASE = communicator(_PROMISE, STEP)
 _OWN = '''\
 """A communicator of one model, begun as a copy of the steps of another."""
 
