@@ -86,17 +86,19 @@ def test_a_disk_that_fills_up_meanwhile_leaves_all_as_they_were(
     tmp_path: Path, files: list[Rewritten], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it is full nothing can be written back either: what was there has to be at hand."""
-    before, opened, full = contents(tmp_path), os.fdopen, os.open("/dev/full", os.O_WRONLY)
+    before, opened, full = contents(tmp_path), os.open, os.open("/dev/full", os.O_WRONLY)
     started: list[int] = []
 
-    def filling(handle: int, mode: str) -> object:
+    def filling(path: str, flags: int, mode: int = 0o777) -> int:
+        handle = opened(path, flags, mode)
         started.append(handle)
         if len(started) > 1:
             os.dup2(full, handle)
-        return opened(handle, mode)
+        return handle
 
-    monkeypatch.setattr(os, "fdopen", filling)
+    monkeypatch.setattr(os, "open", filling)
     with pytest.raises(UsageError, match="cannot be written: No space left on device; no file was changed"):
         write_all(files)
+    monkeypatch.undo()
     os.close(full)
     assert contents(tmp_path) == before

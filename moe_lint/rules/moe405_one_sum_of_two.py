@@ -7,7 +7,7 @@ from textwrap import indent
 
 from moe_lint.expressions import NotBoolean
 from moe_lint.facts import GroupChoice
-from moe_lint.formula import Atom, Formula, TooManyAtoms, atom_set, conj, exists, negate
+from moe_lint.formula import FALSE, TRUE, Atom, Formula, TooManyAtoms, assign, atom_set, conj, exists, negate
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Confidence, Finding, Related, Route
@@ -63,10 +63,19 @@ return ranks_of(size)
 _MARK = "  # <- MOE405"
 
 
-def _fused(name: str, body: str, promise: str = _PROMISE, mark: str = "") -> Case:
+_CALLS = """
+    def prepare_attn(self, x, residual):
+        return self.input_layernorm.forward_with_allreduce_fusion(x, residual, of_attention={})
+
+    def prepare_mlp(self, x, residual):
+        return self.post_attention_layernorm.forward_with_allreduce_fusion(x, residual, of_attention=True)
+"""
+
+
+def _fused(name: str, body: str, promise: str = _PROMISE, mark: str = "", calls: str = "") -> Case:
     return engine(
         name,
-        layers=_COMMUNICATOR.format(promise=promise, mark=mark),
+        layers=_COMMUNICATOR.format(promise=promise, mark=mark) + calls,
         layers__norm=_NORM.format(body=indent(cleandoc(body), "    ")),
     )
 
@@ -156,6 +165,7 @@ class OneSumOfTwo(Rule):
             return ranks_of(get_parallel().tp_size) if size > 1 else None
             """,
         ),
+        _fused("always-over-the-ranks-of-attention", _EITHER, calls=_CALLS.format("True")),
         engine(
             "adds-to-another-promise",
             layers=_COMMUNICATOR.format(promise="False", mark=""),
@@ -183,6 +193,7 @@ class OneSumOfTwo(Rule):
     )
     INVALID = (
         _fused("either-group", _EITHER, mark=_MARK),
+        _fused("either-group-for-what-blocks-left", _EITHER, mark=_MARK, calls=_CALLS.format("False")),
         _fused(
             "either-group-returned",
             """
@@ -254,7 +265,8 @@ class OneSumOfTwo(Rule):
         if any(name.startswith(f"super().{flag.predicate}(") for name in atom_set(promised)):
             return  # what it adds to the base's promise may be kept in another way
         for function, choice in choices:
-            shown = _shown((Atom(flag.name), promised, choice.condition), _groups(choice, context), context)
+            condition = _told(choice.condition, flag, context)
+            shown = _shown((Atom(flag.name), promised, condition), _groups(choice, context), context)
             if shown is None:
                 continue
             yield at_definition(
@@ -302,6 +314,28 @@ def _choices(flag: Flag, context: Context) -> Iterator[tuple[Ref, GroupChoice]]:
             owner = ref.name.rpartition(".")[0] or None
             below += [target.function for callee in called for target in index.targets(ref.path, owner, callee)]
         level = below
+
+
+def _told(condition: Formula, flag: Flag, context: Context) -> Formula:
+    """A choice's condition with what all callers of the functions that sum tell them, by the same name, put in."""
+    for name in atom_set(condition):
+        values = set(_passed(name, flag, context)) if name.isidentifier() else set()
+        if len(values) == 1 and (value := values.pop()) is not None:
+            condition = assign(condition, name, TRUE if value else FALSE)
+    return condition
+
+
+def _passed(parameter: str, flag: Flag, context: Context) -> Iterator[bool | None]:
+    """What each call of a function that sums instead of a block passes for a parameter; None where it is not known."""
+    index = context.index
+    for name in flag.sums:
+        for path in index.holding(f".{name}("):
+            facts = index.facts(path)
+            for function in facts.functions_at(index.lines_of(path, f".{name}(")) if facts is not None else ():
+                conduct = context.callers.conduct(Ref(path, function))
+                for call in conduct.calls if conduct is not None else ():
+                    if call.callee.rsplit(".", 1)[-1] == name:
+                        yield next((p.literal for p in call.arguments if p.keyword == parameter), None)
 
 
 def _groups(choice: GroupChoice, context: Context) -> tuple[str, ...]:
