@@ -179,9 +179,9 @@ class Finding(Struct, frozen=True):
     unfixable: str | None = None
 
     @property
-    def order(self) -> tuple[str, Span, str]:
-        """By place, then by rule: how findings are sorted everywhere."""
-        return (self.path, self.span, self.rule)
+    def order(self) -> tuple[str, Span, str, str]:
+        """By place, then by rule: how findings are sorted everywhere. A rule may say two things of one place."""
+        return (self.path, self.span, self.rule, self.message)
 
     @property
     def qualname(self) -> str:

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from moe_lint import fixing
 from moe_lint.engine import Options, run
+from moe_lint.model import Confidence, Finding, Severity, Span
 from moe_lint.profile import load_profile
 from moe_lint.rewritten import write_all
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case
@@ -303,3 +305,10 @@ def test_a_flag_that_lands_wrong_is_an_error_where_numbers_are(
     (finding,) = run(options).findings
     assert finding.severity.value == severity
     assert why in finding.message
+
+
+def test_two_findings_of_one_rule_at_one_place_have_an_order() -> None:
+    place = Finding(
+        "MOE403", "summed-in-combine", "a.py", Span(1, 1, 1, 2), Severity.ERROR, Confidence.HIGH, "b", "f", None
+    )
+    assert sorted([place, replace(place, message="a")], key=lambda finding: finding.order)[0].message == "a"
