@@ -16,6 +16,8 @@ from moe_lint.callers import Built, Callers
 from moe_lint.facts import Call, CallResult
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, atom_set, disj, replace_atoms
 from moe_lint.index import Ref
+from moe_lint.model import Finding, Related
+from moe_lint.rules.base import Rule
 
 #: How many classes down from a block the layer that sums is looked for.
 _DEPTH = 2
@@ -42,6 +44,28 @@ class Part(Struct, frozen=True):
     def explicit(self) -> bool:
         """Whether a keyword of the call says who sums."""
         return self.by.endswith(("=True", "=False"))
+
+
+def quoted(why: str) -> str:
+    """What a part is built with, as messages tell it: an argument is code, anything else is prose."""
+    return f"`{why}`" if "=" in why else why
+
+
+def at_part(rule: Rule, part: Part, message: str, remedy: str, related: tuple[Related, ...] = ()) -> Finding:
+    """A finding where a part is built."""
+    return Finding(
+        rule.code,
+        rule.name,
+        part.path,
+        part.call.span,
+        rule.severity,
+        rule.confidence,
+        message,
+        "__init__",
+        part.owner.name,
+        related=related,
+        remedy=remedy,
+    )
 
 
 def parts(callers: Callers, owner: Ref, asked: Callable[[str], bool] = lambda attribute: True) -> Iterator[Part]:

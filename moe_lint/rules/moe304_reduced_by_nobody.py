@@ -12,7 +12,7 @@ from moe_lint.law import no_backend
 from moe_lint.model import Confidence, Finding, Route
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import calls_a_reducer, launch
-from moe_lint.rules._parts import Part, parts
+from moe_lint.rules._parts import Part, at_part, parts
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import without_topology
 
@@ -172,19 +172,13 @@ class ReducedByNobody(Rule):
             return  # who sums is not known, or the layer boundary takes sums by contract, or the experts decide
         for part in _partial(context):
             if _leaves_unsummed(part, context):
-                yield Finding(
-                    self.code,
-                    self.name,
-                    part.path,
-                    part.call.span,
-                    self.severity,
-                    self.confidence,
+                yield at_part(
+                    self,
+                    part,
                     f"`self.{part.attribute}` is built with `{part.by}`, and nobody reduces what it returns, neither "
                     f"`{part.owner.name}` nor the layer around it: each rank keeps its own partial sum"
                     f"{launch(context, TRUE)}",
-                    "__init__",
-                    part.owner.name,
-                    remedy=f"reduce in `{part.owner.name}`, or build it with `{part.by.partition('=')[0]}=True`",
+                    f"reduce in `{part.owner.name}`, or build it with `{part.by.partition('=')[0]}=True`",
                 )
 
 

@@ -14,7 +14,7 @@ from moe_lint.model import Finding, Related, Route
 from moe_lint.profile import matches
 from moe_lint.reaching import reaching
 from moe_lint.rules._cases import ROUTED, block, experts, layer_case, method
-from moe_lint.rules._parts import Part, parts
+from moe_lint.rules._parts import Part, parts, quoted
 from moe_lint.rules._terms import counts_once
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site, is_skip_atom
@@ -257,7 +257,7 @@ class ReducedByExpertsToo(Rule):
             method = _method(site, context)
             for part, shown in _whole_parts(site, method, context) if method is not None else ():
                 why, state = (
-                    (f" with {_quoted(part.by)}", "has summed already")
+                    (f" with {quoted(part.by)}", "has summed already")
                     if part.sums is True
                     else ("", "is whole on every rank")
                 )
@@ -271,10 +271,6 @@ class ReducedByExpertsToo(Rule):
                     remedy=_remedy(part, context),
                 )
                 break
-
-
-def _quoted(why: str) -> str:
-    return f"`{why}`" if "=" in why else why
 
 
 def _consequence(part: Part, context: Context) -> str:

@@ -12,7 +12,7 @@ from moe_lint.profile import longest_part
 from moe_lint.rules._cases import BARE, block, layer_case, method
 from moe_lint.rules._handed_over import HandedOver, SumOver, handed_over, is_run, sums_behind, sums_of
 from moe_lint.rules._layers import calls_a_reducer, launch
-from moe_lint.rules._parts import Part, parts
+from moe_lint.rules._parts import Part, at_part, parts, quoted
 from moe_lint.rules.base import Case, Context, Rule
 
 #: `shared_experts=self.shared_experts,`, or the end of `None if … else self.shared_experts`.
@@ -190,25 +190,12 @@ class HandedOverMisfit(Rule):
             for handed in handed_over(part, context.callers):
                 found = _twice(handed, context) or _by_nobody(handed, context)
                 if found is not None:
-                    yield self._at(handed, *found)
+                    message, related, remedy = found
+                    taken = f"`self.{part.attribute}` is handed over here"
+                    yield at_part(
+                        self, part, message, remedy, (Related(part.path, handed.call.span.line, taken), related)
+                    )
                     break
-
-    def _at(self, handed: HandedOver, message: str, related: Related, remedy: str) -> Finding:
-        part = handed.part
-        taken = Related(part.path, handed.call.span.line, f"`self.{part.attribute}` is handed over here")
-        return Finding(
-            self.code,
-            self.name,
-            part.path,
-            part.call.span,
-            self.severity,
-            self.confidence,
-            message,
-            "__init__",
-            part.owner.name,
-            related=(taken, related),
-            remedy=remedy,
-        )
 
 
 def _shared_parts(context: Context) -> Iterator[Part]:
@@ -242,7 +229,7 @@ def _twice(handed: HandedOver, context: Context) -> tuple[str, Related, str] | N
             return None  # one that may take them sums nothing
     over, configuration = shown[0][0]
     sums_itself = part.sums is True
-    why = _quoted(part.by) if sums_itself else "whole on every rank"
+    why = quoted(part.by) if sums_itself else "whole on every rank"
     told = f" (for example {configuration})" if configuration is not None else ""
     keyword = profile.reducing[0]
     return (
@@ -316,7 +303,3 @@ def _is_split(part: Part, context: Context) -> bool:
     """Whether it is known when the layer is split over the ranks, and it does not put its parts together itself."""
     built = [b for b in context.callers.built(part.owner).get(part.attribute, ()) if b.call.span == part.call.span]
     return part.certain and not any(calls_a_reducer(one.owner, context) for one in built)
-
-
-def _quoted(why: str) -> str:
-    return f"`{why}`" if "=" in why else why

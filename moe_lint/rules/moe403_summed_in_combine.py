@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from moe_lint.absorbers import CombineSum, absorbers_of
 from moe_lint.formula import FALSE, Formula, TooManyAtoms, assign, conj, disj, negate, satisfiable
 from moe_lint.index import Ref
+from moe_lint.launch import Configuration
 from moe_lint.model import Axis, Finding, Problem, Related, Route
 from moe_lint.policy import Policy
 from moe_lint.rules._backends import groups, question, runs_with
@@ -153,7 +154,7 @@ class SummedInCombine(Rule):
                 f"`{helper.name}` does not skip on the {axes} ax{'is' if len(broken) == 1 else 'es'} "
                 f"where `{found.owner}` sums by itself, when `{found.condition}`",
                 context,
-                witness=f"{f'with {shown} ' if shown is not None else ''}the experts' output is whole already: "
+                witness=f"{_whole(shown)}: "
                 f"{sites} reduction{'' if sites == 1 else 's'} that ask{'s' if sites == 1 else ''} this helper "
                 "sum it once more, and over ranks that hold different tokens",
                 remedy=f"skip for `{found.condition}` on both axes",
@@ -183,8 +184,7 @@ class SummedInCombine(Rule):
             f"`{helper.name}` does not skip for {named(tuple(f'is_{member}()' for member in unknown))}, whose combine "
             f"`{right.raw.class_name}` takes for a sum: {named(names)} {ask} this helper alone",
             context,
-            witness=f"{f'with {shown} ' if shown is not None else ''}the experts' output is whole already, and "
-            f"{'this block sums' if len(names) == 1 else 'these blocks sum'} it once more",
+            witness=f"{_whole(shown)}, and {'this block sums' if len(names) == 1 else 'these blocks sum'} it once more",
             remedy="skip for every backend whose combine sums, or let these blocks take another path with them",
             related=(
                 Related(right.path, right.raw.span.line, f"`{right.raw.class_name}` does not come by this sum then"),
@@ -194,6 +194,10 @@ class SummedInCombine(Rule):
 
     def unjudged(self, context: Context) -> Iterable[Problem]:
         return unread(asked_by_helper(context), context)
+
+
+def _whole(shown: Configuration | None) -> str:
+    return f"{f'with {shown} ' if shown is not None else ''}the experts' output is whole already"
 
 
 def _axes(context: Context) -> list[Axis]:

@@ -65,7 +65,7 @@ _MARK = "  # <- MOE405"
 
 _CALLS = """
     def prepare_attn(self, x, residual):
-        return self.input_layernorm.forward_with_allreduce_fusion(x, residual, of_attention={})
+        return self.input_layernorm.forward_with_allreduce_fusion(x, residual{})
 
     def prepare_mlp(self, x, residual):
         return self.post_attention_layernorm.forward_with_allreduce_fusion(x, residual, of_attention=True)
@@ -165,7 +165,9 @@ class OneSumOfTwo(Rule):
             return ranks_of(get_parallel().tp_size) if size > 1 else None
             """,
         ),
-        _fused("always-over-the-ranks-of-attention", _EITHER, calls=_CALLS.format("True")),
+        _fused("always-over-the-ranks-of-attention", _EITHER, calls=_CALLS.format(", of_attention=True")),
+        _fused("over-the-ranks-of-attention-by-position", _EITHER, calls=_CALLS.format(", True")),
+        _fused("over-the-ranks-of-attention-by-default", _EITHER, calls=_CALLS.format("")),
         engine(
             "adds-to-another-promise",
             layers=_COMMUNICATOR.format(promise="False", mark=""),
@@ -193,7 +195,11 @@ class OneSumOfTwo(Rule):
     )
     INVALID = (
         _fused("either-group", _EITHER, mark=_MARK),
-        _fused("either-group-for-what-blocks-left", _EITHER, mark=_MARK, calls=_CALLS.format("False")),
+        _fused("either-group-by-position", _EITHER, mark=_MARK, calls=_CALLS.format(", False")),
+        _fused(
+            "either-group-where-a-caller-says-so", _EITHER, mark=_MARK, calls=_CALLS.format(", of_attention=batch.x")
+        ),
+        _fused("either-group-for-what-blocks-left", _EITHER, mark=_MARK, calls=_CALLS.format(", of_attention=False")),
         _fused(
             "either-group-returned",
             """
@@ -320,22 +326,23 @@ def _told(condition: Formula, flag: Flag, context: Context) -> Formula:
     """A choice's condition with what all callers of the functions that sum tell them, by the same name, put in."""
     for name in atom_set(condition):
         values = set(_passed(name, flag, context)) if name.isidentifier() else set()
-        if len(values) == 1 and (value := values.pop()) is not None:
-            condition = assign(condition, name, TRUE if value else FALSE)
+        value = values.pop() if len(values) == 1 else None
+        condition = assign(condition, name, value) if value in (TRUE, FALSE) else condition
     return condition
 
 
-def _passed(parameter: str, flag: Flag, context: Context) -> Iterator[bool | None]:
-    """What each call of a function that sums instead of a block passes for a parameter; None where it is not known."""
-    index = context.index
+def _passed(parameter: str, flag: Flag, context: Context) -> Iterator[Formula | None]:
+    """What each call of a function that sums instead of a block has for a parameter; None where it is not known."""
+    index, callers = context.index, context.callers
     for name in flag.sums:
         for path in index.holding(f".{name}("):
             facts = index.facts(path)
             for function in facts.functions_at(index.lines_of(path, f".{name}(")) if facts is not None else ():
-                conduct = context.callers.conduct(Ref(path, function))
+                conduct = callers.conduct(Ref(path, function))
                 for call in conduct.calls if conduct is not None else ():
-                    if call.callee.rsplit(".", 1)[-1] == name:
-                        yield next((p.literal for p in call.arguments if p.keyword == parameter), None)
+                    for target in defined(name, context) if call.callee.rsplit(".", 1)[-1] == name else ():
+                        bound = callers.bind(call, target, skip_first=True)
+                        yield dict(callers.values(target, bound)).get(parameter)
 
 
 def _groups(choice: GroupChoice, context: Context) -> tuple[str, ...]:
