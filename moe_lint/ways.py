@@ -368,11 +368,12 @@ class Ways:
             if not self._tells(name, function.path) or self._asks_for_one_rank(name, runs)
         ]
         unsummed = conj((reached, negate(exists(runs, unknown))))
-        for name in sorted(atom_set(unsummed)):
-            decided = name in params or _OWN.match(name) is not None or self._may_choose(name, function.path)
-            if decided and name not in self.profile.flag_names:
-                unsummed = conj((assign(unsummed, name, TRUE), assign(unsummed, name, FALSE)))
-        return unsummed
+        decided = [
+            name
+            for name in sorted(atom_set(unsummed) - self.profile.flag_names.keys())
+            if name in params or _OWN.match(name) is not None or self._may_choose(name, function.path)
+        ]
+        return negate(exists(negate(unsummed), decided))  # whatever they are
 
     def _no_backend(self, formula: Formula) -> dict[str, Formula]:
         """What the questions about the a2a backend in a formula are worth where none is in use."""
@@ -400,6 +401,7 @@ class Ways:
             or self._is_constant(atom, path)
         )
 
+    @remembered
     def _may_choose(self, atom: str, path: str) -> bool:
         """Whether an option that is not known may decide a condition: it may be one that has an a2a backend sum."""
         if self._tells(atom, path):

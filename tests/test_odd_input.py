@@ -60,8 +60,8 @@ FIXED = {
     ),
     "800-chained-calls": replaced(EXPERTS, f"{EXPERTS}        y = x{'.a()' * 800}\n"),
     "300-early-returns": replaced(EXPERTS, EXPERTS + "".join(f"        if a{i}: return a{i}\n" for i in range(300))),
-    "300-early-returns-for-two-reasons": replaced(
-        EXPERTS, EXPERTS + "".join(f"        if a{i} and b{i}: return a{i}\n" for i in range(300))
+    "150-early-returns-for-two-reasons": replaced(
+        EXPERTS, EXPERTS + "".join(f"        if a{i} and b{i}: return a{i}\n" for i in range(150))
     ),
     "a-condition-that-doubles": replaced(
         EXPERTS, f"{EXPERTS}        c0 = a\n" + "".join(f"        c{i + 1} = c{i} and c{i}\n" for i in range(60))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from moe_lint import formula as formula_module
 from moe_lint.engine import Options, run
+from moe_lint.formula import Formula
 from moe_lint.profile import load_profile
 from tests.trees import ROUTED, write_tree
 
@@ -34,6 +38,21 @@ def test_a_function_of_a_file_without_a_word_of_the_engine_is_followed(tmp_path:
 def test_what_is_decided_there_by_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
     finished = "def finished(x):\n    if fast:\n        return x\n    raise ValueError\n"
     assert early_returns(tmp_path, finished) == []
+
+
+def test_of_many_returns_no_condition_is_put_in_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each return stands behind the conditions of all before it: what is done for each of them counts three times."""
+    calls = 0
+
+    def assign(formula: Formula, name: str, value: Formula) -> Formula:
+        nonlocal calls
+        calls += 1
+        return formula_module.assign(formula, name, value)
+
+    monkeypatch.setattr("moe_lint.ways.assign", assign)
+    many = "".join(f"if first{i} and second{i}:\n    return x\n" for i in range(20))
+    run(Options((str(write_tree(tmp_path, ROUTED + many)),), load_profile("sglang"), select=("MOE307",)))
+    assert calls <= 2 * 21  # of what the caller decides
 
 
 BY_ANOTHER_NAME = ROUTED.replace("tensor_model_parallel_all_reduce", "tensor_sum")
