@@ -56,9 +56,7 @@ class Dataflow:
         if depth >= _CALLERS or (
             where.class_name is not None and self.index.is_absorber(Ref(where.path, where.class_name))
         ):
-            return (
-                False  # what an absorber is handed is not this site's to judge: it settles sums, it does not owe them
-            )
+            return False  # an absorber settles the sums that it is handed: they are not this site's to judge
         function = Ref(where.path, where.function)
         return any(self._passed(function, name, depth) for name in sorted(sources.params))
 
@@ -122,7 +120,7 @@ class Dataflow:
             if t.condition is None or _compatible(where.holds, t.condition)
         ]
         if not targets:
-            return _EXPERTS if self._ends_inside(call.callee, where) else self._sources(call.inputs, where)
+            return _EXPERTS if self._inside_experts(call.callee, where) else self._sources(call.inputs, where)
         found = _NONE
         for target in targets:
             returned = self._returned(target.function, call.element)
@@ -146,10 +144,6 @@ class Dataflow:
     def is_run(self, call: CallResult, where: Where) -> bool:
         """Whether a call runs an expert layer."""
         return call.named_experts or self._built_as_experts(call.callee, where)
-
-    def _ends_inside(self, callee: str, where: Where) -> bool:
-        """Whether a call that cannot be followed runs the experts all the same."""
-        return self._inside_experts(callee, where)
 
     def _inside_experts(self, callee: str, where: Where) -> bool:
         """A call of an own part inside an expert layer (`self.quant_method.apply(…)` in a `FusedMoE`)."""
@@ -199,7 +193,24 @@ class Dataflow:
         return self._returns[key]
 
 
-class OutputOf(Dataflow):
+class _LayerOutput(Dataflow):
+    """The same for the output of another layer than the experts: what is particular to these does not hold."""
+
+    def reaches(self, origins: Origins, where: Where) -> bool:
+        """Whether a value with these origins holds that layer's output."""
+        return self.is_post_experts(origins, where)
+
+    def _asks_experts(self, owners: list[str]) -> bool:
+        return False
+
+    def _is_something_else(self, call: CallResult, where: Where) -> bool:
+        return False
+
+    def _inside_experts(self, callee: str, where: Where) -> bool:
+        return False
+
+
+class OutputOf(_LayerOutput):
     """Answers "is this operand the output of ``self.attribute`` of a class?", in the class, below and around it."""
 
     def __init__(self, index: ProjectIndex, owner: Ref, attribute: str) -> None:
@@ -208,21 +219,12 @@ class OutputOf(Dataflow):
         self.attribute = attribute
         self._patched: dict[Ref, Ref | None] = {}
 
-    def reaches(self, origins: Origins, where: Where) -> bool:
-        return self.is_post_experts(origins, where)
-
     def leaves(self, function: Ref) -> bool:
         """Whether the output is part of what a function returns."""
         return self._returned(function, None).experts
 
-    def _asks_experts(self, owners: list[str]) -> bool:
-        return False
-
     def _named(self, origin: Experts) -> _Sources:
         return _EXPERTS if origin.via.startswith(f"self.{self.attribute}") else _NONE
-
-    def _is_something_else(self, call: CallResult, where: Where) -> bool:
-        return False
 
     def _is_source(self, call: CallResult, where: Where, own_method: bool) -> bool:
         head, _, rest = call.callee.partition(".")
@@ -240,24 +242,12 @@ class OutputOf(Dataflow):
         method = self._patched[function]
         return Ref(method.path, method.name.rpartition(".")[0]) if method is not None else None
 
-    def _ends_inside(self, callee: str, where: Where) -> bool:
-        return False
 
-
-class SharedOutput(Dataflow):
+class SharedOutput(_LayerOutput):
     """Answers "does this operand hold the output of shared experts?": a class's own, or those that its experts run."""
-
-    def reaches(self, origins: Origins, where: Where) -> bool:
-        return self.is_post_experts(origins, where)
-
-    def _asks_experts(self, owners: list[str]) -> bool:
-        return False
 
     def _named(self, origin: Experts) -> _Sources:
         return _NONE
-
-    def _is_something_else(self, call: CallResult, where: Where) -> bool:
-        return False
 
     def _is_source(self, call: CallResult, where: Where, own_method: bool) -> bool:
         if own_method:
@@ -266,9 +256,6 @@ class SharedOutput(Dataflow):
         if head == "self" and self.profile.is_shared(name):
             return True
         return call.element is not None and call.element == self.profile.shared_element and self.is_run(call, where)
-
-    def _ends_inside(self, callee: str, where: Where) -> bool:
-        return False
 
 
 def _cheapest_first(origin: Origin) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from moe_lint.law import verdicts
 from moe_lint.model import Confidence, Finding, Judgement, MatrixRow, Problem, Route, SkipReason, Span, Verdict
 from moe_lint.policy import Policy
 from moe_lint.rules import Context, all_rules
+from moe_lint.rules.base import short_name
 from moe_lint.selection import chosen_rules
 from moe_lint.sites import Site
 from moe_lint.suppress import apply_directives
@@ -99,7 +100,7 @@ def _rows(sites: Sequence[Site], policy: Policy, laws: Mapping[Site, Verdict]) -
                 site.path,
                 site.raw.span,
                 site.raw.class_name,
-                site.raw.function.rsplit(".", 1)[-1] if site.raw.class_name is None else _short(site),
+                site.raw.function.rsplit(".", 1)[-1] if site.raw.class_name is None else short_name(site),
                 site.raw.collective,
                 site.axis,
                 site.post_experts,
@@ -118,10 +119,6 @@ def _rows(sites: Sequence[Site], policy: Policy, laws: Mapping[Site, Verdict]) -
             )
         )
     return tuple(rows)
-
-
-def _short(site: Site) -> str:
-    return site.raw.function.removeprefix(f"{site.raw.class_name}.")
 
 
 def _pairs(sites: Sequence[Site]) -> dict[tuple[str, object], int]:

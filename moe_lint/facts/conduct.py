@@ -389,7 +389,7 @@ class ConductReader:
         """The flags that a context manager publishes."""
         if isinstance(node, ast.IfExp):
             return (*self._publishes(node.body), *self._publishes(node.orelse))
-        if not isinstance(node, ast.Call) or self._last(node) not in self.profile.publishers:
+        if not isinstance(node, ast.Call) or _last_word(node.func) not in self.profile.publishers:
             return ()
         given = (self._passed(k.arg, k.value) for k in node.keywords if k.arg in self.profile.flag_names)
         return tuple(replace(p, keyword=self.profile.flag_names[p.keyword or ""]) for p in given)
@@ -436,8 +436,6 @@ class ConductReader:
                     self.calls[position] = replace(self.calls[position], stored=stored[0])
             if isinstance(value, ast.Name):
                 self.calls += [replace(call, stored=stored[0]) for call in self.built.get(value.id, ())]
-            elif isinstance(value, ast.ListComp | ast.List | ast.Tuple):
-                pass
 
     def _bind(self, target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, ast.Tuple | ast.List):
@@ -473,7 +471,7 @@ class ConductReader:
             self.decided[spelled] = self._own(value) if once and is_condition(value) and not itself else None
         elif len(flags) == 1:
             self.state.known.setdefault(next(iter(flags)), name)
-        if isinstance(value, ast.Call) and self._last(value) in self.profile.publishers:
+        if isinstance(value, ast.Call) and _last_word(value.func) in self.profile.publishers:
             self.contexts[name] = self._publishes(value)
         makers = (span_of(maker, self.file.lines) for maker in _makers(value))
         made = [call for span in makers for call in self.found.get(span, ())]
@@ -642,10 +640,6 @@ class ConductReader:
         literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
         truth = self._truth(value) if is_condition(value) else None
         return Passed(keyword, unparse(value), span, literal, truth)
-
-    @staticmethod
-    def _last(node: ast.Call) -> str:
-        return _last_word(node.func)
 
 
 def _last_word(node: ast.expr) -> str:

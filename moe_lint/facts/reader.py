@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from msgspec import Struct
 from msgspec.structs import replace
 
-from moe_lint.expressions import JOINS, FormulaBuilder, Resolver, dotted, is_condition, nodes
+from moe_lint.expressions import JOINS, LEAVES, FormulaBuilder, Resolver, dotted, is_condition, nodes
 from moe_lint.facts.data import (
     NOTHING,
     Argument,
@@ -45,10 +45,6 @@ class FileContext(Struct, frozen=True):
     modules: frozenset[str]
     #: whether any condition in the file can ask for the a2a backend
     asks_backend: bool
-
-
-#: Expressions without a call inside.
-_LEAVES = (ast.Name, ast.Constant)
 
 
 class _Condition:
@@ -467,7 +463,7 @@ class FunctionReader(Operands):
                 self.flow.env[key] = both
 
     def _note_attribute(self, name: str, value: ast.expr) -> None:
-        calls = () if isinstance(value, (*_LEAVES, ast.Attribute)) else ast.walk(value)
+        calls = () if isinstance(value, (*LEAVES, ast.Attribute)) else ast.walk(value)
         callees = tuple(
             dict.fromkeys(text for n in calls if isinstance(n, ast.Call) and (text := dotted(n.func)) is not None)
         )
@@ -498,7 +494,7 @@ class FunctionReader(Operands):
 
     def expression(self, node: ast.expr) -> None:
         """Record the reductions and the calls in an expression, with the conditions inside it."""
-        if isinstance(node, _LEAVES):
+        if isinstance(node, LEAVES):
             return
         if isinstance(node, ast.Attribute):
             self.expression(node.value)
