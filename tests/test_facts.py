@@ -21,7 +21,7 @@ from moe_lint.facts import (
     group_axis,
     is_reduction_name,
 )
-from moe_lint.facts.file import _body
+from moe_lint.facts.definitions import _body
 from moe_lint.facts.state import FileState, decoded, encoded
 from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, Or, atom_set, conj, table
 from moe_lint.model import Span
