@@ -2,6 +2,12 @@
 
 Reads what `FunctionReader` leaves out: the condition of every call, the flags that an argument carries, and what a
 `with` publishes. Only functions of layers and of the blocks that they call are read this way.
+
+The two walk the same statements and are not one: at each point they know different things. `FunctionReader` follows
+tensors, so it reads a loop twice; of each condition it keeps where and how it is written, since fixes rewrite it. Here
+flags, contexts and classes are followed, a condition is no more than its formula, and the truth of an argument waits
+until somebody asks. What they have in common is which statement is which: some thirty lines, at the price of a call
+for each statement.
 """
 
 from __future__ import annotations
