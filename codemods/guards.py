@@ -60,7 +60,7 @@ def _chain(core: str, conjunction: bool) -> tuple[str, list[tuple[str, str]]]:
     newline = "\r\n" if "\r\n" in core else "\n"
     module = cst.Module(body=[], default_newline=newline)
     node = cst.parse_expression(f"({core})", cst.PartialParserConfig(default_newline=newline))
-    if not module.code_for_node(node) == f"({core})":
+    if module.code_for_node(node) != f"({core})":
         raise CannotRewrite("libcst does not give the condition back as it is written")
     wanted = cst.And if conjunction else cst.Or
     node = node.with_changes(lpar=node.lpar[1:], rpar=node.rpar[:-1])

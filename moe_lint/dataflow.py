@@ -276,6 +276,7 @@ def argument_origins(call: CallFact, params: list[str], param: str) -> Origins:
 
 
 def elements_at(elements: tuple[Origins, ...], element: int | None) -> tuple[Origins, ...]:
+    """The origins of one element of what a function returns, or (None) of each."""
     if element is None:
         return elements
     if len(elements) > 1:

@@ -219,6 +219,7 @@ class FormulaBuilder:
         self._profile = profile
 
     def build(self, node: ast.expr) -> Formula:
+        """When an expression is true. What is not taken apart is an atom of its text."""
         if isinstance(node, ast.BoolOp):
             parts = (self.build(value) for value in node.values)
             return conj(parts) if isinstance(node.op, ast.And) else disj(parts)

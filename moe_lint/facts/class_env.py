@@ -34,6 +34,7 @@ class ClassEnv:
         self._methods: dict[int, _Method] = {}
 
     def get(self, text: str) -> ast.expr | None:
+        """What `self.x` or `self.x()` stands for in the class; None where it is not one expression."""
         if not text.startswith("self."):
             return None
         if text not in self._found:

@@ -277,6 +277,7 @@ class ConductReader:
         return left
 
     def statement(self, node: ast.stmt) -> bool:
+        """Read one statement. True if it always leaves its block."""
         if isinstance(node, ast.If):
             return self._if(node)
         if isinstance(node, ast.Return):
@@ -546,6 +547,7 @@ class ConductReader:
         return truth
 
     def expression(self, node: ast.expr) -> None:
+        """Record the calls in an expression, with the conditions inside it."""
         if isinstance(node, LEAVES):
             return
         if isinstance(node, ast.Attribute):

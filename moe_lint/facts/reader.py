@@ -175,6 +175,7 @@ class FunctionReader(Operands):
     # --- statements
 
     def run(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        """Read the function; `facts` has what was found then."""
         self.params = tuple(a.arg for a in arguments_of(node))
         self.node = node
         for name in self.params:
@@ -201,6 +202,7 @@ class FunctionReader(Operands):
         return left, through
 
     def run_statement(self, statement: ast.stmt) -> bool:
+        """Read one statement. True if it always leaves its block."""
         self.statement = statement
         if isinstance(statement, ast.If):
             return self._if(statement)

@@ -87,6 +87,7 @@ def import_statements(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]
 
 
 def inner_blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
+    """The blocks inside a statement, in order."""
     for name in ("body", "orelse", "finalbody"):
         block = getattr(statement, name, None)
         if isinstance(block, list):

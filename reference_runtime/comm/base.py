@@ -49,6 +49,7 @@ class Trace:
     watched: tuple[str, ...] = ()
 
     def record(self, op: str, group: str, tensor: torch.Tensor) -> None:
+        """Note a collective with the shape of its operand, and where in the watched files it comes from."""
         self.events.append(Event(op, group, tuple(tensor.shape)))
         frame = sys._getframe(1) if self.watched else None
         while frame is not None:

@@ -59,6 +59,7 @@ class Group:
     quant_all_reduce = all_reduce  # quantisation is the identity here
 
     def all_gather_into_tensor(self, output: torch.Tensor, input: torch.Tensor) -> None:
+        """The inputs [rows, …] of all ranks into ``output`` [ranks * rows, …], in group order."""
         if self.world_size == 1:
             output.copy_(input)
             return
@@ -68,6 +69,7 @@ class Group:
     def all_gather(
         self, input_: torch.Tensor, dim: int = -1, output_tensor_list: list[torch.Tensor] | None = None
     ) -> torch.Tensor | None:
+        """The inputs of all ranks, all of one shape, joined along ``dim``; or each into its place of the list."""
         if self.world_size == 1:
             parts = [input_]
         else:
@@ -82,6 +84,12 @@ class Group:
     def all_gatherv(
         self, input_: torch.Tensor | list[torch.Tensor], sizes: Sequence[int] | None = None
     ) -> torch.Tensor | list[torch.Tensor]:
+        """The rows of all ranks: each tensor [sizes[own rank], …] -> [sum(sizes), …].
+
+        Raises:
+            Infeasible: not a size for each rank.
+            ValueError: this rank has other rows than its size says.
+        """
         single = isinstance(input_, torch.Tensor)
         tensors: list[torch.Tensor] = [input_] if isinstance(input_, torch.Tensor) else input_
         results = []
@@ -98,6 +106,11 @@ class Group:
         return results[0] if single else results
 
     def reduce_scatter_tensor(self, output: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the sum of the inputs [rows, …], into ``output`` [rows / ranks, …].
+
+        Raises:
+            ValueError: the rows cannot be divided by the ranks.
+        """
         if self.world_size == 1:
             output.copy_(input)
             return output
@@ -109,6 +122,12 @@ class Group:
     def reduce_scatterv(
         self, input_: torch.Tensor, output: torch.Tensor | None = None, sizes: Sequence[int] | None = None
     ) -> torch.Tensor:
+        """This rank's rows of the sum: [sum(sizes), …] -> [sizes[own rank], …]; without ``sizes`` equal parts.
+
+        Raises:
+            Infeasible: not a size for each rank.
+            ValueError: the sizes do not add up to the rows.
+        """
         if sizes is None:
             sizes = [input_.shape[0] // self.world_size] * self.world_size
         if len(sizes) != self.world_size:
@@ -128,6 +147,7 @@ class Group:
         return output
 
     def broadcast(self, input_: torch.Tensor, src: int = 0) -> torch.Tensor:
+        """The tensor of the rank at position ``src`` of the group, in place of ``input_``."""
         if self.world_size == 1:
             return input_
         self._trace.record("broadcast", self.unique_name, input_)

@@ -20,11 +20,12 @@ class ExpertsCall:
         x: [tokens, hidden].
         ids: [tokens, top_k] local expert numbers; -1: the expert lives elsewhere.
         weights: [tokens, top_k], in `x`'s dtype.
-        w13: [experts, 2 * intermediate, hidden] (gate rows, then up rows), or [experts, intermediate, hidden] if
-            `gated` is false.
+        w13: [experts, 2 * intermediate, hidden] (gate rows, then up rows), or [experts, intermediate, hidden] for
+            experts without a gate.
         w2: [experts, hidden, intermediate].
         b13, b2: biases of the same leading shapes, or None.
-        activation: from (gate and up) to the hidden part, or from the one projection.
+        activation: the name of the activation function: `silu`, `gelu`, `relu2`.
+        activate: what it does, the gate included: [..., w13's rows] -> [..., intermediate].
         combine: sum over top_k; otherwise the result is [tokens, top_k, hidden].
         weight_on_input: scale the tokens before the experts instead of the results after.
     """

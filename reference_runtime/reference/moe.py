@@ -33,7 +33,12 @@ _POSITIONAL = ("num_experts", "hidden_size", "intermediate_size", "layer_id", "t
 
 
 class ReferenceExperts(nn.Module):
-    """Stands for the engine's fused MoE layer. The output is this rank's partial sum."""
+    """Stands for the engine's fused MoE layer. The output is this rank's partial sum.
+
+    Raises:
+        StubReached: an argument, here or of a call, whose meaning is not modelled.
+        ValueError: the experts or their intermediate dimension cannot be divided by the ranks.
+    """
 
     context: RankContext
     w13_weight_bias: nn.Parameter | None
@@ -116,6 +121,10 @@ class ReferenceExperts(nn.Module):
             self.w2_weight_bias.data.copy_(b2 if self.moe_tp_rank == 0 else torch.zeros_like(b2))
 
     def forward(self, hidden_states: torch.Tensor, topk_output: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """[rows, hidden] and the choice of experts for these rows, [rows, top_k] each -> [rows, hidden].
+
+        With FP4 all-gather the rows are this rank's own and the result is their whole sum.
+        """
         if args or any(value is not None for value in kwargs.values()):
             raise StubReached(f"FusedMoE.forward({', '.join(kwargs) or 'more arguments'})")
         c = self.context
