@@ -24,8 +24,7 @@ class ExpertsCall:
             experts without a gate.
         w2: [experts, hidden, intermediate].
         b13, b2: biases of the same leading shapes, or None.
-        activation: the name of the activation function: `silu`, `gelu`, `relu2`.
-        activate: what it does, the gate included: [..., w13's rows] -> [..., intermediate].
+        activate: the activation function, the gate included: [..., w13's rows] -> [..., intermediate].
         combine: sum over top_k; otherwise the result is [tokens, top_k, hidden].
         weight_on_input: scale the tokens before the experts instead of the results after.
     """
@@ -37,7 +36,6 @@ class ExpertsCall:
     w2: torch.Tensor
     b13: torch.Tensor | None
     b2: torch.Tensor | None
-    activation: str
     activate: Callable[[torch.Tensor], torch.Tensor]
     combine: bool
     weight_on_input: bool

@@ -142,8 +142,8 @@ class ReferenceExperts(nn.Module):
         out = c.kernels.experts(
             ExpertsCall(
                 x=hidden_states, ids=local, weights=weights.to(hidden_states.dtype), w13=self.w13_weight,
-                w2=self.w2_weight, b13=self.w13_weight_bias, b2=self.w2_weight_bias, activation=self.activation,
-                activate=self._activate, combine=not self.no_combine, weight_on_input=self.weight_on_input,
+                w2=self.w2_weight, b13=self.w13_weight_bias, b2=self.w2_weight_bias, activate=self._activate,
+                combine=not self.no_combine, weight_on_input=self.weight_on_input,
             )
         )  # fmt: skip
         if fp4:  # the combine: each rank gets the sum of its own tokens
