@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,6 +11,8 @@ from typing import Any
 
 #: What a trace calls a partial output that a block leaves to the layer around it.
 LEFT = "left_to_layer"
+#: A wrong result is called a multiple of the right one up to this relative rest: more than bfloat16 rounds away.
+_MULTIPLE = 0.1
 
 
 class Status(str, Enum):
@@ -107,7 +110,10 @@ class CaseResult:
 def describe(outcome: Outcome) -> str:
     """An outcome in a few words."""
     if outcome.status is Status.WRONG and outcome.scale is not None and outcome.error is not None:
-        return f"scaled by {outcome.scale:.2f} (relative error {outcome.error:.2g})"
+        error = f"relative error {outcome.error:.2g}"
+        # What is left of the error when the best multiple of the right result is taken away.
+        rest = math.sqrt(max(0.0, outcome.error**2 - (outcome.scale - 1) ** 2))
+        return f"scaled by {outcome.scale:.2f} ({error})" if rest < _MULTIPLE * abs(outcome.scale) else error
     return f"{outcome.status.value}: {outcome.detail}" if outcome.detail else outcome.status.value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,28 @@ import torch
 
 class CollectiveMismatch(Exception):
     """The ranks of one group met in different collectives, or with different shapes."""
+
+    @classmethod
+    def of(cls, met: Mapping[int, tuple[str, Sequence[int]]]) -> CollectiveMismatch:
+        """Names who met in what: of each rank the collective and the shape of its tensor."""
+        alike: dict[str, list[int]] = {}
+        for rank, (op, shape) in met.items():
+            alike.setdefault(f"{op} of {sized(shape)}", []).append(rank)
+        calls = ", ".join(f"{call} ({listed(ranks)})" for call, ranks in alike.items())
+        return cls(f"one group, different collectives: {calls}")
+
+
+def sized(shape: Sequence[int]) -> str:
+    """The shape of a tensor, in short."""
+    return "x".join(map(str, shape))
+
+
+def listed(ranks: Sequence[int]) -> str:
+    """Some ranks: `rank 3`, `ranks 0, 2`, or `ranks 0 to 7` where they follow one another."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    run = len(ranks) > 2 and list(ranks) == list(range(ranks[0], ranks[0] + len(ranks)))
+    return f"ranks {ranks[0]} to {ranks[-1]}" if run else f"ranks {', '.join(map(str, ranks))}"
 
 
 class Deadlock(Exception):
@@ -36,7 +58,7 @@ class Event:
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.op}({self.group}, {'x'.join(map(str, self.shape))})"
+        return f"{self.op}({self.group}, {sized(self.shape)})"
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from reference_runtime.comm.base import CollectiveMismatch, Deadlock, Transport
+from reference_runtime.comm.base import CollectiveMismatch, Deadlock, Transport, listed, sized
 
 
 class DistTransport(Transport):
@@ -48,16 +48,14 @@ class DistTransport(Transport):
             dist.all_gather(everybody, mine, group=control)
             if any(int(other) != int(mine) for other in everybody):
                 described: list[Any] = [None] * len(ranks)
-                text = f"rank {self.rank} in {op} of {'x'.join(map(str, tensor.shape))} over ranks {list(ranks)}"
-                dist.all_gather_object(described, text, group=control)
-                raise CollectiveMismatch(f"one group, different collectives: {'; '.join(described)}")
+                dist.all_gather_object(described, (op, tuple(tensor.shape)), group=control)
+                raise CollectiveMismatch.of(dict(zip(ranks, described, strict=True)))
         except RuntimeError as error:
             raise self._lost(op, tensor, ranks) from error
         return group
 
     def _lost(self, op: str, tensor: torch.Tensor, ranks: Sequence[int]) -> Deadlock:
-        shape = "x".join(map(str, tensor.shape))
-        return Deadlock(f"nobody came: rank {self.rank} in {op} of {shape} over ranks {list(ranks)}")
+        return Deadlock(f"nobody came: rank {self.rank} in {op} of {sized(tensor.shape)} over {listed(ranks)}")
 
     def all_reduce(self, tensor: torch.Tensor, ranks: Sequence[int]) -> torch.Tensor:
         group = self._meet("all_reduce", tensor, ranks, ())

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from reference_runtime.comm.base import Abandoned, CollectiveMismatch, Deadlock, Transport
+from reference_runtime.comm.base import Abandoned, CollectiveMismatch, Deadlock, Transport, listed, sized
 
 T = TypeVar("T")
 
@@ -33,8 +33,7 @@ class _Call:
         return self.shape[1:] if self.op == "all_gather" and self.detail else self.shape
 
     def describe(self, rank: int) -> str:
-        shape = "x".join(map(str, self.shape))
-        return f"rank {rank} in {self.op} of {shape} over ranks {list(self.ranks)}"
+        return f"rank {rank} in {self.op} of {sized(self.shape)} over {listed(self.ranks)}"
 
 
 class ThreadHub:
@@ -105,7 +104,7 @@ class ThreadHub:
         """Whoever runs stops: let the next rank run. If all wait, nobody can go on."""
         if not self._ready and self._waiting:
             stuck = "; ".join(c.describe(rank) for rank, c in sorted(self._waiting.items()))
-            done = f"; finished: ranks {sorted(self._gone)}" if self._gone else ""
+            done = f"; finished: {listed(sorted(self._gone))}" if self._gone else ""
             self._fail(Deadlock(f"nobody can go on: {stuck}{done}"))
         if self._ready:
             self._turns[self._ready.popleft()].release()
@@ -118,8 +117,7 @@ class ThreadHub:
         if len(calls) < len(ranks) or any(c.ranks != ranks for c in calls.values()):
             return
         if len({(c.op, c.must_agree, c.dtype, c.detail) for c in calls.values()}) > 1:
-            met = "; ".join(c.describe(rank) for rank, c in calls.items())
-            self._fail(CollectiveMismatch(f"one group, different collectives: {met}"))
+            self._fail(CollectiveMismatch.of({rank: (c.op, c.shape) for rank, c in calls.items()}))
             return
         tensors = [c.tensor for c in calls.values()]
         for rank in ranks:

@@ -89,7 +89,7 @@ def test_a_rank_that_does_not_come_is_a_deadlock_and_not_a_hang() -> None:
     assert first is None
     assert isinstance(second, Deadlock)
     assert "rank 1 in all_reduce of 4x2" in str(second)
-    assert "finished: ranks [0]" in str(second)
+    assert "finished: rank 0" in str(second)
 
 
 def test_groups_that_wait_for_each_other_are_a_deadlock() -> None:
@@ -111,8 +111,7 @@ def test_different_operations_of_one_group_are_a_mismatch() -> None:
 
     for result in run_ranks(2, work):
         assert isinstance(result, CollectiveMismatch)
-        assert "rank 0 in reduce_scatter of 4x2" in str(result)
-        assert "rank 1 in all_reduce of 4x2" in str(result)
+        assert str(result).endswith(": reduce_scatter of 4x2 (rank 0), all_reduce of 4x2 (rank 1)")
 
 
 def test_an_error_of_one_rank_frees_the_others() -> None:

@@ -20,7 +20,7 @@ from reference_runtime import launch
 from reference_runtime.discover import Block
 from reference_runtime.launch import VerifyError, verify
 from reference_runtime.plan import Settings
-from reference_runtime.verdicts import ModelReport, RunReport, Status, Verdict
+from reference_runtime.verdicts import ModelReport, Outcome, RunReport, Status, Verdict, describe
 from tests.runs import moe_lint
 from tests.runtime.mini import PAIR, changed, engine
 
@@ -165,18 +165,25 @@ def test_a_lost_reduction_is_broken_where_nobody_else_sums(report: RunReport) ->
     }
 
 
+def test_only_a_multiple_of_the_right_result_is_called_scaled() -> None:
+    assert describe(Outcome(Status.WRONG, error=1.0, scale=2.0)) == "scaled by 2.00 (relative error 1)"
+    assert describe(Outcome(Status.WRONG, error=1.01, scale=2.0)) == "scaled by 2.00 (relative error 1)"
+    assert describe(Outcome(Status.WRONG, error=1.6, scale=1.03)) == "relative error 1.6"
+    assert describe(Outcome(Status.WRONG, error=float("nan"), scale=float("nan"))) == "relative error nan"
+
+
 def test_a_collective_that_not_all_ranks_reach_is_a_named_deadlock(report: RunReport) -> None:
     (case,) = [c for c in model(report, "some_ranks_only").cases if c.case == "tp2 ep2"]
     assert case.verdict is Verdict.DEADLOCK
     assert case.regression
-    assert case.after.detail == "nobody can go on: rank 1 in all_reduce of 5x64 over ranks [0, 1]; finished: ranks [0]"
+    assert case.after.detail == "nobody can go on: rank 1 in all_reduce of 5x64 over ranks 0, 1; finished: rank 0"
 
 
 def test_different_shapes_in_one_collective_are_a_named_mismatch(report: RunReport) -> None:
     (case,) = [c for c in model(report, "another_shape").cases if c.case == "tp2 ep2"]
     assert case.verdict is Verdict.MISMATCH
-    assert "rank 0 in all_reduce of 5x64" in case.after.detail
-    assert "rank 1 in all_reduce of 4x64" in case.after.detail
+    met = "all_reduce of 5x64 (rank 0), all_reduce of 4x64 (rank 1)"
+    assert case.after.detail == f"one group, different collectives: {met}"
 
 
 def test_an_error_that_the_rewrite_brings_in_is_broken_and_says_where(report: RunReport) -> None:
