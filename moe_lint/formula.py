@@ -268,6 +268,11 @@ def exists(formula: Formula, names: Iterable[str]) -> Formula:
     return formula
 
 
+def forall(formula: Formula, names: Iterable[str]) -> Formula:
+    """The formula that holds where ``formula`` holds for all values of ``names``. Raises ``TooManyAtoms``."""
+    return negate(exists(negate(formula), names))
+
+
 def _mentions(formula: Formula, sign: bool) -> Iterator[tuple[str, bool]]:
     """Each mention of an atom, and whether the formula is for it (True) or against it."""
     if isinstance(formula, Atom):

@@ -26,6 +26,7 @@ from moe_lint.formula import (
     conj,
     disj,
     exists,
+    forall,
     negate,
     nests_too_deeply,
     replace_atoms,
@@ -207,7 +208,7 @@ class Ways:
         params = facts.header(site.raw.function)[1] if facts is not None else ()
         asked = [n for n in sorted(atom_set(both)) if n not in params and not self._tells(n, site.path)]
         try:
-            certain = negate(exists(negate(both), asked))
+            certain = forall(both, asked)
             return self.policy.configuration(self.policy.with_helper(certain), before.axis, before.raw.collective)
         except TooManyAtoms:
             return None
@@ -373,7 +374,7 @@ class Ways:
             for name in sorted(atom_set(unsummed) - self.profile.flag_names.keys())
             if name in params or _OWN.match(name) is not None or self._may_choose(name, function.path)
         ]
-        return negate(exists(negate(unsummed), decided))  # whatever they are
+        return forall(unsummed, decided)
 
     def _no_backend(self, formula: Formula) -> dict[str, Formula]:
         """What the questions about the a2a backend in a formula are worth where none is in use."""

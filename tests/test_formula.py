@@ -31,6 +31,7 @@ from moe_lint.formula import (
     disj,
     evaluate,
     exists,
+    forall,
     negate,
     satisfiable,
     substitute,
@@ -253,12 +254,12 @@ def test_assign_leaves_other_atoms_alone() -> None:
 
 @quick
 @given(formulas(), st.lists(st.sampled_from(NAMES), unique=True))
-def test_exists_holds_where_some_values_of_the_atoms_make_it_hold(formula: Formula, names: list[str]) -> None:
-    quantified = exists(formula, names)
-    assert not atom_set(quantified) & set(names)
+def test_exists_holds_for_some_values_of_the_atoms_and_forall_for_all(formula: Formula, names: list[str]) -> None:
+    some, every = exists(formula, names), forall(formula, names)
+    assert not (atom_set(some) | atom_set(every)) & set(names)
     for state in states(NAMES):
-        wanted = any(value(formula, state | choice) for choice in states(names))
-        assert value(quantified, state) is wanted
+        values = [value(formula, state | choice) for choice in states(names)]
+        assert (value(some, state), value(every, state)) == (any(values), all(values))
 
 
 def test_a_formula_does_not_grow_by_the_atoms_that_are_taken_out() -> None:

@@ -17,8 +17,7 @@ def named(texts: tuple[str, ...]) -> str:
 def setting(state: State, policy: Policy) -> str:
     """A state in the user's words: which conditions hold in it."""
     flags = {flag.name for flag in policy.profile.flags}
-    parts = [f"{name}=True" if name in flags else f"{name} true" for name in state.true()]
-    return " and ".join(f"`{p.removesuffix(' true')}`{' true' if p.endswith(' true') else ''}" for p in parts)
+    return " and ".join(f"`{name}=True`" if name in flags else f"`{name}` true" for name in state.true())
 
 
 def absorber_of(state: State, policy: Policy) -> str:
