@@ -64,7 +64,7 @@ def test_a_rewrite_that_breaks_a_case_is_not_written_and_the_case_is_named(tree:
     assert texts(tree) == before
     (line,) = result.stderr.splitlines()
     assert line.startswith(
-        "tree/mini/models/pair.py:37: FIX_NOT_PROVEN: pair.PairMoE block tp2 ep2 dp2 max-len: BROKEN: scaled by "
+        "tree/mini/models/pair.py:37: FIX_NOT_PROVEN: pair.PairMoE block tp2 ep2 dp2 max-len: BROKEN: relative error "
     )
     assert line.endswith("; left as it was")
     assert "fixed tree" not in result.stdout
