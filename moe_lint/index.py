@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from itertools import takewhile
 
@@ -12,9 +12,8 @@ from msgspec import Struct
 from moe_lint.facts import CallFact, FileFacts
 from moe_lint.formula import Formula
 from moe_lint.names import Names, Ref
-from moe_lint.profile import Profile, longest_part, matches
+from moe_lint.profile import longest_part, matches
 from moe_lint.remembered import remembered
-from moe_lint.text import Text
 
 __all__ = ["ProjectIndex", "Ref", "Target"]
 
@@ -31,22 +30,12 @@ class Target(Struct, frozen=True):
 class ProjectIndex(Names):
     """Answers questions about a tree: what names mean, and what follows for who builds, calls and absorbs."""
 
-    def __init__(
-        self,
-        texts: Mapping[str, Text],
-        paths: Iterable[str],
-        load: Callable[[str], FileFacts | None],
-        profile: Profile,
-    ) -> None:
-        super().__init__(texts, paths, load, profile)
-        self._constructs: dict[Ref, bool] = {}
-        self._families: dict[Ref, frozenset[str]] = {}
-        self._makers: dict[str, tuple[re.Pattern[str], ...]] = {}
-        self._users: dict[Ref, frozenset[Ref]] = {}
-        self._absorbs: dict[Ref, bool | None] = {}
-        self._calls: dict[Ref, list[tuple[str, CallFact]]] = {}
-
     # --- users
+
+    @cached_property
+    def _users(self) -> dict[Ref, frozenset[Ref]]:
+        """The users that were found so far."""
+        return {}
 
     def patched(self, function: Ref) -> Ref | None:
         """The method that a module-level function is put in place of.
@@ -160,13 +149,12 @@ class ProjectIndex(Names):
                     found[built] = None
         return list(found)
 
+    @remembered
     def calls_of(self, ref: Ref) -> list[tuple[str, CallFact]]:
         """(file, call) of the calls that reach a function, as far as they hand on something of interest."""
-        if ref not in self._calls:
-            short = ref.name.rsplit(".", 1)[-1]
-            search = self._calls_of_module if short in ("forward", "__call__") else self._calls_by_name
-            self._calls[ref] = list(search(ref))
-        return self._calls[ref]
+        short = ref.name.rsplit(".", 1)[-1]
+        search = self._calls_of_module if short in ("forward", "__call__") else self._calls_by_name
+        return list(search(ref))
 
     def _calls_by_name(self, ref: Ref) -> Iterator[tuple[str, CallFact]]:
         short = ref.name.rsplit(".", 1)[-1]
@@ -240,19 +228,18 @@ class ProjectIndex(Names):
         paths = {ref.path for ref in self.mro(holder)}
         return any(path not in self.texts or any(self.texts[path].holds(name) for name in names) for path in paths)
 
+    @remembered
     def _family(self, owner: Ref) -> frozenset[str]:
         """The names of a class and of all that derive from it; "" (in any text) where one is imported under another."""
-        if owner not in self._families:
-            found, frontier = {owner}, [owner]
-            while frontier:
-                derived = set(self.subclasses(frontier.pop())) - found
-                found |= derived
-                frontier += derived
-            names = {ref.name.rpartition(".")[2] for ref in found}
-            importing = ((path, name) for name in names for path in self._files_naming("import", name))
-            renamed = any(self.texts[path].holds(f"{name} as ") for path, name in importing)
-            self._families[owner] = frozenset({""} if renamed else names)
-        return self._families[owner]
+        found, frontier = {owner}, [owner]
+        while frontier:
+            derived = set(self.subclasses(frontier.pop())) - found
+            found |= derived
+            frontier += derived
+        names = {ref.name.rpartition(".")[2] for ref in found}
+        importing = ((path, name) for name in names for path in self._files_naming("import", name))
+        renamed = any(self.texts[path].holds(f"{name} as ") for path, name in importing)
+        return frozenset({""} if renamed else names)
 
     def _reaches(self, path: str, call: CallFact, ref: Ref) -> bool:
         """Whether a call of that name means this function."""
@@ -319,14 +306,11 @@ class ProjectIndex(Names):
             if self._absorber_pattern.search(self.line(path, line)):
                 yield line
 
+    @remembered
     def constructs_absorber(self, ref: Ref) -> bool:
         """Whether the class or one of its bases builds an absorber, on the spot or by a function of its file."""
-        if ref not in self._constructs:
-            line = self.mro(ref)
-            self._constructs[ref] = any(
-                self._builds_absorber(owner, line[:position]) for position, owner in enumerate(line)
-            )
-        return self._constructs[ref]
+        line = self.mro(ref)
+        return any(self._builds_absorber(owner, line[:position]) for position, owner in enumerate(line))
 
     def _builds_absorber(self, owner: Ref, derived: Iterable[Ref]) -> bool:
         """Whether a class itself builds one: not in a constructor that a class derived from it has replaced."""
@@ -368,14 +352,13 @@ class ProjectIndex(Names):
         """Whether a text of a file calls a function of that file which builds an absorber, or chooses its class."""
         return any(maker.search(text) is not None for maker in self._makers_in(path))
 
+    @remembered
     def _makers_in(self, path: str) -> tuple[re.Pattern[str], ...]:
         """Calls of the functions of a file that build an absorber."""
-        if path not in self._makers:
-            facts, lines = self.facts(path), self.absorber_lines(path) if path in self.texts else []
-            outside = [line for line in lines if facts is not None and facts.class_at(line) is None]
-            names = facts.functions_at(outside) if facts is not None and outside else []
-            self._makers[path] = tuple(re.compile(rf"(?<![\w.])(?<!def ){re.escape(name)}\(") for name in names)
-        return self._makers[path]
+        facts, lines = self.facts(path), self.absorber_lines(path) if path in self.texts else []
+        outside = [line for line in lines if facts is not None and facts.class_at(line) is None]
+        names = facts.functions_at(outside) if facts is not None and outside else []
+        return tuple(re.compile(rf"(?<![\w.])(?<!def ){re.escape(name)}\(") for name in names)
 
     def makers_called(self, path: str) -> list[int]:
         """The lines of a file on which a function of that file is called that builds an absorber."""
@@ -383,12 +366,6 @@ class ProjectIndex(Names):
         text = str(self.texts[path]) if makers else ""
         found = [match for maker in makers for match in maker.finditer(text)]
         return sorted(text.count("\n", 0, match.start()) + 1 for match in found)
-
-    def has_absorber(self, ref: Ref) -> bool | None:
-        """Whether some layer around a class (or function) builds an absorber; None when no layer around is known."""
-        if ref not in self._absorbs:
-            self._absorbs[ref] = self._find_absorber(ref)
-        return self._absorbs[ref]
 
     def _drops(self, sub: Ref, layer: Ref, parts: Collection[Ref]) -> bool:
         """Whether a subclass of a layer holds none of these parts: its own constructor replaces the one with them."""
@@ -404,7 +381,9 @@ class ProjectIndex(Names):
         builders = [name for line in lines for name in base.functions_at([line]) or [""]]
         return bool(builders) and all(f"{name}.".startswith(f"{layer.name}.__init__.") for name in builders)
 
-    def _find_absorber(self, ref: Ref) -> bool | None:
+    @remembered
+    def has_absorber(self, ref: Ref) -> bool | None:
+        """Whether some layer around a class (or function) builds an absorber; None when no layer around is known."""
         frontier, seen, layers = [ref], {ref}, False
         held: dict[Ref, set[Ref]] = {}  # layer -> what of the way from the block to it its body names
         while frontier:

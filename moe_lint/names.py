@@ -47,8 +47,6 @@ class Names:
         self._names: dict[tuple[str, str], Ref | None] = {}
         self._mro: dict[Ref, list[Ref]] = {}
         self._naming: dict[Statement, dict[str, list[str]]] = {}
-        self._files: dict[str, list[str]] = {}
-        self._mentions: dict[str, list[tuple[str, int]]] = {}
 
     @cached_property
     def known_paths(self) -> frozenset[str]:
@@ -203,19 +201,15 @@ class Names:
 
     # --- words
 
+    @remembered
     def mentions(self, word: str) -> list[tuple[str, int]]:
         """(path, line) of every occurrence of an identifier, in the files at hand."""
-        if word not in self._mentions:
-            self._mentions[word] = [
-                (path, line) for path in self.holding(word) for line in self.lines_of(path, word, whole=True)
-            ]
-        return self._mentions[word]
+        return [(path, line) for path in self.holding(word) for line in self.lines_of(path, word, whole=True)]
 
+    @remembered
     def holding(self, word: str) -> list[str]:
         """The files at hand that hold a text, by path."""
-        if word not in self._files:
-            self._files[word] = sorted(path for path, text in self.texts.items() if text.holds(word))
-        return self._files[word]
+        return sorted(path for path, text in self.texts.items() if text.holds(word))
 
     def _files_naming(self, statement: Statement, word: str) -> tuple[str, ...]:
         """The files at hand with a statement of one kind that holds a word (at least): told without parsing them."""
