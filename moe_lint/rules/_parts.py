@@ -6,8 +6,6 @@ that the constructor has for it.
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Callable, Iterator
 
 from msgspec import Struct
@@ -100,7 +98,7 @@ def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[boo
     for name in index.profile.reducing:
         if name in params:
             given = any(bound.parameter == name for bound in callers.bind(built.call, constructor, skip_first=True))
-            changed = _is_assigned(name, facts.function_text(constructor.name))
+            changed = facts.stores(constructor.name, name)
             return (None, "") if given or changed else (defaults.get(name), f"the default of `{built.owner.name}`")
     forward = index.method(built.owner, "forward")
     body = index.function(forward) if forward is not None else None
@@ -110,12 +108,6 @@ def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[boo
     inner = callers.built(built.owner).get(next(iter(last)) or "", ()) if len(last) == 1 else ()
     answers = {_told(callers, one, depth) for one in inner}
     return answers.pop() if len(answers) == 1 else (None, "")
-
-
-def _is_assigned(name: str, method: str) -> bool:
-    """Whether a method, as its class holds it, gives a name another value: then its default says nothing."""
-    nodes = ast.walk(ast.parse(f"if True:\n{method}")) if re.search(rf"\b{name}\b *[:=]", method) is not None else ()
-    return any(isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store) for node in nodes)
 
 
 def _told(callers: Callers, built: Built, depth: int) -> tuple[bool | None, str]:
@@ -160,9 +152,9 @@ def _whole_inside(callers: Callers, built: Built) -> Formula | None:
     """
     index, keywords = callers.index, callers.index.profile.replicating
     holders = [(index.facts(ref.path), ref.name) for ref in index.mro(built.owner)]
-    texts = [facts.class_text(name) for facts, name in holders if facts is not None and name in facts.classes]
-    if not any(word in text for word in keywords for text in texts):
-        return FALSE if texts else None
+    known = [(facts, name) for facts, name in holders if facts is not None and name in facts.classes]
+    if not any(facts.holds(name, word) for word in keywords for facts, name in known):
+        return FALSE if known else None
     constructor, forward = index.method(built.owner, "__init__"), index.method(built.owner, "forward")
     conduct = callers.conduct(constructor) if constructor is not None else None
     body = index.function(forward) if forward is not None else None
