@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from moe_lint.absorbers import absorbers_of
 from moe_lint.callers import Frame, Instance
 from moe_lint.dataflow import OutputOf, Where
+from moe_lint.facts import Call
 from moe_lint.formula import FALSE, TRUE, assign, conj, negate
 from moe_lint.index import Ref
 from moe_lint.law import no_backend
@@ -297,25 +298,30 @@ def _is_asked(absorber: Ref, context: Context) -> bool:
 
 def _is_run(part: Part, context: Context) -> bool:
     """Whether the layer runs, and is no replicated one, where no a2a backend is in use."""
-    index, profile = context.index, context.index.profile
-    facts = index.facts(part.path)
+    for _, call in _runs(part, context):
+        sharded = conj((call.condition, negate(part.whole)))
+        reached = context.policy.opened(without_topology(sharded, context.index.profile))
+        if context.callers.possible(conj((reached, no_backend((reached,), context.policy)))):
+            return True
+    return False
+
+
+def _runs(part: Part, context: Context) -> Iterator[tuple[Ref, Call]]:
+    """The calls of the layer by its class, each with the function that makes it."""
+    facts = context.index.facts(part.path)
     for name in facts.functions_in(part.owner.name) if facts is not None else ():
-        conduct = context.callers.conduct(Ref(part.path, name))
+        function = Ref(part.path, name)
+        conduct = context.callers.conduct(function)
         for call in conduct.calls if conduct is not None else ():
             if call.callee == f"self.{part.attribute}" or call.callee.startswith(f"self.{part.attribute}."):
-                sharded = conj((call.condition, negate(part.whole)))
-                reached = context.policy.opened(without_topology(sharded, profile))
-                if context.callers.possible(conj((reached, no_backend((reached,), context.policy)))):
-                    return True
-    return False
+                yield function, call
 
 
 def _sums_all_the_same(part: Part, context: Context) -> bool:
     """Whether the layer reaches a reduction of its own although it is told not to reduce."""
     callers, instance = context.callers, Instance(part.owner)
-    facts = context.index.facts(part.path)
-    for name in facts.functions_in(part.owner.name) if facts is not None else ():
-        for edge in callers.edges(Frame(Ref(part.path, name), instance)):
+    for function in dict.fromkeys(function for function, _ in _runs(part, context)):
+        for edge in callers.onward(Frame(function, instance)):
             if edge.built is not None and edge.built.attribute == part.attribute:
                 if any(callers.possible(found.condition) for found in callers.sums(edge)):
                     return True
