@@ -228,7 +228,9 @@ def key_of(*parts: object) -> str:
 
 @lru_cache(maxsize=1)
 def _tool() -> list[tuple[str, int, int]]:
-    return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(__file__).parent.rglob("*.py"))
+    files = ((folder, name) for folder, _, names in os.walk(os.path.dirname(__file__)) for name in names)
+    stamps = ((name, os.stat(os.path.join(folder, name))) for folder, name in files if name.endswith(".py"))
+    return sorted((name, info.st_size, info.st_mtime_ns) for name, info in stamps)
 
 
 def _stamp(path: str) -> Stamp:
