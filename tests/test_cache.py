@@ -228,6 +228,26 @@ def test_other_rules_read_no_file_again(tree: Path, monkeypatch: pytest.MonkeyPa
     assert names == ["unguarded.py"]
 
 
+def test_the_texts_of_other_files_are_not_read_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every rule has asked them is known."""
+    options = Options(("engine",), PROFILE, select=("ALL",), cache=Cache(tree / "cache"))
+    for path in (tree / "engine").rglob("*"):
+        _age(path)
+    run(options)
+    names: list[str] = []
+    read = reading._read_late
+
+    def watched(path: str, digest: bytes) -> str:
+        names.append(Path(path).name)
+        return read(path, digest)
+
+    monkeypatch.setattr(reading, "_read_late", watched)
+    path = tree / "engine/models/unguarded.py"
+    path.write_text(f"{path.read_text()}# changed\n")
+    run(options)
+    assert names == []
+
+
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 9, "swapped", "cut"])
 def test_damaged_facts_are_a_miss(
     judged: Judged, tree: Path, damage: bytes | str, monkeypatch: pytest.MonkeyPatch
