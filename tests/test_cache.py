@@ -230,9 +230,8 @@ def test_other_rules_read_no_file_again(tree: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_texts_of_other_files_are_not_read_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What every rule has asked them is known."""
+    monkeypatch.setattr(cache, "_CLOCK", -(10**12))
     options = Options(("engine",), PROFILE, select=("ALL",), cache=Cache(tree / "cache"))
-    for path in (tree / "engine").rglob("*"):
-        _age(path)
     run(options)
     names: list[str] = []
     read = reading._read_late
@@ -245,7 +244,7 @@ def test_the_texts_of_other_files_are_not_read_again(tree: Path, monkeypatch: py
     path = tree / "engine/models/unguarded.py"
     path.write_text(f"{path.read_text()}# changed\n")
     run(options)
-    assert names == []
+    assert set(names) == {"utils.py"}  # it holds a comment of moe-lint's
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 9, "swapped", "cut"])
