@@ -21,11 +21,12 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.model import Axis
 from moe_lint.policy import Policy
 from moe_lint.profile import Flag, Profile
+from moe_lint.text import Text
 
 #: `self._scatter_fn is Steps._scatter`: the communicator has chosen that step
 _CHOSEN = re.compile(r"^(.+) (?:is|==) ([\w.]+)\.(\w+)$")
 
-_KEYWORDS_ONLY = re.compile(r"self\.\w+\(((?:\s*\w+\s*=\s*[\w.]+\s*,?)+\s*)\)")
+_KEYWORDS_ONLY = r"self\.\w+\(((?:\s*\w+\s*=\s*[\w.]+\s*,?)+\s*)\)"
 _GIVEN = re.compile(r"(\w+)\s*=(?!=)")
 _KEYWORD = re.compile(r"(\w+)\s*=\s*([\w.]+)")
 
@@ -106,7 +107,7 @@ class Absorbers:
         return frozenset(
             flag
             for name, home in self.homes.items()
-            if any(f"{name}(" in text for text in texts)
+            if any(text.holds(f"{name}(") for text in texts)
             for flag in self._published(home)
         )
 
@@ -119,8 +120,8 @@ class Absorbers:
         profile = self.policy.profile
         publish = "|".join(re.escape(name) for name in profile.publishers) or "(?!)"
         near = (text for path, text in self.index.texts.items() if path.startswith(home))
-        texts = [str(text) for text in near if any(text.holds(f".{name}(") for name in profile.publishers)]
-        calls = [call for text in texts for call in re.findall(rf"\.(?:{publish})\(([^()]*)\)", text)]
+        texts = [text for text in near if any(text.holds(f".{name}(") for name in profile.publishers)]
+        calls = [call for text in texts for call in text.finds(rf"\.(?:{publish})\(([^()]*)\)")]
         given = {name for call in calls for name in _GIVEN.findall(call)}
         return frozenset(flag for name, flag in profile.flag_names.items() if name in given)
 
@@ -150,7 +151,7 @@ class Absorbers:
             if twin.flag == flag:
                 words += [f"{name[5:]}=True" for name in atom_set(twin.summed) if name.startswith("self.")]
         texts = self._texts(block)
-        return any(word in text for text in texts for word in words)
+        return any(text.holds(word) for text in texts for word in words)
 
     def kept(self, block: Ref) -> Formula:
         """What the layers around a block make sure of: a flag is set wherever every communicator promises its sum.
@@ -162,19 +163,19 @@ class Absorbers:
             promises = []
             for promised in (twin.promised for twin in self.twins if twin.flag == flag):
                 for name in sorted(n for n in atom_set(promised) if n.startswith("self.") and n[5:].isidentifier()):
-                    keyword = re.compile(rf"{name[5:]}(?<!\w{name[5:]})=(\w+)")
-                    given = {value for text in texts for value in keyword.findall(text)}
+                    keyword = rf"{name[5:]}(?<!\w{name[5:]})=(\w+)"
+                    given = {value for text in texts for value in text.finds(keyword)}
                     promised = assign(promised, name, TRUE) if given == {"True"} else promised
                 promises.append(promised)
             if promises:
                 parts.append(disj((negate(conj(promises)), Atom(flag.name))))
         return conj(parts)
 
-    def _texts(self, block: Ref) -> list[str]:
+    def _texts(self, block: Ref) -> list[Text]:
         """The files of the layers around a block, without those of the absorbers themselves."""
         layers = self.layers(block)
         paths = {ref.path for layer in layers for ref in self.index.mro(layer) if not self.index.is_absorber(ref)}
-        return [str(self.index.texts.get(path, "")) for path in sorted(paths)]
+        return [self.index.texts[path] for path in sorted(paths) if path in self.index.texts]
 
 
 @lru_cache(maxsize=2)
@@ -258,7 +259,7 @@ def _arguments(promise: Ref, params: tuple[str, ...], index: ProjectIndex) -> di
         facts = index.facts(owner.path)
         if facts is None or owner.name not in facts.classes:
             continue
-        for call in _KEYWORDS_ONLY.findall(facts.class_text(owner.name)):
+        for call in facts.finds(owner.name, _KEYWORDS_ONLY):
             given = dict(_KEYWORD.findall(call))
             if given and given.keys() <= set(params):
                 found = {**given, **found}

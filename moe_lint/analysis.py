@@ -31,7 +31,7 @@ _USED_NAME = re.compile(
 )
 
 #: The name of a class, and what it derives from.
-_CLASS = re.compile(r"^[ \t]*class (\w+)\(([^:]*)\):", re.MULTILINE)
+_CLASS = r"^[ \t]*class (\w+\([^:]*)\):"
 _WORD = re.compile(r"\w+")
 
 
@@ -111,11 +111,16 @@ def analyse(
 def _mentions(texts: Iterable[Text], word: str) -> bool:
     """Whether the code of a tree has an identifier: what only a comment tells of is gone."""
     return any(
-        not text.lines[number - 1].lstrip().startswith("#")
+        text.holds(word) and text.lines_that(f"name {word} outside of comments", partial(_naming, text, word))
         for text in texts
-        if text.holds(word)
-        for number in text.lines_of(word, whole=True)
     )
+
+
+def _naming(text: Text, word: str) -> Iterator[int]:
+    for number in text.lines_of(word, whole=True):
+        if not text.lines[number - 1].lstrip().startswith("#"):
+            yield number
+            return  # one is enough
 
 
 def _with_subclasses(names: tuple[str, ...], texts: Collection[Text]) -> tuple[str, ...]:
@@ -123,12 +128,10 @@ def _with_subclasses(names: tuple[str, ...], texts: Collection[Text]) -> tuple[s
     bases = {word for text in texts for word in text.words_in("class") if matches(word, names)}
     while bases:
         headers = (
-            header
-            for text in texts
-            if not bases.isdisjoint(text.words_in("class"))
-            for header in _CLASS.findall(str(text))
+            header for text in texts if not bases.isdisjoint(text.words_in("class")) for header in text.finds(_CLASS)
         )
-        bases = {name for name, given in headers if not bases.isdisjoint(_WORD.findall(given))}
+        split = (header.partition("(") for header in headers)
+        bases = {name for name, _, given in split if not bases.isdisjoint(_WORD.findall(given))}
         bases = {name for name in bases if not matches(name, names)}
         names = (*names, *sorted(bases))
     return names

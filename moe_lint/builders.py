@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import PurePath
 
 from msgspec import Struct
@@ -76,10 +77,16 @@ def _builders(block: Ref, attribute: str, guard: Formula, callers: Callers) -> I
 
 def _calls(kind: Ref, index: ProjectIndex) -> Iterator[tuple[str, int]]:
     """The lines that call a class by its name."""
-    called = re.compile(rf"(?<!class )\b{re.escape(kind.name)}\(")
-    for path, line in index.mentions(kind.name):
+    for path in index.holding(kind.name):
+        lines = index.lines_that(path, f"call the class {kind.name}", partial(_calling, kind.name, index, path))
+        yield from ((path, line) for line in lines)
+
+
+def _calling(name: str, index: ProjectIndex, path: str) -> Iterator[int]:
+    called = re.compile(rf"(?<!class )\b{re.escape(name)}\(")
+    for line in index.lines_of(path, name, whole=True):
         if called.search(index.line(path, line)) is not None:
-            yield path, line
+            yield line
 
 
 def _truth(value: Formula | None) -> bool | None:

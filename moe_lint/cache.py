@@ -28,7 +28,7 @@ from moe_lint.launch import Configurations
 from moe_lint.model import Judgement, UsageError
 from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
 
-_FORMAT = 8
+_FORMAT = 9
 _SUFFIX = ".judgement"
 _FILES = ".files"
 #: Bytes that tell how long an entry is, before it.
@@ -228,7 +228,9 @@ def key_of(*parts: object) -> str:
 
 @lru_cache(maxsize=1)
 def _tool() -> list[tuple[str, int, int]]:
-    return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(__file__).parent.rglob("*.py"))
+    files = ((folder, name) for folder, _, names in os.walk(os.path.dirname(__file__)) for name in names)
+    stamps = ((name, os.stat(os.path.join(folder, name))) for folder, name in files if name.endswith(".py"))
+    return sorted((name, info.st_size, info.st_mtime_ns) for name, info in stamps)
 
 
 def _stamp(path: str) -> Stamp:

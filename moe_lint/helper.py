@@ -50,8 +50,8 @@ class Helper(Struct, frozen=True):
 
 def find_function(index: ProjectIndex, name: str) -> Ref | None:
     """The module-level function of that name; among several, the one outside tests with the shortest path."""
-    pattern = re.compile(rf"^def {re.escape(name)}\(", re.MULTILINE)
-    found = [path for path in index.holding(f"def {name}(") if pattern.search(str(index.texts[path]))]
+    pattern = rf"^def {re.escape(name)}\("
+    found = [path for path in index.holding(f"def {name}(") if index.texts[path].finds(pattern)]
     found.sort(key=lambda path: (_is_test(path), len(path), path))
     for path in found:
         facts = index.facts(path)
@@ -69,11 +69,11 @@ def find_definition(index: ProjectIndex, name: str) -> Ref | None:
     found = find_function(index, name)
     if found is not None:
         return found
-    pattern = re.compile(rf"^[ \t]+def {re.escape(name)}\(", re.MULTILINE)
+    pattern = rf"^[ \t]+def {re.escape(name)}\("
     methods = [
         Ref(path, method)
         for path in index.holding(f"def {name}(")
-        if pattern.search(str(index.texts[path])) is not None and (facts := index.facts(path)) is not None
+        if index.texts[path].finds(pattern) and (facts := index.facts(path)) is not None
         for method in facts.nested(name)
         if method in facts.functions and method.removesuffix(f".{name}") in facts.classes
     ]

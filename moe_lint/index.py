@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
-from itertools import takewhile
 
 from msgspec import Struct
 
@@ -17,7 +16,7 @@ from moe_lint.remembered import remembered
 
 __all__ = ["ProjectIndex", "Ref", "Target"]
 
-_ATTRIBUTE_CALL = re.compile(r"self(?<!\wself)\.(\w+)\(")
+_ATTRIBUTE_CALL = r"self(?<!\wself)\.(\w+)\("
 
 
 class Target(Struct, frozen=True):
@@ -38,18 +37,11 @@ class ProjectIndex(Names):
         return {}
 
     def patched(self, function: Ref) -> Ref | None:
-        """The method that a module-level function is put in place of.
-
-        By `Block.forward = function`, or by a decorator that is given its name (`"engine.models.m.Block.forward"`).
-        """
+        """The method that a module-level function is put in place of."""
         facts = self.facts(function.path)
         if facts is None or function.name not in facts.functions or "." in function.name:
             return None
-        first, _ = facts.extent(function.name)
-        above = reversed([str(line) for line in facts.lines[: first - 1]])
-        decorators = "\n".join(takewhile(lambda line: line[:1] in ("@", ")", " ", "\t"), above))
-        assigned = re.findall(rf"^(\w+)\.(\w+) *= *{re.escape(function.name)} *(?:#|$)", facts.lines.text, re.MULTILINE)
-        for name, method in (*assigned, *re.findall(r"[\"'][\w.]*\b(\w+)\.(\w+)[\"']", decorators)):
+        for name, method in facts.patched(function.name):
             owner = self.resolve(function.path, name)
             home = self.facts(owner.path) if owner is not None else None
             if owner is not None and home is not None and owner.name in home.classes:
@@ -261,12 +253,11 @@ class ProjectIndex(Names):
             facts = self.facts(user.path)
             if facts is None:
                 continue
-            text = facts.class_text(user.name)
-            for name in set(_ATTRIBUTE_CALL.findall(text)):
+            for name in set(facts.finds(user.name, _ATTRIBUTE_CALL)):
                 if self.profile.is_barrier(name) or owner not in self.built_classes(user, name):
                     continue
                 for qualname in facts.functions_in(user.name):
-                    if f"self.{name}(" in facts.function_text(qualname):
+                    if facts.holds(qualname, f"self.{name}("):
                         calls = facts.function(qualname).calls
                         yield from ((user.path, call) for call in calls if call.callee == f"self.{name}")
 
@@ -363,7 +354,11 @@ class ProjectIndex(Names):
     def makers_called(self, path: str) -> list[int]:
         """The lines of a file on which a function of that file is called that builds an absorber."""
         makers = self._makers_in(path)
-        text = str(self.texts[path]) if makers else ""
+        question = f"call {' or '.join(maker.pattern for maker in makers)}"
+        return self.lines_that(path, question, lambda: self._calling(path, makers)) if makers else []
+
+    def _calling(self, path: str, makers: Iterable[re.Pattern[str]]) -> list[int]:
+        text = str(self.texts[path])
         found = [match for maker in makers for match in maker.finditer(text)]
         return sorted(text.count("\n", 0, match.start()) + 1 for match in found)
 

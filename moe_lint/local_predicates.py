@@ -114,9 +114,9 @@ def _assigned(name: str, path: str, index: ProjectIndex) -> ast.expr | None:
         module, original = facts.imports.get(local, ("", None))
         target = index.module_path(module, path) if original is not None else None
         if original is None or target is None:
-            found = re.search(rf"^{name} = ([\w.]+(?:\([^()]*\))?)[ \t]*$", facts.lines.text, re.MULTILINE)
+            found = facts.finds("", rf"^{name} = ([\w.]+(?:\([^()]*\))?)[ \t]*$")
             try:
-                return ast.parse(found[1], mode="eval").body if found is not None else None
+                return ast.parse(found[0], mode="eval").body if found else None
             except SyntaxError:  # the line of a text in quotes
                 return None
         path, name = target, original

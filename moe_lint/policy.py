@@ -424,9 +424,8 @@ class Policy:
         enum = self.profile.backend_enum
         if not enum:
             return frozenset()
-        pattern = re.compile(rf"^class {re.escape(enum)}\b", re.MULTILINE)
         for path in self.index.holding(f"class {enum}"):
-            if not pattern.search(str(self.index.texts[path])):
+            if not self.index.texts[path].finds(rf"^class {re.escape(enum)}\b"):
                 continue
             facts = self.index.facts(path)
             if facts is None or enum not in facts.classes:
@@ -472,14 +471,13 @@ class Policy:
         if not self.profile.backend_getter:
             return found
         prefix = f"{self.profile.backend_getter}.is_"
-        pattern = re.compile(r"^def (is_\w+)\(\)", re.MULTILINE)
         for path, text in self.index.texts.items():
             if self.profile.backend_enum and not text.holds(f"class {self.profile.backend_enum}"):
                 continue
             facts = self.index.facts(path)
             if facts is None:
                 continue
-            for name in pattern.findall(str(text)):
+            for name in text.finds(r"^def (is_\w+)\(\)"):
                 try:
                     body = facts.condition(name)
                 except (NotBoolean, KeyError):

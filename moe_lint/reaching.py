@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import partial
 
 from moe_lint.formula import TRUE, Formula, conj, disj
 from moe_lint.index import ProjectIndex, Ref
@@ -43,21 +45,23 @@ def _count(index: ProjectIndex, function: Ref, class_name: str | None) -> int | 
 
 def _mentions(index: ProjectIndex, owner: Ref, name: str) -> int | None:
     """How often a method is called by its own class and the classes derived from it; None when it is used elsewhere."""
-    word = re.compile(rf"{re.escape(name)}(?<!\w{re.escape(name)})(?!\w)")
-    behind = (rf"(?<=(?<![\w.]){receiver}\.{re.escape(name)})" for receiver in ("self", r"super\(\)"))
-    # on the spot, or a local that is called later; what is plain text comes first, so that it is searched for
-    own = re.compile(rf"{re.escape(name)}(?!\w)(?:{'|'.join(behind)})")
-    family = {owner, *index.subclasses(owner)}
     count = 0
-    for ref in family:
+    for ref in {owner, *index.subclasses(owner)}:
         facts = index.facts(ref.path)
-        text = facts.class_text(ref.name) if facts is not None and ref.name in facts.classes else ""
-        calls = len(own.findall(text))
-        if len(word.findall(text)) != calls + len(re.findall(rf"def\s+{re.escape(name)}\s*\(", text)):
-            return None  # named in a way that is not understood
-        count += calls
-    foreign = re.compile(rf"([\w\])]+)\.{re.escape(name)}(?!\w)")
-    for path, line in dict.fromkeys(index.mentions(name)):
-        if any(receiver not in ("self", ")") for receiver in foreign.findall(index.line(path, line))):
+        calls = facts.own_calls(ref.name, name) if facts is not None and ref.name in facts.classes else 0
+        if calls is None:
             return None
-    return count
+        count += calls
+    foreign = any(
+        index.lines_that(path, f"name {name} of another object", partial(_foreign, index, path, name))
+        for path in index.holding(name)
+    )
+    return None if foreign else count
+
+
+def _foreign(index: ProjectIndex, path: str, name: str) -> Iterator[int]:
+    """The lines that name a method of something else than `self` and `super()`."""
+    receivers = re.compile(rf"([\w\])]+)\.{re.escape(name)}(?!\w)")
+    for line in dict.fromkeys(index.lines_of(path, name, whole=True)):
+        if any(receiver not in ("self", ")") for receiver in receivers.findall(index.line(path, line))):
+            yield line

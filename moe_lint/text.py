@@ -37,6 +37,8 @@ class _Answers(Struct, array_like=True):
     named: dict[Statement, list[str]] = field(default_factory=dict)
     #: method -> line -> how it is named there
     mentions: dict[str, dict[int, list[Mention]]] = field(default_factory=dict)
+    #: pattern -> what it finds
+    found: dict[str, list[str]] = field(default_factory=dict)
     #: question -> the lines that answer it
     asked: dict[str, list[int]] = field(default_factory=dict)
 
@@ -82,6 +84,13 @@ class Text:
             if not whole or not (before.isalnum() or before == "_" or after.isalnum() or after == "_"):
                 yield position
             position = text.find(word, end)
+
+    def finds(self, pattern: str) -> list[str]:
+        """What a pattern of at most one group finds in the text, `^` and `$` at the ends of lines."""
+        known = self._answers.found
+        if pattern not in known:
+            known[pattern] = re.findall(pattern, self.lines.text, re.MULTILINE)
+        return known[pattern]
 
     def mentions(self, method: str) -> dict[int, list[Mention]]:
         """How a method is named on each line; definitions, calls without arguments and comments are left out."""

@@ -418,8 +418,7 @@ class Ways:
     def _is_constant(self, atom: str, path: str) -> bool:
         """Whether an atom is a name that its file assigns once and for all (`_is_cuda`)."""
         facts = self.index.facts(path) if _NAME.match(atom) is not None else None
-        pattern = rf"^{atom} *(?::[^=\n]+)?=(?!=)"
-        return facts is not None and re.search(pattern, facts.lines.text, re.MULTILINE) is not None
+        return facts is not None and bool(facts.finds("", rf"^{atom} *(?::[^=\n]+)?=(?!=)"))
 
     # --- where what leaves comes from
 

@@ -228,6 +228,25 @@ def test_other_rules_read_no_file_again(tree: Path, monkeypatch: pytest.MonkeyPa
     assert names == ["unguarded.py"]
 
 
+def test_the_texts_of_other_files_are_not_read_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every rule has asked them is known."""
+    monkeypatch.setattr(cache, "_CLOCK", -(10**12))
+    options = Options(("engine",), PROFILE, select=("ALL",), cache=Cache(tree / "cache"))
+    run(options)
+    names: list[str] = []
+    read = reading._read_late
+
+    def watched(path: str, digest: bytes) -> str:
+        names.append(Path(path).name)
+        return read(path, digest)
+
+    monkeypatch.setattr(reading, "_read_late", watched)
+    path = tree / "engine/models/unguarded.py"
+    path.write_text(f"{path.read_text()}# changed\n")
+    run(options)
+    assert set(names) == {"utils.py"}  # it holds a comment of moe-lint's
+
+
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 9, "swapped", "cut"])
 def test_damaged_facts_are_a_miss(
     judged: Judged, tree: Path, damage: bytes | str, monkeypatch: pytest.MonkeyPatch
@@ -249,18 +268,15 @@ def test_damaged_facts_are_a_miss(
     assert names.count("utils.py") == 2  # with the cache, and without it
 
 
-@pytest.mark.parametrize("clock", [cache._CLOCK, -(10**12)], ids=["by its content", "by its stamp"])
-def test_a_file_that_changes_after_it_was_looked_at_is_read_as_it_is(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, clock: int
-) -> None:
-    """What was kept is of another content then; and the judgement is not kept."""
-    monkeypatch.setattr(cache, "_CLOCK", clock)
+def _changed_while_it_is_judged(tree: Path, monkeypatch: pytest.MonkeyPatch, added: str) -> tuple[Report, Report]:
+    """A run with the cache after text is added to a file, while another changes; and what it would have been before."""
     options = Options(("engine",), PROFILE, cache=Cache(tree / "cache"))
     for path in (tree / "engine").rglob("*"):
         _age(path)
     run(options)
     changing, other = tree / "engine/models/unguarded.py", tree / "engine/models/pair.py"
-    other.write_text(f"{other.read_text()}# changed\n")
+    other.write_text(other.read_text() + added)
+    as_it_was = run(Options(("engine",), PROFILE))
     load = Cache.load
 
     def late(*args: object) -> object:
@@ -271,7 +287,31 @@ def test_a_file_that_changes_after_it_was_looked_at_is_read_as_it_is(
     monkeypatch.setattr(Cache, "load", late)
     report = run(options)
     monkeypatch.setattr(Cache, "load", load)
-    assert report == run(Options(("engine",), PROFILE)) == run(options)
+    return report, as_it_was
+
+
+@pytest.mark.parametrize("clock", [cache._CLOCK, -(10**12)], ids=["by its content", "by its stamp"])
+def test_a_file_that_changes_after_it_was_looked_at_is_read_as_it_is(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, clock: int
+) -> None:
+    """What was kept is of another content then; and the judgement is not kept."""
+    monkeypatch.setattr(cache, "_CLOCK", clock)
+    # whoever calls that method is looked for in all texts
+    added = "\n\nclass Other:\n    def summed_late(self, x):\n        return tensor_model_parallel_all_reduce(x)\n"
+    report, _ = _changed_while_it_is_judged(tree, monkeypatch, added)
+    kept = run(Options(("engine",), PROFILE, cache=Cache(tree / "cache")))
+    assert report == run(Options(("engine",), PROFILE)) == kept
+
+
+def test_a_file_that_changes_after_it_was_looked_at_and_is_not_read_is_judged_as_it_was(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its stamp; the judgement is not kept."""
+    monkeypatch.setattr(cache, "_CLOCK", -(10**12))
+    report, as_it_was = _changed_while_it_is_judged(tree, monkeypatch, "# changed\n")
+    assert report == as_it_was
+    kept = run(Options(("engine",), PROFILE, cache=Cache(tree / "cache")))
+    assert as_it_was != run(Options(("engine",), PROFILE)) == kept
 
 
 def test_a_text_that_was_first_seen_in_an_editor_is_kept_when_it_is_saved(tree: Path) -> None:

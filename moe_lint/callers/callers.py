@@ -49,8 +49,10 @@ class Callers(Constructions):
         self._parameters: dict[Ref, frozenset[str]] = {}
         self._possible: dict[Formula, bool | None] = {}
         self._summed: dict[Edge, tuple[Sum, ...]] = {}
-        #: whether a reduction is reached from there
-        self._sum_below: dict[Frame, bool] = {}
+        self._onward: dict[Frame, tuple[Edge, ...]] = {}
+        self._places: dict[Frame, tuple[Frame, ...]] = {}
+        #: what is looked for -> place -> whether it is reached from there
+        self._below: dict[object, dict[Frame, bool]] = {}
 
     # --- layers
 
@@ -109,12 +111,26 @@ class Callers(Constructions):
     def edges(self, frame: Frame) -> tuple[Edge, ...]:
         """The calls of a function that reach others in the tree, with what these know then."""
         if frame not in self._edges:
-            self._edges[frame] = tuple(self._find_edges(frame))
+            self._edges[frame] = tuple(self._find_edges(frame, lambda place: True))
         return self._edges[frame]
 
-    def _find_edges(self, frame: Frame) -> Iterator[Edge]:
+    def onward(self, frame: Frame) -> tuple[Edge, ...]:
+        """The calls of a function that lead to reductions or to functions that take flags: few of them do."""
+        if frame not in self._onward:
+            self._onward[frame] = (
+                tuple(edge for edge in self._edges[frame] if self._leads_on(edge.target))
+                if frame in self._edges
+                else tuple(self._find_edges(frame, self._leads_on))
+            )
+        return self._onward[frame]
+
+    def _find_edges(self, frame: Frame, asked: Callable[[Frame], bool]) -> Iterator[Edge]:
+        """The calls of a function that lead to a place that is asked for."""
         held: dict[Formula, Formula] = {}
         for call, when, callees in self._calls(frame):
+            callees = tuple(callee for callee in callees if asked(_place(callee, frame)))
+            if not callees:
+                continue
             if when not in held:
                 held[when] = conj((frame.holds, self.told(frame, when)))
             holds = held[when]
@@ -250,16 +266,15 @@ class Callers(Constructions):
             values, context = dict(frame.values), dict(frame.context)
             known = {**dict(frame.instance.fixed if frame.instance is not None else ()), **values}
             for flag in self.index.profile.flags:
-                source = values if flag.name in self._params(frame) else context
+                source = values if flag.name in self._params(frame.function) else context
                 known.pop(flag.name, None)
                 if flag.name in source:
                     known[flag.name] = source[flag.name]
             self._worth[frame] = known
         return self._worth[frame]
 
-    def _params(self, frame: Frame) -> frozenset[str]:
+    def _params(self, function: Ref) -> frozenset[str]:
         """The parameters of a function, flags by their names."""
-        function = frame.function
         if function not in self._parameters:
             facts = self.index.facts(function.path)
             known = facts is not None and function.name in facts.functions
@@ -336,46 +351,56 @@ class Callers(Constructions):
             condition = conj((frame.holds, self.guard(frame, site)))
             if condition != FALSE:
                 yield Sum(site, condition, route)
-        for edge in self.edges(frame):
+        for edge in self.onward(frame):
             if edge.target.function.path in self.index.texts and edge.target.function not in seen:
                 yield from self._sums(edge.target, (*route, edge), seen | {frame.function})
 
     def _may_sum(self, frame: Frame) -> bool:
         """Whether a function reaches a reduction by any calls, whatever holds around them: most calls lead to none."""
+        return self._leads_to(frame, "a reduction", self._sites.__contains__)
+
+    def _leads_on(self, frame: Frame) -> bool:
+        """Whether a function reaches a reduction, or a function that takes a flag."""
+        return self._leads_to(frame, "a reduction or a flag", lambda f: f in self._sites or self._takes_flag(f))
+
+    def _takes_flag(self, function: Ref) -> bool:
+        return not self._params(function).isdisjoint(self.index.profile.flag_names.values())
+
+    def _leads_to(self, frame: Frame, wanted: object, is_wanted: Callable[[Ref], bool]) -> bool:
+        """Whether a function is wanted, or reaches one that is by any calls, whatever holds around them."""
+        below = self._below.setdefault(wanted, {})
         start = _bare(frame.function, frame.instance.owner if frame.instance is not None else None, frame.itself)
-        if start not in self._sum_below:
+        if start not in below:
             callers: dict[Frame, list[Frame]] = {start: []}
             stack = [start]
             while stack:
                 place = stack.pop()
                 for inner in self._places_called(place):
-                    if inner not in callers and inner not in self._sum_below:
+                    if inner not in callers and inner not in below:
                         stack.append(inner)
                     callers.setdefault(inner, []).append(place)
-            summing = [f for f in callers if self._sum_below.setdefault(f, False) or f.function in self._sites]
-            while summing:
-                place = summing.pop()
-                self._sum_below[place] = True
-                summing += [outer for outer in callers.get(place, ()) if not self._sum_below[outer]]
-        return self._sum_below[start]
+            leading = [f for f in callers if below.setdefault(f, False) or is_wanted(f.function)]
+            while leading:
+                place = leading.pop()
+                below[place] = True
+                leading += [outer for outer in callers.get(place, ()) if not below[outer]]
+        return below[start]
 
-    def _places_called(self, place: Frame) -> Iterator[Frame]:
+    def _places_called(self, place: Frame) -> tuple[Frame, ...]:
         """The functions that one calls, as far as it is known whose methods they are."""
-        owner = place.instance.owner if place.instance is not None else None
-        for _, _, callees in self._calls(place):
-            for callee in callees:
-                if callee.function.path in self.index.texts:
-                    acts_for = owner if callee.built is None or owner is None else callee.built.owner
-                    yield _bare(
-                        callee.function, acts_for if callee.itself is not None else None, callee.itself or "self"
-                    )
+        if place not in self._places:
+            called = (callee for _, _, callees in self._calls(place) for callee in callees)
+            inside = (callee for callee in called if callee.function.path in self.index.texts)
+            self._places[place] = tuple(dict.fromkeys(_place(callee, place) for callee in inside))
+        return self._places[place]
 
-    @remembered
-    def paths(self, layer: Layer) -> tuple[tuple[Frame, Edge], ...]:
-        """Every call that a layer makes or brings about, once: (the layer's function that it starts in, the call)."""
-        return tuple(self._paths(layer))
+    def _paths(
+        self, layer: Layer, calls: Callable[[Frame], tuple[Edge, ...]], leads: Callable[[Frame], bool]
+    ) -> Iterator[tuple[Frame, Edge]]:
+        """The calls that a layer makes or brings about, once: (the layer's function that it starts in, the call).
 
-    def _paths(self, layer: Layer) -> Iterator[tuple[Frame, Edge]]:
+        Its own are followed, and ``calls`` of the functions that ``leads`` says lead anywhere.
+        """
         seen: set[Edge] = set()
         for start in layer.frames:
             stack = list(reversed(self.edges(start)))
@@ -387,20 +412,21 @@ class Callers(Constructions):
                     continue  # the layer's own functions are starts themselves
                 seen.add(edge)
                 yield start, edge
-                if level < _DEPTH and edge.target.function.path in self.index.texts:
-                    inner = self.edges(edge.target)
+                if level < _DEPTH and edge.target.function.path in self.index.texts and leads(edge.target):
+                    inner = calls(edge.target)
                     depth.update(dict.fromkeys(inner, level + 1))
                     stack += reversed(inner)
 
     @cached_property
     def calls(self) -> tuple[tuple[Layer, Frame, Edge], ...]:
-        """Every call that some layer makes or brings about; each place once, for the first layer that it is found from.
+        """What layers call, and what that leads to; each place once, for the first layer that it is found from.
 
-        Who asks wants to know what becomes of the flags: of an engine without any, no call.
+        Who asks wants to know what becomes of the flags: of an engine without any, no call. What layers do not call
+        themselves is left out where it leads to no reduction, and to no function that takes a flag.
         """
         found: dict[tuple[str, Span, Ref], tuple[Layer, Frame, Edge]] = {}
         for layer in self.layers if self.index.profile.flags else ():
-            for start, edge in self.paths(layer):
+            for start, edge in self._paths(layer, self.onward, self._leads_on):
                 found.setdefault((edge.frame.path, edge.call.span, edge.target.function), (layer, start, edge))
         return tuple(found.values())
 
@@ -421,17 +447,22 @@ class Callers(Constructions):
         """The calls from each layer down to a reduction."""
         return self._routes.get((site.path, site.raw.span), [])
 
-    @cached_property
-    def _reached(self) -> dict[tuple[str, Span], dict[Ref, None]]:
-        found: dict[tuple[str, Span], dict[Ref, None]] = {}
+    @remembered
+    def _calls_in(self, function: Ref) -> dict[Span, dict[Ref, None]]:
+        """Each call in a function that some layer brings about -> what it may run, whichever layer it runs in."""
+        found: dict[Span, dict[Ref, None]] = {}
         for layer in self.layers:
-            for _, edge in self.paths(layer):
-                found.setdefault((edge.frame.path, edge.call.span), {})[edge.target.function] = None
+            for _, edge in self._paths(
+                layer, self.edges, lambda frame: self._leads_to(frame, function, function.__eq__)
+            ):
+                if edge.frame.function == function:
+                    found.setdefault(edge.call.span, {})[edge.target.function] = None
         return found
 
     def reached(self, edge: Edge) -> tuple[Ref, ...]:
         """Every function that the call of an edge may run, whichever layer it runs in."""
-        return tuple({edge.target.function: None, **self._reached.get((edge.frame.path, edge.call.span), {})})
+        others = self._calls_in(edge.frame.function).get(edge.call.span, {})
+        return tuple({edge.target.function: None, **others})
 
     def all_known(self, edge: Edge) -> bool:
         """Whether everything that the callee's attribute is ever set to is a class that was looked at."""
@@ -446,7 +477,7 @@ class Callers(Constructions):
 
     def asked(self, frame: Frame, call: Call, flag: str) -> bool:
         """Whether a flag is worth anything at a call: the layer asked for it, or a caller handed it down."""
-        if flag in self._params(frame):
+        if flag in self._params(frame.function):
             value = dict(frame.values).get(flag)
             return value is not None and flag in atom_set(value)
         return flag in dict(call.known)
@@ -499,6 +530,13 @@ class Callers(Constructions):
             return published(body) if atom_set(body) & flags else None
 
         return substitute(formula, value)
+
+
+def _place(callee: Callee, caller: Frame) -> Frame:
+    """A function that another one may run, whatever its names are worth."""
+    owner = caller.instance.owner if caller.instance is not None else None
+    acts_for = owner if callee.built is None or owner is None else callee.built.owner
+    return _bare(callee.function, acts_for if callee.itself is not None else None, callee.itself or "self")
 
 
 def _bare(function: Ref, owner: Ref | None, itself: str) -> Frame:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 
-from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, inline
+from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, inline, nodes
 from moe_lint.facts.alone import only_guards
 from moe_lint.facts.class_env import ClassEnv
 from moe_lint.facts.conduct import Conduct, ConductReader
@@ -71,13 +71,39 @@ class FileFacts(Definitions):
         as_it_was = self._kept is not None and self._state.answers == self._answers and not self._truths
         return self._kept if as_it_was else encoded(self._state)
 
+    def _text_of(self, qualname: str) -> str:
+        return self.class_text(qualname) if qualname in self.classes else self.function_text(qualname)
+
+    def holds(self, qualname: str, word: str) -> bool:
+        """Whether the text of a class or function holds a word, as part of another one or not."""
+        held, key = self._state.held, (qualname, word)
+        if key not in held:
+            held[key] = word in self._text_of(qualname)
+        return held[key]
+
     def matches(self, qualname: str, pattern: str) -> bool:
         """Whether a pattern occurs in the text of a class or function: looked for, and compiled, once."""
         matched, key = self._state.matched, (qualname, pattern)
         if key not in matched:
-            text = self.class_text(qualname) if qualname in self.classes else self.function_text(qualname)
-            matched[key] = re.search(pattern, text) is not None
+            matched[key] = re.search(pattern, self._text_of(qualname)) is not None
         return matched[key]
+
+    def finds(self, qualname: str, pattern: str) -> list[str]:
+        """What a pattern of at most one group finds in the text of a class or function, or ("") of the file.
+
+        `^` and `$` are at the ends of lines.
+        """
+        found, key = self._state.found, (qualname, pattern)
+        if key not in found:
+            found[key] = re.findall(pattern, self._text_of(qualname) if qualname else self._source, re.MULTILINE)
+        return found[key]
+
+    def own_calls(self, class_name: str, method: str) -> int | None:
+        """How often a class calls a method on itself; None when it names it in a way that is not understood."""
+        known, key = self._state.own_calls, (class_name, method)
+        if key not in known:
+            known[key] = _own_calls(self.class_text(class_name), re.escape(method))
+        return known[key]
 
     def functions_in(self, class_name: str) -> list[str]:
         """The methods of a class (functions inside them included)."""
@@ -171,6 +197,12 @@ class FileFacts(Definitions):
 
     def group_choices(self, qualname: str) -> tuple[tuple[GroupChoice, ...], tuple[str, ...]]:
         """The choices between the sizes of two groups in a function, and all that it calls."""
+        choices = self._state.choices
+        if qualname not in choices:
+            choices[qualname] = self._group_choices(qualname)
+        return choices[qualname]
+
+    def _group_choices(self, qualname: str) -> tuple[tuple[GroupChoice, ...], tuple[str, ...]]:
         class_name = self._functions[qualname].class_name
         reader = ChoiceReader(self._context, qualname, class_name, self._env_of(class_name), {})
         try:
@@ -229,13 +261,38 @@ class FileFacts(Definitions):
             returned[qualname] = first_returned(self._node(self._functions[qualname]))
         return returned[qualname]
 
+    def patched(self, qualname: str) -> list[tuple[str, str]]:
+        """(class, method) of what a module-level function is put in place of.
+
+        By `Block.forward = function`, or by a decorator that is given its name (`"engine.models.m.Block.forward"`).
+        """
+        patched = self._state.patched
+        if qualname not in patched:
+            first, _ = self.extent(qualname)
+            above = (self.lines[number - 1] for number in range(first - 1, 0, -1))
+            decorators = "\n".join(itertools.takewhile(lambda line: line[:1] in ("@", ")", " ", "\t"), above))
+            assigned = re.findall(rf"^(\w+)\.(\w+) *= *{re.escape(qualname)} *(?:#|$)", self._source, re.MULTILINE)
+            patched[qualname] = assigned + re.findall(r"[\"'][\w.]*\b(\w+)\.(\w+)[\"']", decorators)
+        return patched[qualname]
+
+    def stores(self, qualname: str, name: str) -> bool:
+        """Whether a function assigns a local, or a parameter another value."""
+        stored, key = self._state.stored, (qualname, name)
+        if key not in stored:
+            named = (n for n in nodes(self._node(self._functions[qualname])) if isinstance(n, ast.Name))
+            stored[key] = any(node.id == name and isinstance(node.ctx, ast.Store) for node in named)
+        return stored[key]
+
     def hands_on(self, class_name: str, attribute: str) -> bool:
         """Whether a class hands on what ``self.attribute`` holds, so that somebody else may run it."""
-        name = f"self.{attribute}"
-        return any(
-            name in self.function_text(qualname) and hands_on(self._node(self._functions[qualname]), name)
-            for qualname in self.functions_in(class_name)
-        )
+        handed, key = self._state.handed, (class_name, attribute)
+        if key not in handed:
+            name = f"self.{attribute}"
+            handed[key] = any(
+                name in self.function_text(qualname) and hands_on(self._node(self._functions[qualname]), name)
+                for qualname in self.functions_in(class_name)
+            )
+        return handed[key]
 
     def condition(self, qualname: str) -> Formula:
         """The truth value that a function returns. Raises ``NotBoolean``."""
@@ -308,6 +365,15 @@ class FileFacts(Definitions):
             if start >= 0 and _LONG_TARGET.fullmatch(target) and not _is_word(self._source[start - 1 : start]):
                 found.append((self._source.count("\n", 0, start) + 1, target))
         return found
+
+
+def _own_calls(text: str, name: str) -> int | None:
+    """How often a text calls a method on `self` or `super()`; None when it names it in another way than that."""
+    behind = (rf"(?<=(?<![\w.]){receiver}\.{name})" for receiver in ("self", r"super\(\)"))
+    # on the spot, or a local that is called later; what is plain text comes first, so that it is searched for
+    calls = len(re.findall(rf"{name}(?!\w)(?:{'|'.join(behind)})", text))
+    named = len(re.findall(rf"{name}(?<!\w{name})(?!\w)", text))
+    return calls if named == calls + len(re.findall(rf"def\s+{name}\s*\(", text)) else None
 
 
 def _is_word(character: str) -> bool:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from moe_lint.facts.conduct import Conduct
 from moe_lint.facts.data import ClassFacts, FunctionFacts, Paths
+from moe_lint.facts.groups import GroupChoice
 from moe_lint.facts.leaving import Leaving
 from moe_lint.facts.outline import Block, Method
 from moe_lint.formula import Formula
@@ -86,8 +87,14 @@ class FileState(Struct, array_like=True):
     conditions: dict[str, Formula | Unclear] = field(default_factory=dict)
     conducts: dict[str, Conduct] = field(default_factory=dict)
     paths: dict[str, Paths] = field(default_factory=dict)
+    #: (class or function, word) -> whether its text holds the word
+    held: dict[tuple[str, str], bool] = field(default_factory=dict)
     #: (class or function, pattern) -> whether the pattern occurs in its text
     matched: dict[tuple[str, str], bool] = field(default_factory=dict)
+    #: (class, function, or "" for the file; pattern) -> what the pattern finds in its text
+    found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    #: (class, method) -> how often the class calls it on itself; None: it names it in another way, too
+    own_calls: dict[tuple[str, str], int | None] = field(default_factory=dict)
     #: name -> the qualified names of the classes and functions of that name that are not at the top level
     inner: dict[str, list[str]] = field(default_factory=dict)
     #: line outside of classes and functions -> the name that its statement assigns
@@ -100,6 +107,14 @@ class FileState(Struct, array_like=True):
     places: dict[tuple[str, tuple[Span, ...], tuple[Span, ...]], Leaving | None] = field(default_factory=dict)
     #: function -> the names of what it returns first
     returned: dict[str, frozenset[str | None]] = field(default_factory=dict)
+    #: function -> the choices between the sizes of two groups, and all that it calls
+    choices: dict[str, tuple[tuple[GroupChoice, ...], tuple[str, ...]]] = field(default_factory=dict)
+    #: module-level function -> (class, method) of what it is put in place of
+    patched: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    #: (function, local or parameter) -> whether the function assigns it
+    stored: dict[tuple[str, str], bool] = field(default_factory=dict)
+    #: (class, attribute) -> whether the class hands on what the attribute holds
+    handed: dict[tuple[str, str], bool] = field(default_factory=dict)
     #: reductions whose guard libcst reads as it is read here
     confirmed: set[Span] = field(default_factory=set)
     #: everything was looked at for errors
@@ -110,10 +125,11 @@ class FileState(Struct, array_like=True):
         """How many there are: they only become more."""
         headers: tuple[Sized, ...] = (self.definitions, self.classes, self.plain, self.signatures)
         bodies: tuple[Sized, ...] = (self.functions, self.conditions, self.conducts, self.paths, self.confirmed)
-        parts: tuple[Sized, ...] = (self.alone, self.reached, self.places, self.returned)
-        texts: tuple[Sized, ...] = (self.matched, self.inner, self.assigned)
+        parts: tuple[Sized, ...] = (self.alone, self.reached, self.places, self.returned, self.choices, self.handed)
+        more: tuple[Sized, ...] = (self.patched, self.stored, self.inner, self.assigned)
+        texts: tuple[Sized, ...] = (self.held, self.matched, self.found, self.own_calls)
         once = self.whole + (self.assigning is not None) + (self.headers is not None)
-        return sum(map(len, (*headers, *bodies, *parts, *texts))) + once - len(self.unread)
+        return sum(map(len, (*headers, *bodies, *parts, *more, *texts))) + once - len(self.unread)
 
 
 class _Kept(Struct, array_like=True):

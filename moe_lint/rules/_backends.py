@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from moe_lint.formula import TRUE, Atom, Formula, TooManyAtoms, atom_set, conj, disj, negate, satisfiable
 from moe_lint.index import Ref
 from moe_lint.model import Axis, Route
 from moe_lint.policy import Policy
+from moe_lint.remembered import remembered
 from moe_lint.rules._plumbing import constants
 from moe_lint.rules.base import Context
 from moe_lint.sites import Site, is_ownership, owner_of
 
 
-def groups(context: Context) -> Iterable[list[Site]]:
+@remembered
+def groups(context: Context) -> list[list[Site]]:
     """The reductions after experts, by hand or by a wrapper, class by class."""
     found: dict[tuple[str, str], list[Site]] = {}
     for site in context.sites:
         judged = site.comparison is not None or site.route is Route.WRAPPER
         if site.post_experts and judged and site.raw.class_name is not None and not _left_to_others(site, context):
             found.setdefault((site.path, site.raw.class_name), []).append(site)
-    return found.values()
+    return list(found.values())
 
 
 def _left_to_others(site: Site, context: Context) -> bool:
@@ -29,7 +29,7 @@ def _left_to_others(site: Site, context: Context) -> bool:
     if owned and not context.callers.routes_to(site):
         return True
     users = context.index.users(owner_of(site))
-    return bool(users) and all(_hands_constant(user, context) for user in users)
+    return bool(users) and all(_hands_constant(user, context) for user in sorted(users))
 
 
 def _hands_constant(user: Ref, context: Context) -> bool:

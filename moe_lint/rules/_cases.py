@@ -126,7 +126,7 @@ def case(name: str, *methods: str, absorber: bool = True, layer: str = "x = self
     """A tree with one model."""
     return Case(
         name,
-        {
+        lambda: {
             "engine/layers/moe/utils.py": UTILS,
             "engine/layers/communicator.py": COMMUNICATOR,
             "engine/models/pretend.py": model(*methods, absorber=absorber, layer=layer),
@@ -212,4 +212,4 @@ def tree(name: str, **models: str) -> Case:
 
 def layer_case(name: str, *blocks: str, **parts: str) -> Case:
     """A tree with one such model."""
-    return tree(name, pretend=layer_model(*blocks, **parts))
+    return Case(name, lambda: tree(name, pretend=layer_model(*blocks, **parts)).files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from moe_lint.callers import Callers, Edge, Frame, Layer, Sum
@@ -12,6 +11,9 @@ from moe_lint.index import Ref
 from moe_lint.model import Finding, FixPlan, Related, Severity, Span
 from moe_lint.profile import Flag, Profile
 from moe_lint.rules.base import Context, Rule
+
+#: What is called and sounds like a reduction.
+_REDUCING = r"\b\w*(?:reduce|scatter)\w*(?=\s*\()"
 
 
 def flag_of(profile: Profile, name: str) -> Flag:
@@ -112,8 +114,7 @@ def calls_a_reducer(owner: Ref, context: Context) -> bool:
     known = {*profile.collectives, *profile.wrappers, *profile.helpers, *(flag.predicate for flag in profile.flags)}
     for ref in (*context.index.mro(owner), *context.index.subclasses(owner)):
         facts = context.index.facts(ref.path)
-        text = facts.class_text(ref.name) if facts is not None and ref.name in facts.classes else ""
-        for name in re.findall(r"(\w*(?:reduce|scatter)\w*)\s*\(", text):
+        for name in facts.finds(ref.name, _REDUCING) if facts is not None and ref.name in facts.classes else ():
             if name not in known and not is_reduction_name(name) and not name.startswith(("should_", "is_")):
                 return True
     return False

@@ -6,17 +6,16 @@ that the constructor has for it.
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
 from moe_lint.callers import Built, Callers
-from moe_lint.facts import Call, CallResult
+from moe_lint.facts import Call, CallResult, Passed
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, atom_set, disj, replace_atoms
 from moe_lint.index import Ref
 from moe_lint.model import Finding, Related
+from moe_lint.remembered import remembered
 from moe_lint.rules.base import Rule
 
 #: How many classes down from a block the layer that sums is looked for.
@@ -70,18 +69,36 @@ def at_part(rule: Rule, part: Part, message: str, remedy: str, related: tuple[Re
 
 def parts(callers: Callers, owner: Ref, asked: Callable[[str], bool] = lambda attribute: True) -> Iterator[Part]:
     """The layers that a class's own constructor builds, in attributes that are asked for."""
+    for attribute, call in constructed(callers, owner):
+        if asked(attribute):
+            yield part_of(callers, owner, attribute, call)
+
+
+def constructed(callers: Callers, owner: Ref) -> Iterator[tuple[str, Call]]:
+    """(attribute, call) of what a class's own constructor makes and keeps."""
     conduct = callers.conduct(Ref(owner.path, f"{owner.name}.__init__"))
     for call in conduct.calls if conduct is not None else ():
-        if call.stored not in (None, "return") and call.condition != FALSE and asked(call.stored):
-            sums, by = _sums(callers, owner, call)
-            yield Part(owner, owner.path, call, call.stored, sums, by, *_whole(callers, owner, call))
+        if call.stored not in (None, "return") and call.condition != FALSE:
+            yield call.stored, call
+
+
+@remembered
+def part_of(callers: Callers, owner: Ref, attribute: str, call: Call) -> Part:
+    """What a class builds by a call."""
+    sums, by = _sums(callers, owner, call)
+    return Part(owner, owner.path, call, attribute, sums, by, *_whole(callers, owner, call))
+
+
+def told(call: Call, reducing: tuple[str, ...]) -> Passed | None:
+    """The argument that says whether a layer is to sum."""
+    return next((passed for passed in call.arguments if passed.keyword in reducing), None)
 
 
 def _sums(callers: Callers, owner: Ref, call: Call) -> tuple[bool | None, str]:
     reducing = callers.index.profile.reducing
-    for passed in call.arguments:
-        if passed.keyword in reducing:
-            return passed.literal, f"{passed.keyword}={passed.text}"
+    passed = told(call, reducing)
+    if passed is not None:
+        return passed.literal, f"{passed.keyword}={passed.text}"
     if any(passed.hides and (passed.given is None or _names(passed.given, reducing)) for passed in call.arguments):
         return None, ""
     built = [b for b in callers.built(owner).get(call.stored or "", ()) if b.call.span == call.span]
@@ -100,7 +117,7 @@ def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[boo
     for name in index.profile.reducing:
         if name in params:
             given = any(bound.parameter == name for bound in callers.bind(built.call, constructor, skip_first=True))
-            changed = _is_assigned(name, facts.function_text(constructor.name))
+            changed = facts.stores(constructor.name, name)
             return (None, "") if given or changed else (defaults.get(name), f"the default of `{built.owner.name}`")
     forward = index.method(built.owner, "forward")
     body = index.function(forward) if forward is not None else None
@@ -112,16 +129,10 @@ def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[boo
     return answers.pop() if len(answers) == 1 else (None, "")
 
 
-def _is_assigned(name: str, method: str) -> bool:
-    """Whether a method, as its class holds it, gives a name another value: then its default says nothing."""
-    nodes = ast.walk(ast.parse(f"if True:\n{method}")) if re.search(rf"\b{name}\b *[:=]", method) is not None else ()
-    return any(isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store) for node in nodes)
-
-
 def _told(callers: Callers, built: Built, depth: int) -> tuple[bool | None, str]:
-    for passed in built.call.arguments:
-        if passed.keyword in callers.index.profile.reducing:
-            return passed.literal, f"`self.{built.attribute}` of its class"
+    passed = told(built.call, callers.index.profile.reducing)
+    if passed is not None:
+        return passed.literal, f"`self.{built.attribute}` of its class"
     if any(passed.hides for passed in built.call.arguments):
         return None, ""
     return sums_by_default(callers, built, depth + 1)
@@ -160,9 +171,9 @@ def _whole_inside(callers: Callers, built: Built) -> Formula | None:
     """
     index, keywords = callers.index, callers.index.profile.replicating
     holders = [(index.facts(ref.path), ref.name) for ref in index.mro(built.owner)]
-    texts = [facts.class_text(name) for facts, name in holders if facts is not None and name in facts.classes]
-    if not any(word in text for word in keywords for text in texts):
-        return FALSE if texts else None
+    known = [(facts, name) for facts, name in holders if facts is not None and name in facts.classes]
+    if not any(facts.holds(name, word) for word in keywords for facts, name in known):
+        return FALSE if known else None
     constructor, forward = index.method(built.owner, "__init__"), index.method(built.owner, "forward")
     conduct = callers.conduct(constructor) if constructor is not None else None
     body = index.function(forward) if forward is not None else None
@@ -170,13 +181,13 @@ def _whole_inside(callers: Callers, built: Built) -> Formula | None:
         return None
     last = {_last_layer(origins) for elements in body.returns for origins in elements[:1]}
     calls = [c for c in conduct.calls if c.stored in last]
-    told = [p.formula for c in calls for p in c.arguments if p.keyword in keywords and p.formula is not None]
-    if len(told) != 1 or len(last) != 1:
+    whole = [p.formula for c in calls for p in c.arguments if p.keyword in keywords and p.formula is not None]
+    if len(whole) != 1 or len(last) != 1:
         return None
     given = dict(callers.values(constructor, callers.bind(built.call, constructor, skip_first=True)))
     # what the class works out for itself is not known to who builds it
-    own = {name: Atom(f"{built.owner.name}.{name}") for name in atom_set(told[0]) - given.keys()}
-    return replace_atoms(told[0], {**own, **given})
+    own = {name: Atom(f"{built.owner.name}.{name}") for name in atom_set(whole[0]) - given.keys()}
+    return replace_atoms(whole[0], {**own, **given})
 
 
 def _names(given: tuple[tuple[str, str, Formula], ...], names: tuple[str, ...]) -> bool:

@@ -52,6 +52,8 @@ def constants(function: Ref, context: Context) -> Iterator[tuple[CallFact, str]]
     if facts is None or function.name not in facts.functions:
         return
     profile = context.policy.profile
+    if not any(facts.holds(function.name, name) for name in profile.flag_names):
+        return  # before its body is read
     for call in facts.function(function.name).calls:
         last = call.callee.rsplit(".", 1)[-1]
         if last == profile.helper or not (call.callee.startswith("self.") or last in profile.publishers):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -113,11 +113,18 @@ class Context(Struct, frozen=True, dict=True):
         )
 
 
-class Case(Struct, frozen=True):
-    """An example: files of a small tree. A line that ends in ``# <- CODE`` is where the rule must report."""
+class Case(Struct, frozen=True, dict=True):
+    """An example: files of a small tree. A line that ends in ``# <- CODE`` is where the rule must report.
+
+    ``written`` may write them down when they are read: a run has no use for examples.
+    """
 
     name: str
-    files: Mapping[str, str]
+    written: Mapping[str, str] | Callable[[], Mapping[str, str]]
+
+    @cached_property
+    def files(self) -> Mapping[str, str]:
+        return self.written() if callable(self.written) else self.written
 
 
 class Rule:

@@ -385,9 +385,10 @@ def _is_built_alike(site: Site, listed: frozenset[str], left_out: list[str], con
     index = context.index
     for ref in index.mro(owner_of(site)):
         facts = index.facts(ref.path)
-        text = facts.class_text(ref.name) if facts is not None and ref.name in facts.classes else ""
+        if facts is None or ref.name not in facts.classes:
+            continue
         for name in context.policy.profile.expert_constructors:
-            factory = index.resolve(ref.path, name) if f"{name}(" in text else None
+            factory = index.resolve(ref.path, name) if facts.holds(ref.name, f"{name}(") else None
             made = index.function(factory) if factory is not None else None
             tests = made.backend_tests if made is not None else ()
             if any(listed & test.members and test.members.intersection(left_out) for test in tests):

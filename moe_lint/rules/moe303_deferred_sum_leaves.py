@@ -345,7 +345,7 @@ def _settles_elsewhere(context: Context, frame: Frame, call: Call, names: set[st
     for target in targets:
         facts = context.index.facts(target.function.path)
         if facts is not None and any(
-            marker in facts.function_text(target.function.name) for marker in context.index.profile.markers
+            facts.holds(target.function.name, marker) for marker in context.index.profile.markers
         ):
             return True
     return False

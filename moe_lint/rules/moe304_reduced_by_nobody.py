@@ -6,15 +6,16 @@ from collections.abc import Iterable, Iterator
 from moe_lint.absorbers import absorbers_of
 from moe_lint.callers import Frame, Instance
 from moe_lint.dataflow import OutputOf, Where
+from moe_lint.facts import Call
 from moe_lint.formula import FALSE, TRUE, assign, conj, negate
 from moe_lint.index import Ref
 from moe_lint.law import no_backend
 from moe_lint.model import Confidence, Finding, Route
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import calls_a_reducer, launch
-from moe_lint.rules._parts import Part, at_part, parts
+from moe_lint.rules._parts import Part, at_part, constructed, part_of, told
 from moe_lint.rules.base import Case, Context, Rule
-from moe_lint.sites import without_topology
+from moe_lint.sites import Site, without_topology
 
 _LAYER = "x = self.mlp(x)\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)"
 _EXPERTS = "self.experts = FusedMoE(config, reduce_results=False)"
@@ -205,12 +206,13 @@ def _partial(context: Context) -> Iterator[Part]:
         lines = [line for word in words for line in index.lines_of(path, word)]
         owners = dict.fromkeys(facts.class_at(line) for line in lines) if facts is not None else {}
         for name in owners:
-            found = list(parts(context.callers, Ref(path, name))) if name is not None else []
-            of_experts = any(profile.is_expert_attribute(part.attribute) for part in found)
-            for part in found:
-                ours = of_experts or context.index.profile.is_shared(part.attribute)
-                if ours and part.sums is False and part.explicit and not profile.is_barrier(part.attribute):
-                    yield part
+            found = list(constructed(context.callers, Ref(path, name))) if name is not None else []
+            of_experts = any(profile.is_expert_attribute(attribute) for attribute, _ in found)
+            for attribute, call in found:
+                passed = told(call, profile.reducing)
+                ours = (of_experts or profile.is_shared(attribute)) and not profile.is_barrier(attribute)
+                if ours and passed is not None and passed.literal is False:
+                    yield part_of(context.callers, Ref(path, name or ""), attribute, call)
 
 
 def _leaves_unsummed(part: Part, context: Context) -> bool:
@@ -220,21 +222,29 @@ def _leaves_unsummed(part: Part, context: Context) -> bool:
         return False
     if any(p.hides and p.given is None for p in part.call.arguments):
         return False
+    output = OutputOf(index, part.owner, part.attribute)
+    near = [site for site in context.sites if site.path == part.path]
+    if _is_reduced(output, near):
+        return False  # nearly always
     if not _is_run(part, context) or _is_handed_on(part, context):
         return False
     if _sums_all_the_same(part, context) or calls_a_reducer(part.owner, context):
         return False
-    output = OutputOf(index, part.owner, part.attribute)
     entries = [m for name in ("forward", "__call__") if (m := index.method(part.owner, name)) is not None]
     if not any(output.leaves(entry) for entry in entries):
         return False
-    # nearly always a reduction of the same file sees it
-    for site in sorted(context.sites, key=lambda site: site.path != part.path):
-        where = Where(site.path, site.raw.class_name, site.raw.function.removesuffix(".<lambda>"))
-        if output.reaches(site.raw.origins, where):
-            return False
+    if _is_reduced(output, (site for site in context.sites if site.path != part.path)):
+        return False
     seen = any(True for _ in context.ways.unsummed(part.owner, "TP", part.attribute))
     return seen and _nobody_absorbs(part, context) and not _goes_unseen(part, output, context)
+
+
+def _is_reduced(output: OutputOf, sites: Iterable[Site]) -> bool:
+    """Whether one of these reductions sums what the layer returns."""
+    places = (
+        (site, Where(site.path, site.raw.class_name, site.raw.function.removesuffix(".<lambda>"))) for site in sites
+    )
+    return any(output.reaches(site.raw.origins, where) for site, where in places)
 
 
 def _goes_unseen(part: Part, output: OutputOf, context: Context) -> bool:
@@ -297,25 +307,30 @@ def _is_asked(absorber: Ref, context: Context) -> bool:
 
 def _is_run(part: Part, context: Context) -> bool:
     """Whether the layer runs, and is no replicated one, where no a2a backend is in use."""
-    index, profile = context.index, context.index.profile
-    facts = index.facts(part.path)
+    for _, call in _runs(part, context):
+        sharded = conj((call.condition, negate(part.whole)))
+        reached = context.policy.opened(without_topology(sharded, context.index.profile))
+        if context.callers.possible(conj((reached, no_backend((reached,), context.policy)))):
+            return True
+    return False
+
+
+def _runs(part: Part, context: Context) -> Iterator[tuple[Ref, Call]]:
+    """The calls of the layer by its class, each with the function that makes it."""
+    facts = context.index.facts(part.path)
     for name in facts.functions_in(part.owner.name) if facts is not None else ():
-        conduct = context.callers.conduct(Ref(part.path, name))
+        function = Ref(part.path, name)
+        conduct = context.callers.conduct(function)
         for call in conduct.calls if conduct is not None else ():
             if call.callee == f"self.{part.attribute}" or call.callee.startswith(f"self.{part.attribute}."):
-                sharded = conj((call.condition, negate(part.whole)))
-                reached = context.policy.opened(without_topology(sharded, profile))
-                if context.callers.possible(conj((reached, no_backend((reached,), context.policy)))):
-                    return True
-    return False
+                yield function, call
 
 
 def _sums_all_the_same(part: Part, context: Context) -> bool:
     """Whether the layer reaches a reduction of its own although it is told not to reduce."""
     callers, instance = context.callers, Instance(part.owner)
-    facts = context.index.facts(part.path)
-    for name in facts.functions_in(part.owner.name) if facts is not None else ():
-        for edge in callers.edges(Frame(Ref(part.path, name), instance)):
+    for function in dict.fromkeys(function for function, _ in _runs(part, context)):
+        for edge in callers.onward(Frame(function, instance)):
             if edge.built is not None and edge.built.attribute == part.attribute:
                 if any(callers.possible(found.condition) for found in callers.sums(edge)):
                     return True

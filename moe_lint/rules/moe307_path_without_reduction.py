@@ -169,9 +169,9 @@ class PathWithoutReduction(Rule):
                     held = (*way.sums, *way.beside)
                     if any(s.relation in (Relation.STRONGER, Relation.DIFFERENT) for s in held):
                         continue  # that its guard skips too often is told there
-                    shown = ways.shown(way, axis, collective)
                     place = (held[-1].path, held[-1].raw.span) if held else (way.function.path, way.exit)
-                    if shown is not None and place not in seen:
+                    shown = ways.shown(way, axis, collective) if place not in seen else None
+                    if shown is not None:
                         seen.add(place)
                         yield self._told(owner, way, site, axis, shown, context)
 

@@ -233,8 +233,7 @@ def _by_what_they_ask(context: Context) -> tuple[list[list[Site]], list[list[Sit
     others: list[list[Site]] = []
     for block in groups(context):
         facts = index.facts(block[0].path)
-        texts = [facts.class_text(block[0].raw.class_name or "")] if facts is not None else []
-        if any(word in text for text in texts for word in words):
+        if facts is not None and any(facts.holds(block[0].raw.class_name or "", word) for word in words):
             others.append(block)
         elif all(site.route in (Route.HELPER, Route.WRAPPER) for site in block) and (
             absorbers_of(policy).asked or not any(site.absorber for site in block)
