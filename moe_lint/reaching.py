@@ -32,6 +32,31 @@ def reaching(index: ProjectIndex, function: Ref, class_name: str | None, depth: 
     return disj(conditions)
 
 
+def handed_flags(index: ProjectIndex, function: Ref, class_name: str | None) -> dict[str, str]:
+    """Flag -> the parameter under which a method takes it: every call of the method hands it that flag.
+
+    ``def _reduce(self, x, fuse)``, called as ``self._reduce(x, should_allreduce_fusion)``.
+    """
+    short, facts, flags = function.name.rsplit(".", 1)[-1], index.facts(function.path), index.profile.flag_names
+    if class_name is None or facts is None or short in ("forward", "__call__"):
+        return {}
+    _, params, _ = facts.header(function.name)
+    calls = {(path, call.span): call for path, call in index.calls_of(function)}
+    if not calls or len(calls) != _count(index, function, class_name):
+        return {}
+    order = [name for name in params if name != "self" and name not in facts.keyword_only(function.name)]
+    told: dict[str, set[str | None]] = {}
+    for call in calls.values():
+        given = zip(order, (a.text for a in call.arguments if a.keyword is None), strict=False)
+        passed = dict(given) | {a.keyword: a.text for a in call.arguments if a.keyword is not None}
+        for name in params:
+            told.setdefault(name, set()).add(flags.get(passed.get(name, "")))
+    own = {flags[name] for name in params if name in flags}
+    found = [(flag, name) for name, (flag, *others) in told.items() if flag is not None and not others]
+    named = {flag: name for flag, name in found if flag not in own}
+    return named if len(named) == sum(flag not in own for flag, _ in found) else {}  # two of one flag: which is asked?
+
+
 def _count(index: ProjectIndex, function: Ref, class_name: str | None) -> int | None:
     """How often a function is named, its definition aside; None when it can be named where it is not looked for."""
     outer, _, short = function.name.rpartition(".")

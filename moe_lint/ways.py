@@ -34,7 +34,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.launch import Configuration
 from moe_lint.local_predicates import meaning
 from moe_lint.model import Axis, Route, Span
-from moe_lint.policy import Policy
+from moe_lint.policy import Policy, bind
 from moe_lint.profile import Profile, matches
 from moe_lint.remembered import remembered
 from moe_lint.sites import Site, is_ownership, is_skip_atom
@@ -369,9 +369,12 @@ class Ways:
         ]
         unsummed = conj((reached, negate(exists(runs, unknown))))
         for name in sorted(atom_set(unsummed)):
-            decided = name in params or _OWN.match(name) is not None or self._may_choose(name, function.path)
-            if decided and name not in self.profile.flag_names:
+            decided = _OWN.match(name) is not None or self._may_choose(name, function.path)
+            if decided and name not in params and name not in self.profile.flag_names:
                 unsummed = conj((assign(unsummed, name, TRUE), assign(unsummed, name, FALSE)))
+        for name in params:  # also one that is handed to the helper
+            if name not in self.profile.flag_names and any(name in atom for atom in atom_set(unsummed)):
+                unsummed = conj(bind(unsummed, {name: value}, self.profile) for value in (TRUE, FALSE))
         return unsummed
 
     def _no_backend(self, formula: Formula) -> dict[str, Formula]:

@@ -32,6 +32,10 @@ _SENDING_MODEL = _MODEL.replace(
     "if x._sglang_needs_allreduce_fusion:",
     "if not self.pp_group.is_last_rank and x._sglang_needs_allreduce_fusion:",
 )
+_BUILDING = """
+def make(config, layer_id):
+    return LayerCommunicator(config, is_last_layer=layer_id == config.num_hidden_layers - 1)
+"""
 _STAGES = "        self.layers =", "        self.pp_group = get_pp_group()\n        self.layers ="
 
 
@@ -70,6 +74,13 @@ class LastLayerDefers(Rule):
             layer=ASK + CALL + SETTLE,
         ),
         layer_case(
+            "told-by-a-function-that-builds-it",
+            block(experts(ROUTED)),
+            _BUILDING,
+            communicator="make(config, layer_id)",
+            layer=ASK + CALL + SETTLE,
+        ),
+        layer_case(
             "never-deferred",
             block(experts(ROUTED)),
             communicator="LayerCommunicator(config, allow_reduce_scatter=True)",
@@ -95,6 +106,15 @@ class LastLayerDefers(Rule):
         ),
     )
     INVALID = (
+        layer_case(
+            "not-told-by-a-function-that-builds-it",
+            block(experts(ROUTED)),
+            _BUILDING.replace("layer_id == config.num_hidden_layers - 1", "is_last_layer").replace(
+                "layer_id)", "is_last_layer=False)"
+            ),
+            communicator="make(config)  # <- MOE302",
+            layer=ASK + CALL + SETTLE,
+        ),
         layer_case(
             "not-told",
             block(experts(ROUTED)),
@@ -166,11 +186,23 @@ def _untold(callers: Callers, layer: Layer, flag: Flag) -> Iterator[tuple[Built,
         conduct = callers.conduct(constructor) if constructor is not None else None
         if constructor is None or conduct is None or flag.last not in conduct.params:
             continue
+        if _factory_tells(callers, built, layer, flag.last):
+            continue
         given = {b.parameter: b.passed for b in callers.bind(built.call, constructor, skip_first=True)}
         if flag.last not in given or given[flag.last].literal is False:
             yield built, f"without `{flag.last}`"
         elif _is_never_true(given[flag.last].text):
             yield built, f"with `{flag.last}={given[flag.last].text}`, which holds for no layer: they count from 0"
+
+
+def _factory_tells(callers: Callers, built: Built, layer: Layer, last: str) -> bool:
+    """Whether a function of the tree builds the communicator, and knows by itself which layer is the last."""
+    own = callers.index.method(layer.owner, built.call.callee.removeprefix("self."))
+    factory = own if built.call.callee.startswith("self.") else callers.index.resolve(built.path, built.call.callee)
+    facts = callers.index.facts(factory.path) if factory is not None else None
+    if factory is None or facts is None or factory.name not in facts.functions:
+        return False
+    return last not in facts.header(factory.name)[1] and last in facts.function_text(factory.name)
 
 
 def _is_never_true(text: str) -> bool:

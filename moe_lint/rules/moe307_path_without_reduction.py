@@ -41,6 +41,14 @@ if self.shared is not None:
 """
 
 
+_FLAGS_BY_OTHER_NAMES = """
+if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+    is_tp_path=True, use_reduce_scatter=scatter, should_allreduce_fusion=fuse
+):
+    x = tensor_model_parallel_all_reduce(x)
+"""
+
+
 class PathWithoutReduction(Rule):
     """On one path a block hands on what its experts returned without the sum that its other paths make.
 
@@ -97,6 +105,11 @@ class PathWithoutReduction(Rule):
             experts("\nif x.shape[0] == 0:\n    return x", "routed", "x"),
         ),
         case("reduced-in-a-method", method("return self.reduced(self.experts(x))"), method(BARE, "reduced", "x")),
+        case(
+            "flags-by-other-names",
+            experts("x = self.reduced(x, should_allreduce_fusion, scatter=use_reduce_scatter)"),
+            method(_FLAGS_BY_OTHER_NAMES, "reduced", "x, fuse, *, scatter"),
+        ),
         case(
             "the-engine-answers",
             experts("if ranks_of(mesh, AXIS) // ranks_of(mesh) > 1:\n    return x\n" + BARE.strip()),
