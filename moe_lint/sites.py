@@ -129,7 +129,7 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
 def _in_flags(raw: RawSite, path: str, index: ProjectIndex) -> tuple[RawSite, tuple[tuple[str, str], ...]]:
     """The site with each parameter that is a flag under another name called by the flag's."""
     facts = index.facts(path)
-    if facts is None or raw.class_name is None or raw.function not in facts.functions:
+    if facts is None or raw.function not in facts.functions:
         return raw, ()
     params = set(facts.header(raw.function)[1]) - index.profile.flag_names.keys() - {"self"}
     asked = re.compile(rf"(?<![\w.])(?:{'|'.join(sorted(map(re.escape, params)))})(?!\w)") if params else None

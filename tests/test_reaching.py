@@ -148,3 +148,13 @@ def test_a_guard_by_hand_on_flags_under_other_names_is_fixed_with_those(tmp_path
     (fixed,) = fixing.fix(options, run(options), fixing.ALLOWED["default"]).fixed
     assert "use_reduce_scatter=scatter" in fixed.after
     assert "should_allreduce_fusion=fuse" in fixed.after
+
+
+@pytest.mark.parametrize(("more", "verdict"), [("", "once"), ("\nfinish = _sum\n", "doubled")])
+def test_a_function_takes_flags_under_other_names_where_each_call_is_known(
+    tmp_path: Path, more: str, verdict: str
+) -> None:
+    function = BY_OTHER_NAMES.replace("self, x", "ranks, x").replace("self.tp_size", "ranks")
+    call = "x = _sum(self.tp_size, x, should_allreduce_fusion, scatter=use_reduce_scatter)"
+    report = judged(tmp_path, call, more=function + more)
+    assert [row.law.verdict for row in report.rows if row.law is not None] == [verdict]
