@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from moe_lint.absorbers import absorbers_of
 from moe_lint.builders import builders
 from moe_lint.formula import Relation
 from moe_lint.index import Ref
@@ -79,8 +80,9 @@ class PathWithoutReduction(Rule):
     Also reported: a reduction whose result is not what the block returns, one that asks for more than one rank of
     another group than it sums over, a path that sums over one axis of two, and a block that layers tell by a flag when
     to leave its sum, but that makes none. Not reported: paths of an a2a backend, whose combine has summed; what the
-    caller decides by an argument or a switch of the block (`self.fast`), or an option that is not known; what is handed
-    to a function that cannot be followed; a block that is told nothing and never sums. Reported at the `return`, or at
+    caller decides by an argument or a switch of the block (`self.fast`), or an option that is not known; blocks behind
+    a boundary that takes sums by contract; what is handed to a function that cannot be followed; a block that is told
+    nothing and never sums. Reported at the `return`, or at
     the reduction where that is what a condition holds back. There is no fix.
     """
 
@@ -174,6 +176,8 @@ class PathWithoutReduction(Rule):
         for owner, axes in ways.blocks():
             if any(_left_to_boundaries(site, context) for site in axes.values()):
                 continue
+            if not absorbers_of(context.policy).asked and any(site.absorber for site in axes.values()):
+                continue  # a boundary that sums by contract makes up for any sum that is left out
             asked = [(axis, site, site.raw.collective) for axis, site in axes.items()]
             if ways.leaves_out_an_axis(axes):
                 asked.append(("EP", next(iter(axes.values())), ""))
