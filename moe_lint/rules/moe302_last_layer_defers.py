@@ -5,14 +5,16 @@ import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.callers import Built, Callers, Layer
-from moe_lint.expressions import dotted
-from moe_lint.formula import FALSE, Atom, TooManyAtoms, conj, satisfiable
+from moe_lint.expressions import NotBoolean, dotted
+from moe_lint.formula import FALSE, Atom, TooManyAtoms, atom_set, conj, satisfiable
 from moe_lint.index import Ref
+from moe_lint.local_predicates import answered
 from moe_lint.model import Finding, Route
 from moe_lint.profile import Flag
-from moe_lint.rules._cases import ASK, CALL, ROUTED, SETTLE, block, experts, layer_case
+from moe_lint.rules._cases import ASK, CALL, COMMUNICATOR, ROUTED, SETTLE, block, experts, layer_case
+from moe_lint.rules._central import at_definition, defined
 from moe_lint.rules._layers import deferring, defers, launch
-from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.base import Case, Context, Rule
 
 _MODEL = """
 class Model:
@@ -39,6 +41,22 @@ def make(config, layer_id):
 _STAGES = "        self.layers =", "        self.pp_group = get_pp_group()\n        self.layers ="
 
 
+_ASKS = "return batch.fuse and not self.is_last_layer"
+_FIRST = """if self.is_last_layer:
+            return False
+        return batch.fuse"""
+_BY_A_METHOD = """return batch.fuse and self.follows()
+
+    def follows(self):
+        return not self.is_last_layer"""
+
+
+def _promising(name: str, old: str, new: str) -> Case:
+    """A tree whose communicator promises otherwise."""
+    told = layer_case(name, block(experts(ROUTED)), layer=ASK + CALL + SETTLE)
+    return Case(name, {**told.files, "engine/layers/communicator.py": COMMUNICATOR.replace(old, new)})
+
+
 class LastLayerDefers(Rule):
     """Layers defer their sum to the next one, and the communicator is not told which layer is the last.
 
@@ -59,7 +77,8 @@ class LastLayerDefers(Rule):
 
     Layers count from 0: the index of the last one is not the number of layers.
 
-    A model that settles the marked tensor itself behind its layers is not reported. Reported at the constructor call.
+    A model that settles the marked tensor itself behind its layers is not reported. Reported at the constructor call,
+    or at the communicator's promise where that is told which layer is the last and never asks.
     There is no fix: what makes a layer the last one (the number of layers, a next-token head) is the model's to say.
     """
 
@@ -80,6 +99,10 @@ class LastLayerDefers(Rule):
             communicator="make(config, layer_id)",
             layer=ASK + CALL + SETTLE,
         ),
+        _promising(
+            "asked-before", _ASKS, "if self.is_last_layer:\n            return False\n        return batch.fuse"
+        ),
+        _promising("asked-by-a-method", _ASKS, _BY_A_METHOD),
         layer_case(
             "never-deferred",
             block(experts(ROUTED)),
@@ -127,6 +150,11 @@ class LastLayerDefers(Rule):
             communicator="LayerCommunicator(config, is_last_layer=layer_id == config.num_hidden_layers)  # <- MOE302",
             layer=ASK + CALL + SETTLE,
         ),
+        _promising(
+            "never-asked",
+            f"(self, batch):\n        {_ASKS}",
+            "(self, batch):  # <- MOE302\n        return batch.fuse",
+        ),
         layer_case(
             "told-that-it-never-is",
             block(experts(ROUTED)),
@@ -152,9 +180,18 @@ class LastLayerDefers(Rule):
         callers = context.callers
         told: set[tuple[str, int]] = set()
         for flag in context.index.profile.flags:
-            for layer in callers.layers if flag.last else ():
-                if not defers(callers, layer, flag) or _settled(context, layer):
-                    continue
+            layers = [one for one in callers.layers if flag.last and defers(callers, one, flag)]
+            layers = [one for one in layers if not _settled(context, one)]
+            for promise, kept in _unasking(flag, context) if layers else ():
+                yield at_definition(
+                    self,
+                    promise,
+                    f"`{flag.predicate}` never asks `self.{kept}`: the last layer defers its sum, too, nobody follows "
+                    f"to sum, and each rank keeps its own partial sum{launch(context, Atom(flag.name))}",
+                    context,
+                    remedy=f"answer no where `self.{kept}` holds",
+                )
+            for layer in layers:
                 for built, how in _untold(callers, layer, flag):
                     if (built.path, built.call.span.line) in told:
                         continue
@@ -174,6 +211,26 @@ class LastLayerDefers(Rule):
                         related=tuple(deferring(callers, layer)),
                         remedy=f"pass `{flag.last}=…` (the layer's index is that of the last one) to the constructor",
                     )
+
+
+def _unasking(flag: Flag, context: Context) -> Iterator[tuple[Ref, str]]:
+    """The promises of a communicator that is told which layer is the last and does not ask, and where it keeps that."""
+    index = context.index
+    for promise in defined(flag.predicate, context) if flag.predicate else ():
+        owner = Ref(promise.path, promise.name.rpartition(".")[0])
+        constructor, facts = index.method(owner, "__init__"), index.facts(promise.path)
+        home = index.facts(constructor.path) if constructor is not None else None
+        if constructor is None or facts is None or home is None:
+            continue
+        kept = re.findall(rf"self\.(\w+) = {flag.last}$", home.function_text(constructor.name), re.MULTILINE)
+        try:
+            asked = atom_set(answered(facts.condition(promise.name), owner.name, promise.path, index))
+        except NotBoolean:
+            continue
+        # what is asked of the base, or of a method that cannot be read, may know it
+        if len(kept) == 1 and asked and not any(f"self.{kept[0]}" in name or "super()" in name for name in asked):
+            if not any(re.match(r"self\.\w+\(", name) for name in asked):
+                yield promise, kept[0]
 
 
 def _untold(callers: Callers, layer: Layer, flag: Flag) -> Iterator[tuple[Built, str]]:
