@@ -8,8 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from moe_lint.facts import GuardPart
-from moe_lint.formula import TRUE, Formula, Relation, TooManyAtoms, atom_set, conj, disj, negate
-from moe_lint.model import FixPlan, Route, Safety, Span
+from moe_lint.formula import TRUE, Formula, Relation, TooManyAtoms, atom_set, conj, disj, negate, satisfiable
+from moe_lint.model import Axis, FixPlan, Route, Safety, Span
 from moe_lint.policy import Policy
 from moe_lint.rules._handing import HandedDown, hand_down
 from moe_lint.rules._wording import helper_arguments, helper_name, named, over_witness, under_witness
@@ -57,6 +57,9 @@ def plan_call(site: Site, context: Context) -> FixPlan | None:
     if len(parts) != 1 or len(policy.helper_calls(parts[0].formula)) != 1:
         return None
     safety, reason = _safety(site, policy)
+    regained = _regained(site, policy) if safety is Safety.SAFE else ()
+    if regained:
+        safety, reason = Safety.UNSAFE, f"reduces for {named(regained)}, too"
     return FixPlan(
         site.path,
         "call",
@@ -341,6 +344,24 @@ def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
     if site.relation is Relation.WEAKER:
         return Safety.UNSAFE, "no absorber was found around this block: the sum could be lost"
     return Safety.UNSAFE, under_witness(site, policy) or over_witness(site, policy) or "the decision changes"
+
+
+def _regained(site: Site, policy: Policy) -> tuple[str, ...]:
+    """For what a site that asks for the other axis does not reduce, and would if it asked for its own."""
+    asked: tuple[Axis, Axis] = ("TP", "EP")
+    reasons = {reason.text: reason.formula for axis in asked for reason in policy.reasons(axis)}
+    guard = policy.with_helper(without_ownership(site.guard, policy.profile))
+    skips = disj(reason.formula for reason in policy.reasons(site.axis, site.known_flags))
+    found = []
+    for text, formula in reasons.items():
+        alone = conj((formula, negate(skips)))
+        try:
+            skipped = satisfiable(alone) and not satisfiable(conj((alone, guard)))
+        except TooManyAtoms:
+            skipped = False
+        if skipped:
+            found.append(text)
+    return tuple(found)
 
 
 def _stay(flags: tuple[str, ...]) -> str:
