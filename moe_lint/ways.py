@@ -171,7 +171,7 @@ class Ways:
                 continue
             for span, origins in facts.paths(name).summed:
                 for before, holds in self._sums_in(origins, Ref(site.path, name)) if span == site.raw.span else ():
-                    shown = self._again(site, before, holds) if before is not site else None
+                    shown = self.again(site, before, holds) if before is not site else None
                     if shown is not None:
                         yield site, before, shown
 
@@ -197,15 +197,18 @@ class Ways:
             if site is not None:
                 yield site, conj(part.formula for part in site.raw.guard)
 
-    def _again(self, site: Site, before: Site, holds: Formula) -> Configuration | None:
-        """A configuration in which both sum over the same ranks, whatever else they ask."""
+    def again(self, site: Site, before: Site, holds: Formula, open: Iterable[str] = ()) -> Configuration | None:
+        """A configuration in which both sum over the same ranks, whatever else they ask.
+
+        ``open`` are conditions that may be such that both do.
+        """
         shared = self._over(before, site.axis) or self._over(site, before.axis)
         if before.axis == "other" or not shared:
             return None
-        both = conj((holds, *(part.formula for part in site.raw.guard)))
+        both = exists(conj((holds, *(part.formula for part in site.raw.guard))), sorted(open))
         facts = self.index.facts(site.path)
         params = facts.header(site.raw.function)[1] if facts is not None else ()
-        asked = [n for n in sorted(atom_set(both)) if n not in params and not self._tells(n, site.path)]
+        asked = [n for n in sorted(atom_set(both)) if n not in params and not self.tells(n, site.path)]
         try:
             certain = negate(exists(negate(both), asked))
             return self.policy.configuration(self.policy.with_helper(certain), before.axis, before.raw.collective)
@@ -365,7 +368,7 @@ class Ways:
         unknown = [
             name
             for name in sorted(atom_set(runs))
-            if not self._tells(name, function.path) or self._asks_for_one_rank(name, runs)
+            if not self.tells(name, function.path) or self._asks_for_one_rank(name, runs)
         ]
         unsummed = conj((reached, negate(exists(runs, unknown))))
         for name in sorted(atom_set(unsummed)):
@@ -391,7 +394,7 @@ class Ways:
         return {name: TRUE if value else FALSE for name, value in told.items() if value is not None}
 
     @remembered
-    def _tells(self, atom: str, path: str) -> bool:
+    def tells(self, atom: str, path: str) -> bool:
         """Whether a condition of a reduction says something about the batch, the launch, the platform or the layer."""
         policy = self.policy
         return (
@@ -405,7 +408,7 @@ class Ways:
 
     def _may_choose(self, atom: str, path: str) -> bool:
         """Whether an option that is not known may decide a condition: it may be one that has an a2a backend sum."""
-        if self._tells(atom, path):
+        if self.tells(atom, path):
             return False
         found = (_NAME.match(atom), _OF_THE_LAUNCH.search(atom), _ANSWER.match(atom))
         spelled = any(one is not None for one in found)

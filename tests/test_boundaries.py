@@ -280,3 +280,11 @@ def test_a_sum_that_is_left_out_is_lost_where_no_boundary_makes_up_for_it(
     rows(tmp_path, f"if self.shared is None:\n    return x\n{WRAPPED}", ("Layer", "", boundary))
     report = run(Options((str(tmp_path / "engine"),), load_profile("sglang")))
     assert [finding.rule for finding in report.findings] == expected
+
+
+def test_no_sum_behind_a_boundary_that_sums_by_contract_is_routed_through_the_helper_unasked(tmp_path: Path) -> None:
+    rows(tmp_path, BARE, WHOLE)
+    (finding,) = run(Options((str(tmp_path / "engine"),), load_profile("sglang"))).findings
+    assert (finding.rule, finding.fix and finding.fix.safety.value) == ("MOE002", "unsafe")
+    assert finding.remedy is not None
+    assert finding.remedy.startswith("leave the sum to the layer boundary")

@@ -7,6 +7,7 @@ import re
 from msgspec import Struct
 from msgspec.structs import replace
 
+from moe_lint.absorbers import absorbers_of
 from moe_lint.facts import GuardPart
 from moe_lint.formula import TRUE, Formula, Relation, TooManyAtoms, atom_set, conj, disj, negate, satisfiable
 from moe_lint.model import Axis, FixPlan, Route, Safety, Span
@@ -335,6 +336,8 @@ def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
     if site.relation is Relation.EQUAL:
         return Safety.SAFE, "the same decision in every state"
     told = site.absorber or site.route in (Route.INLINE, Route.HELPER)
+    if site.relation is Relation.WEAKER and site.absorber and not absorbers_of(policy).asked:
+        return Safety.UNSAFE, "the layer boundary takes sums by contract: this one may have to go instead"
     if site.relation is Relation.WEAKER and told:
         lacking = {*site.missing} - {*site.known_flags}
         unknown = tuple(flag.name for flag in policy.profile.flags if flag.name in lacking)
