@@ -47,9 +47,9 @@ class UnguardedReduction(Rule):
 
     The fix is corrective: it stops the reduction in the states in which somebody else sums. It passes the
     layer-context flags, and hands down those that are not in scope: the functions on the way get the parameter, False
-    by default, and the layer asks its communicator. Where that cannot be done surely the fix says why. Behind a boundary
-    that takes sums by contract the sum itself may be the mistake: there the fix is unsafe. Blocks without an absorber
-    are right as they are and are not reported (see MOE003).
+    by default, and the layer asks its communicator. Where that cannot be done surely the fix says why. Behind a
+    boundary that takes sums by contract the sum itself may be the mistake: there the fix is unsafe. Blocks without an
+    absorber are right as they are and are not reported (see MOE003).
     """
 
     code = "MOE002"
