@@ -91,13 +91,15 @@ def read_helper(index: ProjectIndex) -> tuple[Helper | None, tuple[Problem, ...]
         return None, ()
     owner, _, name = ref.name.rpartition(".")
     line, params, defaults = facts.header(ref.name)
-    flags = tuple((p, profile.flag_names[p]) for p in params if p in profile.flag_names)
+    renamed = _renamed_flags(index, ref, params)
+    flags = tuple((p, flag) for p in params if (flag := renamed.get(p) or profile.flag_names.get(p)) is not None)
     axis = profile.axis_parameter if profile.axis_parameter in params else None
     try:
         skips = facts.condition(ref.name)
     except NotBoolean as error:
         message = f"`{name}` is not a boolean function: {error.what}; guards cannot be compared with it"
         return None, (Problem(SkipReason.HELPER_NOT_BOOLEAN, ref.path, error.line, message),)
+    skips = substitute(skips, lambda atom: Atom(renamed[atom]) if atom in renamed else None)
     helper = Helper(
         name,
         ref.path,
@@ -110,6 +112,17 @@ def read_helper(index: ProjectIndex) -> tuple[Helper | None, tuple[Problem, ...]
         _asked_of(index, name) if owner else None,
     )
     return replace(helper, skips=told_of(skips, helper.itself, "self") if owner else skips), ()
+
+
+def _renamed_flags(index: ProjectIndex, helper: Ref, params: Collection[str]) -> dict[str, str]:
+    """Parameter of the helper -> the flag that the tree hands it there under another name (`fuse=should_fuse`)."""
+    profile = index.profile
+    others = [p for p in params if p not in profile.flag_names and p not in (profile.axis_parameter, "self")]
+    handed = [a for _, call in index.calls_of(helper) for a in call.arguments] if others else []
+    told = {p: {profile.flag_names.get(a.text) for a in handed if a.keyword == p and a.literal is None} for p in others}
+    found = {p: flag for p, (flag, *more) in ((p, [*f]) for p, f in told.items() if f) if flag is not None and not more}
+    own = [profile.flag_names[p] for p in params if p in profile.flag_names] + [*found.values()]
+    return {p: flag for p, flag in found.items() if own.count(flag) == 1}
 
 
 def _asked_of(index: ProjectIndex, method: str) -> tuple[str, Ref] | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from msgspec.structs import replace
 
 from moe_lint.expressions import FormulaBuilder, NotBoolean, dotted
-from moe_lint.facts import GuardPart, RawSite
+from moe_lint.facts import FileFacts, GuardPart, RawSite
 from moe_lint.formula import FALSE, TRUE, Formula, atom_set, substitute
 from moe_lint.helper import find_definition, is_skip_predicate
 from moe_lint.index import ProjectIndex, Ref
@@ -21,17 +21,19 @@ from moe_lint.policy import bind
 from moe_lint.remembered import remembered
 
 _CALL = re.compile(r"^[A-Za-z_][\w.]*\(.*\)$")
+#: What may be a property of the site's class.
+_OWN = re.compile(r"^self\.\w+$")
 #: How many predicates deep a guard is opened.
 _DEPTH = 3
 
 
 def opened(raw: RawSite, path: str, index: ProjectIndex) -> RawSite:
-    """The site with each call of a predicate that its class or file knows replaced by what that returns.
+    """The site with each call of a predicate, or property, that its class or file knows replaced by what that returns.
 
     Only those that name a skip reason or ask the helper are opened; whatever else a guard calls, and what the helper
     itself asks, stays as written.
     """
-    if not any(_CALL.match(name) for part in raw.guard for name in atom_set(part.formula)):
+    if not any(_CALL.match(name) or _OWN.match(name) for part in raw.guard for name in atom_set(part.formula)):
         return raw
 
     def part(old: GuardPart) -> GuardPart:
@@ -51,8 +53,33 @@ def meaning(formula: Formula, class_name: str | None, path: str, index: ProjectI
     return formula
 
 
+def answered(formula: Formula, class_name: str | None, path: str, index: ProjectIndex) -> Formula:
+    """A condition of a class with every question to the class itself opened, whatever it is about."""
+    for _ in range(_DEPTH):
+        found = substitute(formula, lambda atom: _answer(index, atom, class_name, path))
+        if found == formula:
+            break
+        formula = found
+    return formula
+
+
+@remembered
+def _answer(index: ProjectIndex, atom: str, class_name: str | None, path: str) -> Formula | None:
+    call = ast.parse(atom, mode="eval").body if atom.startswith("self.") and _CALL.match(atom) else None
+    ref = _definition(call, class_name, path, index) if isinstance(call, ast.Call) else None
+    facts = index.facts(ref.path) if ref is not None else None
+    if ref is None or facts is None or not isinstance(call, ast.Call):
+        return None
+    try:
+        return _told(call, facts.condition(ref.name), facts, ref, index)
+    except NotBoolean:
+        return None
+
+
 @remembered
 def _meaning(index: ProjectIndex, atom: str, class_name: str | None, path: str) -> Formula | None:
+    if _OWN.match(atom):
+        return _property(index, atom, class_name, path)
     if not _CALL.match(atom) or is_skip_predicate(atom, index.profile):
         return None
     call = ast.parse(atom, mode="eval").body
@@ -69,9 +96,28 @@ def _meaning(index: ProjectIndex, atom: str, class_name: str | None, path: str) 
         return None
     if ref.path != path and _is_half(ref, index):
         return None
+    return _told(call, body, facts, ref, index)
+
+
+def _told(call: ast.Call, body: Formula, facts: FileFacts, ref: Ref, index: ProjectIndex) -> Formula | None:
+    """What a predicate answers to a call."""
     _, params, defaults = facts.header(ref.name)
     values = _values(call, [name for name in params if name != "self"], defaults, index)
     return None if values is None else bind(body, values, index.profile)
+
+
+def _property(index: ProjectIndex, atom: str, class_name: str | None, path: str) -> Formula | None:
+    """What a property of the class answers, if that is a skip reason: one of more than one statement, or inherited."""
+    name = atom[5:]
+    ref = index.method(Ref(path, class_name), name) if class_name is not None else None
+    facts = index.facts(ref.path) if ref is not None else None
+    if ref is None or facts is None or name not in facts.classes[ref.name.rpartition(".")[0]].properties:
+        return None
+    try:
+        body = facts.condition(ref.name)
+    except NotBoolean:
+        return None
+    return body if any(_is_reason(asked, index) for asked in atom_set(body)) else None
 
 
 def _definition(call: ast.Call, class_name: str | None, path: str, index: ProjectIndex) -> Ref | None:

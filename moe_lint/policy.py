@@ -69,7 +69,9 @@ class Policy:
         self._reasons: dict[Formula, tuple[Reason, ...]] = {}
         self._expansions: dict[str, Formula | None] = {}
         self._predicates: dict[str, tuple[tuple[str, ...], Mapping[str, bool | None], Formula] | None] = {}
-        self._backend_members = self._read_backends()
+        #: a comparison with a backend that is written out -> the method of the enum that asks for it
+        self._backend_questions = self._read_backends()
+        self._backend_members = frozenset(name.rpartition(".")[2][:-2] for name in self._backend_questions.values())
         self._known_configurations = configurations or {}
         #: what was looked for
         self.configurations: Configurations = {}
@@ -94,7 +96,7 @@ class Policy:
             values[helper.axis_parameter] = FALSE if axis == "EP" else TRUE
         for parameter, flag in helper.flags:
             if known is not None and flag not in known:
-                values[parameter] = TRUE if dict(helper.defaults).get(parameter) else FALSE
+                values[flag] = TRUE if dict(helper.defaults).get(parameter) else FALSE
         return bind(helper.skips, values, self.profile)
 
     @remembered
@@ -106,22 +108,30 @@ class Policy:
         call = ast.parse(atom, mode="eval").body
         if not isinstance(call, ast.Call):
             return None
-        values: dict[str, Formula] = {parameter: TRUE if default else FALSE for parameter, default in helper.defaults}
+        # behind `*` or `**` any flag may be handed over: none is taken to be left at its default
+        hidden = hides_arguments(call)
+        values: dict[str, Formula] = {p: TRUE if default else FALSE for p, default in helper.defaults if not hidden}
         names = [p for p, _ in helper.flags]
         order = [helper.axis_parameter, *names] if helper.axis_parameter else names
         for name, given in zip(order, call.args, strict=False):
-            if name is not None:
+            if name is not None and not isinstance(given, ast.Starred):
                 values[name] = self._builder.build(given)
         for keyword in call.keywords:
             if keyword.arg is not None:
                 values[keyword.arg] = self._builder.build(keyword.value)
-        return bind(helper.skips, values, self.profile)
+        flags = dict(helper.flags)
+        return bind(helper.skips, {flags.get(name, name): value for name, value in values.items()}, self.profile)
 
     def helper_calls(self, formula: Formula) -> list[str]:
         """The helper calls among the atoms of a formula."""
         if self.helper is None:
             return []
         return [a for a in sorted(atom_set(formula)) if a.startswith(f"{self.helper.name}(")]
+
+    def hides_flags(self, formula: Formula) -> bool:
+        """Whether a formula calls the helper with arguments that are not written out."""
+        calls = (ast.parse(text, mode="eval").body for text in self.helper_calls(formula) if "*" in text)
+        return any(isinstance(call, ast.Call) and hides_arguments(call) for call in calls)
 
     def with_helper(self, formula: Formula) -> Formula:
         """The formula with every helper call replaced by what it means."""
@@ -213,6 +223,8 @@ class Policy:
         return self._expansions[atom]
 
     def _expand(self, atom: str) -> Formula | None:
+        if atom in self._backend_questions:
+            return Atom(self._backend_questions[atom])
         name, _, rest = atom.partition("(")
         if (
             not rest
@@ -420,26 +432,27 @@ class Policy:
 
     # --- the a2a backend: members of one enum exclude one another
 
-    def _read_backends(self) -> frozenset[str]:
-        enum = self.profile.backend_enum
+    def _read_backends(self) -> dict[str, str]:
+        enum, getter = self.profile.backend_enum, self.profile.backend_getter
         if not enum:
-            return frozenset()
+            return {}
         for path in self.index.holding(f"class {enum}"):
             if not self.index.texts[path].finds(rf"^class {re.escape(enum)}\b"):
                 continue
             facts = self.index.facts(path)
             if facts is None or enum not in facts.classes:
                 continue
-            members = set()
+            questions: dict[str, str] = {}
             for method in facts.classes[enum].methods:
                 try:
                     body = facts.condition(f"{enum}.{method}")
                 except NotBoolean:
                     continue
                 if isinstance(body, Atom) and body.name.startswith(f"{enum}.") and body.name.endswith("== self"):
-                    members.add(method)
-            return frozenset(members)
-        return frozenset()
+                    member, question = body.name.removesuffix(" == self"), f"{getter}.{method}()"
+                    questions |= {f"{member} == {getter}": question, f"{getter} is {member}": question}
+            return questions
+        return {}
 
     @cached_property
     def backend_names(self) -> frozenset[str]:
@@ -487,6 +500,11 @@ class Policy:
                 if len(members) == len(parts) >= 2:
                     found[name] = (frozenset(members), Ref(path, name))
         return found
+
+
+def hides_arguments(call: ast.Call) -> bool:
+    """Whether a call has arguments that are not written out (`*args`, `**kwargs`)."""
+    return any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords)
 
 
 def bind(formula: Formula, values: Mapping[str, Formula], profile: Profile) -> Formula:

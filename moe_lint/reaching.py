@@ -34,6 +34,47 @@ def reaching(index: ProjectIndex, function: Ref, class_name: str | None, depth: 
     return disj(conditions)
 
 
+def handed_flags(index: ProjectIndex, function: Ref, class_name: str | None) -> dict[str, str]:
+    """Flag -> the parameter under which a method or function takes it: every call of it hands it that flag.
+
+    ``def _reduce(self, x, fuse)``, called as ``self._reduce(x, should_allreduce_fusion)``.
+    """
+    short, facts, flags = function.name.rsplit(".", 1)[-1], index.facts(function.path), index.profile.flag_names
+    if facts is None or short in ("forward", "__call__"):
+        return {}
+    _, params, _ = facts.header(function.name)
+    calls = {(path, call.span): call for path, call in index.calls_of(function)}
+    uses = _uses(index, short) if short == function.name else _count(index, function, class_name)
+    if not calls or len(calls) != uses:
+        return {}
+    order = [name for name in params if name != "self" and name not in facts.keyword_only(function.name)]
+    told: dict[str, set[str | None]] = {}
+    for call in calls.values():
+        given = zip(order, (a.text for a in call.arguments if a.keyword is None), strict=False)
+        passed = dict(given) | {a.keyword: a.text for a in call.arguments if a.keyword is not None}
+        for name in params:
+            told.setdefault(name, set()).add(flags.get(passed.get(name, "")))
+    own = {flags[name] for name in params if name in flags}
+    found = [(flag, name) for name, (flag, *others) in told.items() if flag is not None and not others]
+    named = {flag: name for flag, name in found if flag not in own}
+    return named if len(named) == sum(flag not in own for flag, _ in found) else {}  # two of one flag: which is asked?
+
+
+def _uses(index: ProjectIndex, name: str) -> int | None:
+    """How often a module-level function is called, its imports aside; None when it is named in any other way."""
+    count = 0
+    for path in index.holding(name):
+        for number in index.lines_of(path, name, whole=True):
+            line = index.line(path, number).strip()
+            calls = len(re.findall(rf"(?<![\w.]){re.escape(name)}\(", line))
+            if line.startswith((f"def {name}(", "from ", "import ")) or line.strip("\"',") == name:
+                continue  # alone on its line: part of an import, or of `__all__`
+            if not calls:
+                return None
+            count += calls
+    return count
+
+
 def _count(index: ProjectIndex, function: Ref, class_name: str | None) -> int | None:
     """How often a function is named, its definition aside; None when it can be named where it is not looked for."""
     outer, _, short = function.name.rpartition(".")

@@ -30,9 +30,9 @@ from moe_lint.helper import is_skip_predicate
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.local_predicates import opened
 from moe_lint.model import Axis, Route, SkipReason
-from moe_lint.policy import Policy
+from moe_lint.policy import Policy, bind
 from moe_lint.profile import Profile, matches
-from moe_lint.reaching import reaching
+from moe_lint.reaching import handed_flags, reaching
 
 
 class Site(Struct, frozen=True):
@@ -98,6 +98,8 @@ class FoundSite(Struct, frozen=True):
     post_experts: bool
     guard: Formula
     absorber: bool | None
+    #: flag -> the name under which the method takes it, where that is another
+    handed: tuple[tuple[str, str], ...] = ()
 
 
 def owner_of(site: Site | FoundSite) -> Ref:
@@ -107,7 +109,7 @@ def owner_of(site: Site | FoundSite) -> Ref:
 
 def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) -> FoundSite:
     """Everything about a site that does not depend on the helper. Raises ``RecursionError`` for too deep a guard."""
-    raw = opened(raw, path, index)
+    raw, handed = _in_flags(opened(raw, path, index), path, index)
     reached = conj(part.formula for part in raw.guard)
     if nests_too_deeply(reached):
         raise RecursionError
@@ -121,7 +123,28 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
     if post_experts:
         owner = Ref(path, raw.class_name if raw.class_name is not None else raw.function)
         absorber = index.has_absorber(owner)
-    return FoundSite(path, raw, post_experts, without_topology(reached, index.profile), absorber)
+    return FoundSite(path, raw, post_experts, without_topology(reached, index.profile), absorber, handed)
+
+
+def _in_flags(raw: RawSite, path: str, index: ProjectIndex) -> tuple[RawSite, tuple[tuple[str, str], ...]]:
+    """The site with each parameter that is a flag under another name called by the flag's."""
+    facts = index.facts(path)
+    if facts is None or raw.function not in facts.functions:
+        return raw, ()
+    params = set(facts.header(raw.function)[1]) - index.profile.flag_names.keys() - {"self"}
+    asked = re.compile(rf"(?<![\w.])(?:{'|'.join(sorted(map(re.escape, params)))})(?!\w)") if params else None
+    if asked is None or not any(asked.search(name) for part in raw.guard for name in atom_set(part.formula)):
+        return raw, ()
+    handed = handed_flags(index, Ref(path, raw.function), raw.class_name)
+    values = {parameter: Atom(flag) for flag, parameter in handed.items()}
+    if not values:
+        return raw, ()
+
+    def part(old: GuardPart) -> GuardPart:
+        operands = tuple((text, bind(formula, values, index.profile)) for text, formula in old.operands)
+        return replace(old, formula=bind(old.formula, values, index.profile), operands=operands)
+
+    return replace(raw, guard=tuple(map(part, raw.guard))), tuple(sorted(handed.items()))
 
 
 def _serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:
@@ -236,7 +259,9 @@ def _as_called(
 
 
 def _flags_in_scope(found: FoundSite, policy: Policy) -> tuple[tuple[str, str], ...]:
-    """Flags that the site could hand to the helper; all of them where the helper reads a published context.
+    """Flags that the site could hand to the helper.
+
+    All of them where the helper reads a published context, or is handed arguments that are not written out.
 
     A flag that was passed counts as the published one of its name: nothing in the block tells them apart, and to take
     them for two would make every guard on one differ. What rests on that is not proved: `held_by_name` tells which
@@ -244,8 +269,9 @@ def _flags_in_scope(found: FoundSite, policy: Policy) -> tuple[tuple[str, str], 
     """
     profile = policy.profile
     scope = {**_attributes_asked(found.raw, profile), **{profile.flag_names[name]: name for name in found.raw.flags}}
+    scope |= dict(found.handed)
     helper = policy.helper
-    if helper is not None and not helper.flags:
+    if helper is not None and (not helper.flags or policy.hides_flags(found.guard)):
         return tuple((flag.name, scope.get(flag.name, flag.name)) for flag in profile.flags)
     return tuple(sorted(scope.items()))
 

@@ -35,7 +35,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.launch import Configuration
 from moe_lint.local_predicates import meaning
 from moe_lint.model import Axis, Route, Span
-from moe_lint.policy import Policy
+from moe_lint.policy import Policy, bind
 from moe_lint.profile import Profile, matches
 from moe_lint.remembered import remembered
 from moe_lint.sites import Site, is_ownership, is_skip_atom
@@ -172,7 +172,7 @@ class Ways:
                 continue
             for span, origins in facts.paths(name).summed:
                 for before, holds in self._sums_in(origins, Ref(site.path, name)) if span == site.raw.span else ():
-                    shown = self._again(site, before, holds) if before is not site else None
+                    shown = self.again(site, before, holds) if before is not site else None
                     if shown is not None:
                         yield site, before, shown
 
@@ -198,15 +198,18 @@ class Ways:
             if site is not None:
                 yield site, conj(part.formula for part in site.raw.guard)
 
-    def _again(self, site: Site, before: Site, holds: Formula) -> Configuration | None:
-        """A configuration in which both sum over the same ranks, whatever else they ask."""
+    def again(self, site: Site, before: Site, holds: Formula, open: Iterable[str] = ()) -> Configuration | None:
+        """A configuration in which both sum over the same ranks, whatever else they ask.
+
+        ``open`` are conditions that may be such that both do.
+        """
         shared = self._over(before, site.axis) or self._over(site, before.axis)
         if before.axis == "other" or not shared:
             return None
-        both = conj((holds, *(part.formula for part in site.raw.guard)))
+        both = exists(conj((holds, *(part.formula for part in site.raw.guard))), sorted(open))
         facts = self.index.facts(site.path)
         params = facts.header(site.raw.function)[1] if facts is not None else ()
-        asked = [n for n in sorted(atom_set(both)) if n not in params and not self._tells(n, site.path)]
+        asked = [n for n in sorted(atom_set(both)) if n not in params and not self.tells(n, site.path)]
         try:
             certain = forall(both, asked)
             return self.policy.configuration(self.policy.with_helper(certain), before.axis, before.raw.collective)
@@ -366,15 +369,19 @@ class Ways:
         unknown = [
             name
             for name in sorted(atom_set(runs))
-            if not self._tells(name, function.path) or self._asks_for_one_rank(name, runs)
+            if not self.tells(name, function.path) or self._asks_for_one_rank(name, runs)
         ]
         unsummed = conj((reached, negate(exists(runs, unknown))))
         decided = [
             name
-            for name in sorted(atom_set(unsummed) - self.profile.flag_names.keys())
-            if name in params or _OWN.match(name) is not None or self._may_choose(name, function.path)
+            for name in sorted(atom_set(unsummed) - {*params, *self.profile.flag_names})
+            if _OWN.match(name) is not None or self._may_choose(name, function.path)
         ]
-        return forall(unsummed, decided)
+        unsummed = forall(unsummed, decided)
+        for name in params:  # also one that is handed to the helper
+            if name not in self.profile.flag_names and any(name in atom for atom in atom_set(unsummed)):
+                unsummed = conj(bind(unsummed, {name: value}, self.profile) for value in (TRUE, FALSE))
+        return unsummed
 
     def _no_backend(self, formula: Formula) -> dict[str, Formula]:
         """What the questions about the a2a backend in a formula are worth where none is in use."""
@@ -390,7 +397,7 @@ class Ways:
         return {name: TRUE if value else FALSE for name, value in told.items() if value is not None}
 
     @remembered
-    def _tells(self, atom: str, path: str) -> bool:
+    def tells(self, atom: str, path: str) -> bool:
         """Whether a condition of a reduction says something about the batch, the launch, the platform or the layer."""
         policy = self.policy
         return (
@@ -405,7 +412,7 @@ class Ways:
     @remembered
     def _may_choose(self, atom: str, path: str) -> bool:
         """Whether an option that is not known may decide a condition: it may be one that has an a2a backend sum."""
-        if self._tells(atom, path):
+        if self.tells(atom, path):
             return False
         found = (_NAME.match(atom), _OF_THE_LAUNCH.search(atom), _ANSWER.match(atom))
         spelled = any(one is not None for one in found)

@@ -271,3 +271,20 @@ def test_a_sum_in_a_function_that_serves_a_wrapper_is_after_the_experts_and_the_
         "_other": (False, "none", None),
     }
     assert [f.rule for f in report.findings if f.path.endswith("utils.py")] == []
+
+
+@pytest.mark.parametrize(("boundary", "expected"), [("make_boundary(self.mlp)", []), ("None", ["MOE307"])])
+def test_a_sum_that_is_left_out_is_lost_where_no_boundary_makes_up_for_it(
+    tmp_path: Path, boundary: str, expected: list[str]
+) -> None:
+    rows(tmp_path, f"if self.shared is None:\n    return x\n{WRAPPED}", ("Layer", "", boundary))
+    report = run(Options((str(tmp_path / "engine"),), load_profile("sglang")))
+    assert [finding.rule for finding in report.findings] == expected
+
+
+def test_no_sum_behind_a_boundary_that_sums_by_contract_is_routed_through_the_helper_unasked(tmp_path: Path) -> None:
+    rows(tmp_path, BARE, WHOLE)
+    (finding,) = run(Options((str(tmp_path / "engine"),), load_profile("sglang"))).findings
+    assert (finding.rule, finding.fix and finding.fix.safety.value) == ("MOE002", "unsafe")
+    assert finding.remedy is not None
+    assert finding.remedy.startswith("leave the sum to the layer boundary")

@@ -56,6 +56,17 @@ def test_safe_only_rewrites_what_keeps_its_behaviour_and_no_more(tmp_path: Path)
     assert HELPER_NAME in (complete / "models/x.py").read_text()
 
 
+def test_a_sum_over_ep_that_asks_for_tp_is_no_safe_fix(tmp_path: Path) -> None:
+    wrong = ROUTED.replace("self.tp_size", "self.ep_size").replace("tensor_model_parallel", "moe_expert_parallel")
+    root = write_tree(tmp_path, wrong)
+    (fix,) = [f.fix for f in run(Options((str(root),), load_profile("sglang"))).findings if f.rule == "MOE004"]
+    assert fix is not None
+    assert (fix.safety.value, fix.reason) == (
+        "unsafe",
+        "reduces for `should_use_flashinfer_cutlass_moe_fp4_allgather()`, too",
+    )
+
+
 def test_a_pair_is_fixed_together(tmp_path: Path) -> None:
     root = write_tree(tmp_path, PAIR)
     assert moe_lint("--fix", str(root)).exit_code == 0

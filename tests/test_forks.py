@@ -263,3 +263,51 @@ def test_flags_of_an_object_are_passed_on_as_the_guard_asks_for_them(tmp_path: P
     text = fixed(tree)
     assert "            use_reduce_scatter=ctx.use_reduce_scatter,\n" in text
     assert "            should_allreduce_fusion=ctx.should_allreduce_fusion,\n" in text
+
+
+# --- the helper's own names
+
+
+def reworded(tree: Path, *pairs: tuple[str, str]) -> None:
+    """Change the text of the helper's file."""
+    path = tree / "layers" / "moe" / "utils.py"
+    text = path.read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def with_own_flags(tree: Path) -> Path:
+    """The helper, and who asks it, with other names for its flags."""
+    reworded(tree, ("use_reduce_scatter", "scatter"), ("should_allreduce_fusion", "fuse"))
+    asked = (r"use_reduce_scatter=use", "scatter=use"), (r"should_allreduce_fusion=should", "fuse=should")
+    rewrite(tree / "models", *asked, (r"engine.layers.moe import \(", rf"\g<0>\n    {HELPER_NAME},"))
+    return tree
+
+
+def test_flags_that_the_helper_alone_calls_otherwise(tmp_path: Path) -> None:
+    tree = with_own_flags(write_tree(tmp_path, ROUTED))
+    assert document("json", "--no-cache", str(tree))["findings"] == []
+
+
+def test_a_fix_uses_the_names_of_the_helper(tmp_path: Path) -> None:
+    tree = with_own_flags(write_tree(tmp_path, FORGETFUL + ROUTED))
+    moe_lint("--fix", "--no-cache", "--select", "MOE001", str(tree))
+    assert (tree / "models" / "x.py").read_text().count("scatter=use_reduce_scatter") == 2
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "get_moe_a2a_backend() in (MoeA2ABackend.ALPHA, MoeA2ABackend.BETA)",
+        "get_moe_a2a_backend() is MoeA2ABackend.ALPHA or MoeA2ABackend.BETA == get_moe_a2a_backend()",
+    ],
+)
+def test_backends_that_are_compared_are_those_that_are_asked_for(tmp_path: Path, question: str) -> None:
+    asked = "    and not (get_moe_a2a_backend().is_alpha() or get_moe_a2a_backend().is_beta())\n"
+    first = "    and not use_reduce_scatter\n"
+    tree = write_tree(tmp_path, COMPLETE.replace(first, asked + first))
+    reworded(tree, ("    if should_use_dp_r", f"    if {question}:\n        return True\n    if should_use_dp_r"))
+    (finding,) = document("json", "--no-cache", str(tree))["findings"]
+    assert (finding["rule"], finding["relation"]) == ("MOE001", "equal")

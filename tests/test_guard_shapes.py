@@ -93,3 +93,17 @@ def test_asking_for_one_reason_only_is_not(tmp_path: Path, shape: str) -> None:
     report = judged(tmp_path, shape, "use_reduce_scatter")
     assert report.problems == ()
     assert {finding.rule for finding in report.findings} & {"MOE001", "MOE002"}
+
+
+HANDED = "flags = dict(use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion)\n"
+
+
+def test_flags_handed_over_as_a_mapping_are_not_forgotten(tmp_path: Path) -> None:
+    report = judged(tmp_path, f"{HANDED}if not ASK:\n    x = R(x)", f"{HELPER_NAME}(is_tp_path=True, **flags)")
+    assert (report.problems, report.findings) == ((), ())
+
+
+def test_what_a_guard_asks_beside_flags_in_a_mapping_is_compared(tmp_path: Path) -> None:
+    question = f"{HELPER_NAME}(is_tp_path=False, **flags)"
+    report = judged(tmp_path, f"{HANDED}if not ASK:\n    x = R(x)", question)
+    assert {finding.rule for finding in report.findings} & {"MOE004", "MOE007"}

@@ -178,3 +178,22 @@ def test_what_the_helper_asks_stays_a_condition_of_its_own(tmp_path: Path) -> No
     text = text.replace("use_reduce_scatter=scatter, should_allreduce_fusion=fuse", "")
     model.write_text(f"from engine.layers.moe.utils import published\n{text}")
     assert "MOE201" in [finding.rule for finding in found(root)]
+
+
+PROPERTY = "@property\ndef skips(self):\n    if self.tp_size == 1:\n        return True\n    return {body}"
+ASKS = f"{HELPER_NAME}(is_tp_path=True)"
+
+
+@pytest.mark.parametrize(("body", "rules"), [(ASKS, set()), ("should_use_dp_reduce_scatterv()", {"MOE001"})])
+def test_a_property_of_several_statements_is_what_it_answers(body: str, rules: set[str], tmp_path: Path) -> None:
+    root = tree(tmp_path, "self.skips", PROPERTY.replace("{body}", body))
+    assert {finding.rule for finding in found(root)} - {"MOE005"} == rules
+
+
+@pytest.mark.parametrize(("body", "rules"), [(ASKS, set()), ("should_use_dp_reduce_scatterv()", {"MOE001"})])
+def test_so_is_a_property_of_a_base(body: str, rules: set[str], tmp_path: Path) -> None:
+    root = tree(tmp_path, "self.skips", "def unused():\n    return None")
+    path = root / "models" / "x.py"
+    base = "class Base:\n" + "".join(f"    {line}\n" for line in PROPERTY.replace("{body}", body).splitlines())
+    path.write_text(path.read_text().replace("class XSparseMoeBlock:", f"{base}\n\nclass XSparseMoeBlock(Base):"))
+    assert {finding.rule for finding in found(root)} - {"MOE005"} == rules

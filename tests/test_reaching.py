@@ -7,6 +7,7 @@ from textwrap import dedent, indent
 
 import pytest
 
+from moe_lint import fixing
 from moe_lint.engine import Options, run
 from moe_lint.model import Report
 from moe_lint.profile import load_profile
@@ -110,3 +111,50 @@ def test_methods_that_call_each_other_come_to_an_end(tmp_path: Path) -> None:
     """
     reduce = REDUCE.replace("    return x", "    return self._again(x) if x.ndim > 3 else x")
     assert rules(tmp_path, f"if not {ASK}:\n    x = self._reduce(x)", again, reduce) == ["MOE002"]
+
+
+BY_OTHER_NAMES = f"""
+def _sum(self, x, fuse, *, scatter):
+    if self.tp_size > 1 and not {HELPER_NAME}(
+        is_tp_path=True, use_reduce_scatter=scatter, should_allreduce_fusion=fuse
+    ):
+        x = tensor_model_parallel_all_reduce(x)
+    return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "relation", "verdict"),
+    [
+        ("x = self._sum(x, should_allreduce_fusion, scatter=use_reduce_scatter)", "equal", "once"),
+        ("x = self._sum(x, x.ndim > 2, scatter=use_reduce_scatter)", "equal", "doubled"),
+        ("x = self._sum(x, use_reduce_scatter, scatter=use_reduce_scatter)", "equal", "doubled"),
+    ],
+)
+def test_flags_that_a_method_takes_under_other_names(tmp_path: Path, call: str, relation: str, verdict: str) -> None:
+    report = judged(tmp_path, call, BY_OTHER_NAMES)
+    assert [(row.relation, row.law.verdict) for row in report.rows if row.law is not None] == [(relation, verdict)]
+
+
+def test_a_guard_by_hand_on_flags_under_other_names_is_fixed_with_those(tmp_path: Path) -> None:
+    by_hand = BY_OTHER_NAMES.replace(
+        f"{HELPER_NAME}(\n        is_tp_path=True, use_reduce_scatter=scatter, should_allreduce_fusion=fuse\n    )",
+        "fuse and not scatter",
+    )
+    report = judged(tmp_path, "x = self._sum(x, should_allreduce_fusion, scatter=use_reduce_scatter)", by_hand)
+    (finding,) = report.findings
+    assert (finding.rule, finding.relation) == ("MOE001", "weaker")
+    options = Options((str(tmp_path),), SGLANG)
+    (fixed,) = fixing.fix(options, run(options), fixing.ALLOWED["default"]).fixed
+    assert "use_reduce_scatter=scatter" in fixed.after
+    assert "should_allreduce_fusion=fuse" in fixed.after
+
+
+@pytest.mark.parametrize(("more", "verdict"), [("", "once"), ("\nfinish = _sum\n", "doubled")])
+def test_a_function_takes_flags_under_other_names_where_each_call_is_known(
+    tmp_path: Path, more: str, verdict: str
+) -> None:
+    function = BY_OTHER_NAMES.replace("self, x", "ranks, x").replace("self.tp_size", "ranks")
+    call = "x = _sum(self.tp_size, x, should_allreduce_fusion, scatter=use_reduce_scatter)"
+    report = judged(tmp_path, call, more=function + more)
+    assert [row.law.verdict for row in report.rows if row.law is not None] == [verdict]

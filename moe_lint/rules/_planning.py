@@ -7,9 +7,10 @@ import re
 from msgspec import Struct
 from msgspec.structs import replace
 
+from moe_lint.absorbers import absorbers_of
 from moe_lint.facts import GuardPart
-from moe_lint.formula import TRUE, Formula, Relation, TooManyAtoms, atom_set, conj, disj, negate
-from moe_lint.model import FixPlan, Route, Safety, Span
+from moe_lint.formula import TRUE, Formula, Relation, TooManyAtoms, atom_set, conj, disj, negate, satisfiable
+from moe_lint.model import Axis, FixPlan, Route, Safety, Span
 from moe_lint.policy import Policy
 from moe_lint.rules._handing import HandedDown, hand_down
 from moe_lint.rules._wording import helper_arguments, helper_name, named, over_witness, under_witness
@@ -57,6 +58,9 @@ def plan_call(site: Site, context: Context) -> FixPlan | None:
     if len(parts) != 1 or len(policy.helper_calls(parts[0].formula)) != 1:
         return None
     safety, reason = _safety(site, policy)
+    regained = _regained(site, policy) if safety is Safety.SAFE else ()
+    if regained:
+        safety, reason = Safety.UNSAFE, f"reduces for {named(regained)}, too"
     return FixPlan(
         site.path,
         "call",
@@ -332,6 +336,8 @@ def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
     if site.relation is Relation.EQUAL:
         return Safety.SAFE, "the same decision in every state"
     told = site.absorber or site.route in (Route.INLINE, Route.HELPER)
+    if site.relation is Relation.WEAKER and site.absorber and not absorbers_of(policy).asked:
+        return Safety.UNSAFE, "the layer boundary takes sums by contract: this one may have to go instead"
     if site.relation is Relation.WEAKER and told:
         lacking = {*site.missing} - {*site.known_flags}
         unknown = tuple(flag.name for flag in policy.profile.flags if flag.name in lacking)
@@ -341,6 +347,24 @@ def _safety(site: Site, policy: Policy) -> tuple[Safety, str]:
     if site.relation is Relation.WEAKER:
         return Safety.UNSAFE, "no absorber was found around this block: the sum could be lost"
     return Safety.UNSAFE, under_witness(site, policy) or over_witness(site, policy) or "the decision changes"
+
+
+def _regained(site: Site, policy: Policy) -> tuple[str, ...]:
+    """For what a site that asks for the other axis does not reduce, and would if it asked for its own."""
+    asked: tuple[Axis, Axis] = ("TP", "EP")
+    reasons = {reason.text: reason.formula for axis in asked for reason in policy.reasons(axis)}
+    guard = policy.with_helper(without_ownership(site.guard, policy.profile))
+    skips = disj(reason.formula for reason in policy.reasons(site.axis, site.known_flags))
+    found = []
+    for text, formula in reasons.items():
+        alone = conj((formula, negate(skips)))
+        try:
+            skipped = satisfiable(alone) and not satisfiable(conj((alone, guard)))
+        except TooManyAtoms:
+            skipped = False
+        if skipped:
+            found.append(text)
+    return tuple(found)
 
 
 def _stay(flags: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from moe_lint.absorbers import absorbers_of
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route
 from moe_lint.rules._cases import BARE, ROUTED, block, case, experts, method, model, tree
@@ -46,8 +47,9 @@ class UnguardedReduction(Rule):
 
     The fix is corrective: it stops the reduction in the states in which somebody else sums. It passes the
     layer-context flags, and hands down those that are not in scope: the functions on the way get the parameter, False
-    by default, and the layer asks its communicator. Where that cannot be done surely the fix says why. Blocks
-    without an absorber are right as they are and are not reported (see MOE003).
+    by default, and the layer asks its communicator. Where that cannot be done surely the fix says why. Behind a
+    boundary that takes sums by contract the sum itself may be the mistake: there the fix is unsafe. Blocks without an
+    absorber are right as they are and are not reported (see MOE003).
     """
 
     code = "MOE002"
@@ -158,6 +160,9 @@ class UnguardedReduction(Rule):
 
     def check(self, context: Context) -> Iterable[Finding]:
         policy = context.policy
+        by_contract = (
+            "" if absorbers_of(policy).asked else "leave the sum to the layer boundary; or, if the block owns it, "
+        )
         for site in context.judged():
             if site.route is not Route.NONE or not site.absorber or site.relation is Relation.EQUAL:
                 continue
@@ -169,6 +174,6 @@ class UnguardedReduction(Rule):
                 f"`{site.raw.class_name or site.raw.function}`",
                 context,
                 witness=witness(site, policy),
-                remedy=f"guard it with `not {helper_call(site, policy)}`",
+                remedy=f"{by_contract}guard it with `not {helper_call(site, policy)}`",
                 fix=plan_guard(site, context),
             )

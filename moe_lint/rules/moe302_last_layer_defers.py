@@ -5,14 +5,16 @@ import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.callers import Built, Callers, Layer
-from moe_lint.expressions import dotted
-from moe_lint.formula import FALSE, Atom, TooManyAtoms, conj, satisfiable
+from moe_lint.expressions import NotBoolean, dotted
+from moe_lint.formula import FALSE, Atom, TooManyAtoms, atom_set, conj, satisfiable
 from moe_lint.index import Ref
+from moe_lint.local_predicates import answered
 from moe_lint.model import Finding, Route
 from moe_lint.profile import Flag
-from moe_lint.rules._cases import ASK, CALL, ROUTED, SETTLE, block, experts, layer_case
+from moe_lint.rules._cases import ASK, CALL, COMMUNICATOR, ROUTED, SETTLE, block, experts, layer_case
+from moe_lint.rules._central import at_definition, defined
 from moe_lint.rules._layers import deferring, defers, launch
-from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.base import Case, Context, Rule
 
 _MODEL = """
 class Model:
@@ -32,7 +34,27 @@ _SENDING_MODEL = _MODEL.replace(
     "if x._sglang_needs_allreduce_fusion:",
     "if not self.pp_group.is_last_rank and x._sglang_needs_allreduce_fusion:",
 )
+_BUILDING = """
+def make(config, layer_id):
+    return LayerCommunicator(config, is_last_layer=layer_id == config.num_hidden_layers - 1)
+"""
 _STAGES = "        self.layers =", "        self.pp_group = get_pp_group()\n        self.layers ="
+
+
+_ASKS = "return batch.fuse and not self.is_last_layer"
+_FIRST = """if self.is_last_layer:
+            return False
+        return batch.fuse"""
+_BY_A_METHOD = """return batch.fuse and self.follows()
+
+    def follows(self):
+        return not self.is_last_layer"""
+
+
+def _promising(name: str, old: str, new: str) -> Case:
+    """A tree whose communicator promises otherwise."""
+    told = layer_case(name, block(experts(ROUTED)), layer=ASK + CALL + SETTLE)
+    return Case(name, {**told.files, "engine/layers/communicator.py": COMMUNICATOR.replace(old, new)})
 
 
 class LastLayerDefers(Rule):
@@ -55,7 +77,8 @@ class LastLayerDefers(Rule):
 
     Layers count from 0: the index of the last one is not the number of layers.
 
-    A model that settles the marked tensor itself behind its layers is not reported. Reported at the constructor call.
+    A model that settles the marked tensor itself behind its layers is not reported. Reported at the constructor call,
+    or at the communicator's promise where that is told which layer is the last and never asks.
     There is no fix: what makes a layer the last one (the number of layers, a next-token head) is the model's to say.
     """
 
@@ -69,6 +92,17 @@ class LastLayerDefers(Rule):
             communicator="LayerCommunicator(config, is_last_layer=layer_id + 1 == config.num_hidden_layers)",
             layer=ASK + CALL + SETTLE,
         ),
+        layer_case(
+            "told-by-a-function-that-builds-it",
+            block(experts(ROUTED)),
+            _BUILDING,
+            communicator="make(config, layer_id)",
+            layer=ASK + CALL + SETTLE,
+        ),
+        _promising(
+            "asked-before", _ASKS, "if self.is_last_layer:\n            return False\n        return batch.fuse"
+        ),
+        _promising("asked-by-a-method", _ASKS, _BY_A_METHOD),
         layer_case(
             "never-deferred",
             block(experts(ROUTED)),
@@ -96,6 +130,15 @@ class LastLayerDefers(Rule):
     )
     INVALID = (
         layer_case(
+            "not-told-by-a-function-that-builds-it",
+            block(experts(ROUTED)),
+            _BUILDING.replace("layer_id == config.num_hidden_layers - 1", "is_last_layer").replace(
+                "layer_id)", "is_last_layer=False)"
+            ),
+            communicator="make(config)  # <- MOE302",
+            layer=ASK + CALL + SETTLE,
+        ),
+        layer_case(
             "not-told",
             block(experts(ROUTED)),
             communicator="LayerCommunicator(config, allow_reduce_scatter=True)  # <- MOE302",
@@ -106,6 +149,11 @@ class LastLayerDefers(Rule):
             block(experts(ROUTED)),
             communicator="LayerCommunicator(config, is_last_layer=layer_id == config.num_hidden_layers)  # <- MOE302",
             layer=ASK + CALL + SETTLE,
+        ),
+        _promising(
+            "never-asked",
+            f"(self, batch):\n        {_ASKS}",
+            "(self, batch):  # <- MOE302\n        return batch.fuse",
         ),
         layer_case(
             "told-that-it-never-is",
@@ -132,9 +180,18 @@ class LastLayerDefers(Rule):
         callers = context.callers
         told: set[tuple[str, int]] = set()
         for flag in context.index.profile.flags:
-            for layer in callers.layers if flag.last else ():
-                if not defers(callers, layer, flag) or _settled(context, layer):
-                    continue
+            layers = [one for one in callers.layers if flag.last and defers(callers, one, flag)]
+            layers = [one for one in layers if not _settled(context, one)]
+            for promise, kept in _unasking(flag, context) if layers else ():
+                yield at_definition(
+                    self,
+                    promise,
+                    f"`{flag.predicate}` never asks `self.{kept}`: the last layer defers its sum, too, nobody follows "
+                    f"to sum, and each rank keeps its own partial sum{launch(context, Atom(flag.name))}",
+                    context,
+                    remedy=f"answer no where `self.{kept}` holds",
+                )
+            for layer in layers:
                 for built, how in _untold(callers, layer, flag):
                     if (built.path, built.call.span.line) in told:
                         continue
@@ -156,6 +213,26 @@ class LastLayerDefers(Rule):
                     )
 
 
+def _unasking(flag: Flag, context: Context) -> Iterator[tuple[Ref, str]]:
+    """The promises of a communicator that is told which layer is the last and does not ask, and where it keeps that."""
+    index = context.index
+    for promise in defined(flag.predicate, context) if flag.predicate else ():
+        owner = Ref(promise.path, promise.name.rpartition(".")[0])
+        constructor, facts = index.method(owner, "__init__"), index.facts(promise.path)
+        home = index.facts(constructor.path) if constructor is not None else None
+        if constructor is None or facts is None or home is None:
+            continue
+        kept = re.findall(rf"self\.(\w+) = {flag.last}$", home.function_text(constructor.name), re.MULTILINE)
+        try:
+            asked = atom_set(answered(facts.condition(promise.name), owner.name, promise.path, index))
+        except NotBoolean:
+            continue
+        # what is asked of the base, or of a method that cannot be read, may know it
+        if len(kept) == 1 and asked and not any(f"self.{kept[0]}" in name or "super()" in name for name in asked):
+            if not any(re.match(r"self\.\w+\(", name) for name in asked):
+                yield promise, kept[0]
+
+
 def _untold(callers: Callers, layer: Layer, flag: Flag) -> Iterator[tuple[Built, str]]:
     """The communicators that are not told which layer is the last, though they could be, and how they are built."""
     for built in layer.absorbers:
@@ -166,11 +243,23 @@ def _untold(callers: Callers, layer: Layer, flag: Flag) -> Iterator[tuple[Built,
         conduct = callers.conduct(constructor) if constructor is not None else None
         if constructor is None or conduct is None or flag.last not in conduct.params:
             continue
+        if _factory_tells(callers, built, layer, flag.last):
+            continue
         given = {b.parameter: b.passed for b in callers.bind(built.call, constructor, skip_first=True)}
         if flag.last not in given or given[flag.last].literal is False:
             yield built, f"without `{flag.last}`"
         elif _is_never_true(given[flag.last].text):
             yield built, f"with `{flag.last}={given[flag.last].text}`, which holds for no layer: they count from 0"
+
+
+def _factory_tells(callers: Callers, built: Built, layer: Layer, last: str) -> bool:
+    """Whether a function of the tree builds the communicator, and knows by itself which layer is the last."""
+    own = callers.index.method(layer.owner, built.call.callee.removeprefix("self."))
+    factory = own if built.call.callee.startswith("self.") else callers.index.resolve(built.path, built.call.callee)
+    facts = callers.index.facts(factory.path) if factory is not None else None
+    if factory is None or facts is None or factory.name not in facts.functions:
+        return False
+    return last not in facts.header(factory.name)[1] and last in facts.function_text(factory.name)
 
 
 def _is_never_true(text: str) -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from moe_lint.absorbers import absorbers_of
 from moe_lint.builders import builders
 from moe_lint.formula import Relation
 from moe_lint.index import Ref
@@ -41,6 +42,14 @@ if self.shared is not None:
 """
 
 
+_FLAGS_BY_OTHER_NAMES = """
+if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+    is_tp_path=True, use_reduce_scatter=scatter, should_allreduce_fusion=fuse
+):
+    x = tensor_model_parallel_all_reduce(x)
+"""
+
+
 class PathWithoutReduction(Rule):
     """On one path a block hands on what its experts returned without the sum that its other paths make.
 
@@ -71,8 +80,9 @@ class PathWithoutReduction(Rule):
     Also reported: a reduction whose result is not what the block returns, one that asks for more than one rank of
     another group than it sums over, a path that sums over one axis of two, and a block that layers tell by a flag when
     to leave its sum, but that makes none. Not reported: paths of an a2a backend, whose combine has summed; what the
-    caller decides by an argument or a switch of the block (`self.fast`), or an option that is not known; what is handed
-    to a function that cannot be followed; a block that is told nothing and never sums. Reported at the `return`, or at
+    caller decides by an argument or a switch of the block (`self.fast`), or an option that is not known; blocks behind
+    a boundary that takes sums by contract; what is handed to a function that cannot be followed; a block that is told
+    nothing and never sums. Reported at the `return`, or at
     the reduction where that is what a condition holds back. There is no fix.
     """
 
@@ -97,6 +107,11 @@ class PathWithoutReduction(Rule):
             experts("\nif x.shape[0] == 0:\n    return x", "routed", "x"),
         ),
         case("reduced-in-a-method", method("return self.reduced(self.experts(x))"), method(BARE, "reduced", "x")),
+        case(
+            "flags-by-other-names",
+            experts("x = self.reduced(x, should_allreduce_fusion, scatter=use_reduce_scatter)"),
+            method(_FLAGS_BY_OTHER_NAMES, "reduced", "x, fuse, *, scatter"),
+        ),
         case(
             "the-engine-answers",
             experts("if ranks_of(mesh, AXIS) // ranks_of(mesh) > 1:\n    return x\n" + BARE.strip()),
@@ -161,6 +176,8 @@ class PathWithoutReduction(Rule):
         for owner, axes in ways.blocks():
             if any(_left_to_boundaries(site, context) for site in axes.values()):
                 continue
+            if not absorbers_of(context.policy).asked and any(site.absorber for site in axes.values()):
+                continue  # a boundary that sums by contract makes up for any sum that is left out
             asked = [(axis, site, site.raw.collective) for axis, site in axes.items()]
             if ways.leaves_out_an_axis(axes):
                 asked.append(("EP", next(iter(axes.values())), ""))

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from moe_lint.facts import CallResult
+from moe_lint.formula import atom_set
+from moe_lint.index import Ref
+from moe_lint.launch import Configuration
 from moe_lint.model import Finding, Related
-from moe_lint.rules._cases import BARE, ROUTED, case, experts, method
+from moe_lint.rules._cases import ASK, BARE, CALL, ROUTED, SETTLE, block, case, experts, layer_case, method
+from moe_lint.rules._layers import block_sums
 from moe_lint.rules.base import Case, Context, Rule
+from moe_lint.sites import Site
 
 _MARKED = BARE.rstrip() + "  # <- MOE309"
 _PAIR = """
@@ -14,6 +20,10 @@ if self.tp_size > 1:
     x = moe_tensor_model_parallel_all_reduce(x)
 """
 _WHOLE = case("", experts(_PAIR.replace("moe_tensor", "tensor").rstrip() + "  # <- MOE309"), absorber=False)
+_IN_THE_LAYER = """
+if not should_allreduce_fusion and not use_reduce_scatter:
+    x = tensor_model_parallel_all_reduce(x)  # <- MOE309
+"""
 _NARROW = """
 def moe_tensor_model_parallel_all_reduce(x):
     return get_moe_tp_group().all_reduce(x)
@@ -38,7 +48,8 @@ class ReducedTwice(Rule):
         x = self.experts(x) + self.shared_experts(x)
         x = tensor_model_parallel_all_reduce(x)
 
-    Not reported: an EP and a TP sum of one tensor, which are over different ranks, and sums that run under opposite
+    So is a layer that sums what its block has summed. Not reported: an EP and a TP sum of one tensor, which are over
+    different ranks, and sums that run under opposite
     conditions. Reported at the second sum. There is no fix: which of the two may go is for the model to say.
     """
 
@@ -79,6 +90,11 @@ class ReducedTwice(Rule):
             ),
             absorber=False,
         ),
+        layer_case(
+            "left-to-the-layer",
+            block(experts(ROUTED)),
+            layer=ASK + "x = self.mlp(x, True, use_reduce_scatter)" + _IN_THE_LAYER.partition("  #")[0] + SETTLE,
+        ),
         case(
             "attention-before",
             method("x = tensor_model_parallel_all_reduce(self.attention(x))\nx = self.experts(x)\n" + BARE.strip()),
@@ -86,6 +102,7 @@ class ReducedTwice(Rule):
         ),
     )
     INVALID = (
+        layer_case("in-the-block-and-in-the-layer", block(experts(ROUTED)), layer=ASK + CALL + _IN_THE_LAYER + SETTLE),
         case("in-a-row", experts(BARE.strip() + "\nx = x.view(-1)" + _MARKED), absorber=False),
         case(
             "a-term-before-it-joins",
@@ -110,16 +127,51 @@ class ReducedTwice(Rule):
 
     def check(self, context: Context) -> Iterable[Finding]:
         told = set()
-        for site, before, shown in context.ways.summed_before():
+        for site, before, shown in (*context.ways.summed_before(), *_behind_blocks(context)):
             if (site.path, site.raw.span) in told:
                 continue
             told.add((site.path, site.raw.span))
-            term = "what it is handed" if site.raw.operand == before.raw.target else "a term of what it is handed"
+            whole = site.raw.operand == before.raw.target or site.raw.function != before.raw.function
+            term = "what it is handed" if whole else "a term of what it is handed"
             yield self.finding(
                 site,
-                f"{term} was summed over these ranks before, on line {before.raw.span.line}: this all-reduce counts "
+                f"{term} was summed over these ranks before, {_where(before, site)}: this all-reduce counts "
                 f"it once more for every rank (for example {shown})",
                 context,
                 related=(Related(before.path, before.raw.span.line, "summed here"),),
                 remedy="sum once, behind everything that the ranks share",
             )
+
+
+def _where(before: Site, site: Site) -> str:
+    inside = before.raw.class_name in (None, site.raw.class_name)
+    return f"on line {before.raw.span.line}" if inside else f"by `{before.raw.class_name}`"
+
+
+def _behind_blocks(context: Context) -> Iterator[tuple[Site, Site, Configuration]]:
+    """Sums that a layer makes of what its block has summed: (again, before, when)."""
+    callers, ways = context.callers, context.ways
+    own = {Ref(site.path, site.raw.function) for site in context.judged()}
+    for _, start, edge in callers.calls:
+        function, facts = edge.frame.function, context.index.facts(edge.frame.path)
+        hidden = any(bound.passed.hides for bound in edge.bound)
+        if function not in own or edge.built is None or start != edge.frame or facts is None or hidden:
+            continue
+        handed = {
+            span
+            for span, origins in facts.paths(function.name).summed
+            if any(isinstance(one, CallResult) and one.callee == edge.call.callee for one in origins)
+        }
+        sites = [s for s in context.judged() if Ref(s.path, s.raw.function) == function and s.raw.span in handed]
+        for site in sites:
+            asked = {name for part in site.raw.guard for name in atom_set(part.formula)}
+            for found in block_sums(callers, edge):
+                # what the block asks of itself is not what the layer asks of itself
+                inside = atom_set(found.condition) - atom_set(edge.target.holds)
+                free = {name for name in inside if not ways.tells(name, found.site.path)}
+                if not found.site.post_experts or free & asked:
+                    continue
+                free |= {name for name in atom_set(edge.target.holds) if not ways.tells(name, site.path)}
+                shown = ways.again(site, found.site, found.condition, free)
+                if shown is not None:
+                    yield site, found.site, shown

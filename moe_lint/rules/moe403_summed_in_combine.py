@@ -13,7 +13,7 @@ from moe_lint.rules._cases import ROUTED, UTILS, experts, method, model
 from moe_lint.rules._central import asked_by_helper, at_definition, engine, unread
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Context, Rule
-from moe_lint.sites import Site, asked_before
+from moe_lint.sites import Site, asked_before, owner_of
 
 _DISPATCHER = """\
 from engine.distributed import get_tp_group
@@ -40,6 +40,9 @@ _SPREAD = model(
     method("x = self.experts(x)", name="forward_spread", parameters="x"),
 )
 _BY_CLASS = _SPREAD.replace("{test}", "is_deepep_class_backend()")
+_MIXED = _BY_CLASS.replace("class Block:", "class Block(Reduced):").replace(
+    "    def forward_normal", "\nclass Reduced:\n    def forward_normal"
+)
 _BY_HAND = _SPREAD.replace("{test}", "get_moe_a2a_backend().is_mori()")
 _ALL_KNOWN = _BOTH_AXES.replace(
     "    if should_use_dp_reduce_scatterv():", "    if is_deepep_class_backend() or should_use_dp_reduce_scatterv():"
@@ -87,6 +90,7 @@ class SummedInCombine(Rule):
         engine("no-sum-in-the-dispatcher"),
         engine("backends-that-the-helper-knows", utils=_ALL_KNOWN, models__spread=_BY_CLASS),
         engine("every-block-asks-for-the-backend", models__pretend=_BY_CLASS, models__spread=_BY_CLASS),
+        engine("a-derived-class-asks-for-the-backend", models__pretend=_MIXED, models__spread=_BY_CLASS),
         engine("a-backend-of-no-family", models__spread=_SPREAD.replace("{test}", "get_moe_a2a_backend().is_own()")),
         engine(
             "an-a2a-backend-that-the-helper-knows",
@@ -225,15 +229,19 @@ def _broken(found: CombineSum, axis: Axis, context: Context) -> Formula | None:
 def _by_what_they_ask(context: Context) -> tuple[list[list[Site]], list[list[Site]]]:
     """The blocks that ask the helper and nothing about the a2a backend; those that ask about it themselves.
 
-    Of a block behind a boundary that takes sums by contract it is not told who sums.
+    Of a block behind a boundary that takes sums by contract it is not told who sums. A base may leave the question to
+    the classes derived from it, and they to their base.
     """
     policy, index = context.policy, context.index
     words = (policy.profile.backend_getter.partition("(")[0], *policy.backend_classes())
     asking: list[list[Site]] = []
     others: list[list[Site]] = []
     for block in groups(context):
-        facts = index.facts(block[0].path)
-        if facts is not None and any(facts.holds(block[0].raw.class_name or "", word) for word in words):
+        owner = owner_of(block[0])
+        family = {ref for one in (owner, *index.subclasses(owner)) for ref in index.mro(one)}
+        held = ((index.facts(ref.path), ref.name) for ref in family)
+        known = [(facts, name) for facts, name in held if facts is not None and name in facts.classes]
+        if any(facts.holds(name, word) for facts, name in known for word in words):
             others.append(block)
         elif all(site.route in (Route.HELPER, Route.WRAPPER) for site in block) and (
             absorbers_of(policy).asked or not any(site.absorber for site in block)

@@ -10,6 +10,7 @@ from moe_lint.facts import GroupChoice
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, TooManyAtoms, assign, atom_set, conj, exists, negate
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
+from moe_lint.local_predicates import answered
 from moe_lint.model import Confidence, Finding, Related, Route
 from moe_lint.profile import Flag
 from moe_lint.rules._central import at_definition, defined, engine
@@ -147,6 +148,18 @@ class OneSumOfTwo(Rule):
             "settings.fusion and not (get_parallel().moe_ep_size > 1 and get_parallel().moe_tp_size > 1)",
         ),
         _fused(
+            "not-promised-with-two-groups-by-a-method",
+            _EITHER,
+            "settings.fusion and not self.spans_two(get_parallel())",
+            calls="""
+    @staticmethod
+    def spans_two(parallel):
+        if parallel.moe_ep_size <= 1:
+            return False
+        return parallel.moe_tp_size > 1
+""",
+        ),
+        _fused(
             "both-merged-before-the-choice",
             """
             parallel = get_parallel()
@@ -265,7 +278,8 @@ class OneSumOfTwo(Rule):
         if facts is None:
             return
         try:
-            promised = facts.condition(promise.name)
+            owner = promise.name.rpartition(".")[0] or None
+            promised = answered(facts.condition(promise.name), owner, promise.path, context.index)
         except NotBoolean:
             return
         if any(name.startswith(f"super().{flag.predicate}(") for name in atom_set(promised)):
