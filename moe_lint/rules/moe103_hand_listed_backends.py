@@ -11,7 +11,7 @@ from moe_lint.launch import Configuration
 from moe_lint.model import Axis, Confidence, Finding, Related, Severity
 from moe_lint.policy import Policy
 from moe_lint.rules._backends import groups, question, runs_with
-from moe_lint.rules._cases import UTILS, case, experts, layer_case, method
+from moe_lint.rules._cases import BARE, UTILS, case, experts, layer_case, method
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site, owner_of
@@ -231,6 +231,13 @@ class HandListedBackends(Rule):
     )
     INVALID = (
         case(
+            "through-another-method",
+            method(_BY_MEMBERS.format(mark="  # <- MOE103")),
+            method("return self.summed(self.experts(x))", "forward_normal"),
+            method(BARE, "summed", "x"),
+            _DEEPEP,
+        ),
+        case(
             "one-of-another-family-listed-too",
             method(
                 """
@@ -344,7 +351,7 @@ class HandListedBackends(Rule):
             return
         for group in groups(context):
             site = group[0]
-            reducing = {member.method for member in group}
+            reducing = _reducing(group, context)
             for test in _tests(site, reducing, context):
                 if not (test.leaves or test.chooses & reducing):
                     continue
@@ -426,7 +433,25 @@ def _tests(site: Site, reducing: set[str], context: Context) -> Iterable[Backend
     facts = context.index.facts(site.path)
     if facts is None or site.raw.class_name is None:
         return
-    calls = rf"self\.(?:{'|'.join(sorted(reducing)) or '(?!)'})\("
+    calls = _calls(reducing)
     for name in facts.functions_in(site.raw.class_name):
         if name.rsplit(".", 1)[-1] in reducing or facts.matches(name, calls):
             yield from facts.function(name).backend_tests
+
+
+def _calls(methods: set[str]) -> str:
+    return rf"self\.(?:{'|'.join(sorted(methods)) or '(?!)'})\("
+
+
+def _reducing(group: Iterable[Site], context: Context) -> set[str]:
+    """The methods of a class that hold its reductions, and those beside `forward` that hand the output on to them."""
+    found = {site.method for site in group}
+    path, owner = next((site.path, site.raw.class_name) for site in group)
+    facts = context.index.facts(path)
+    names = facts.functions_in(owner) if facts is not None and owner is not None else ()
+    while facts is not None:
+        calling = {name.rsplit(".", 1)[-1] for name in names if facts.matches(name, _calls(found))} - {"forward"}
+        if calling <= found:
+            break
+        found |= calling
+    return found

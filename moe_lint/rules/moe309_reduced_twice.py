@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.facts import CallResult
@@ -10,7 +11,9 @@ from moe_lint.model import Finding, Related
 from moe_lint.rules._cases import ASK, BARE, CALL, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import block_sums
 from moe_lint.rules.base import Case, Context, Rule
-from moe_lint.sites import Site
+from moe_lint.sites import Site, owner_of
+
+_OWN = re.compile(r"self\.\w+$")
 
 _MARKED = BARE.rstrip() + "  # <- MOE309"
 _PAIR = """
@@ -95,6 +98,15 @@ class ReducedTwice(Rule):
             block(experts(ROUTED)),
             layer=ASK + "x = self.mlp(x, True, use_reduce_scatter)" + _IN_THE_LAYER.partition("  #")[0] + SETTLE,
         ),
+        layer_case(
+            "whoever-builds-the-block-decides",
+            block(
+                experts(ROUTED.replace("self.tp_size > 1", "self.sums and self.tp_size > 1")),
+                init="self.experts = FusedMoE(config)\nself.sums = sums",
+            ).replace("self, config)", "self, config, sums)"),
+            build="self.mlp = Block(config, sums=config.sums)",
+            layer=ASK + CALL + _IN_THE_LAYER.partition("  #")[0] + SETTLE,
+        ),
         case(
             "attention-before",
             method("x = tensor_model_parallel_all_reduce(self.attention(x))\nx = self.experts(x)\n" + BARE.strip()),
@@ -169,9 +181,17 @@ def _behind_blocks(context: Context) -> Iterator[tuple[Site, Site, Configuration
                 # what the block asks of itself is not what the layer asks of itself
                 inside = atom_set(found.condition) - atom_set(edge.target.holds)
                 free = {name for name in inside if not ways.tells(name, found.site.path)}
+                free -= {name for name in free if _is_given(name, owner_of(found.site), context)}
                 if not found.site.post_experts or free & asked:
                     continue
                 free |= {name for name in atom_set(edge.target.holds) if not ways.tells(name, site.path)}
                 shown = ways.again(site, found.site, found.condition, free)
                 if shown is not None:
                     yield site, found.site, shown
+
+
+def _is_given(atom: str, owner: Ref, context: Context) -> bool:
+    """Whether whoever builds a block decides a condition of it (`self.sums = sums`)."""
+    given = context.index.attributes(owner, atom.removeprefix("self.")) if _OWN.match(atom) else ()
+    headers = ((context.index.facts(path), fact) for path, fact in given)
+    return any(facts is not None and fact.alias in facts.header(fact.function)[1] for facts, fact in headers)
