@@ -378,8 +378,14 @@ class Ways:
         """What the questions about the a2a backend in a formula are worth where none is in use."""
         getter = self.profile.backend_getter
         none = f"{getter}.is_none()"
-        asked = (name for name in atom_set(formula) if getter and name.startswith(f"{getter}."))
-        return {name: TRUE if name == none else FALSE for name in asked}
+        names = atom_set(formula)
+        asked = {name for name in names if getter and name.startswith(f"{getter}.")}
+        return {name: TRUE if name == none else FALSE for name in sorted(asked | (names & self._backend_questions))}
+
+    @cached_property
+    def _backend_questions(self) -> frozenset[str]:
+        """The tree's own questions whether one of some a2a backends is in use."""
+        return frozenset(f"{name}()" for name in self.policy.backend_classes())
 
     def _several(self, formula: Formula, group: str | None) -> dict[str, Formula]:
         """What the questions about the size of a group are worth where there is something to sum over it."""
