@@ -34,7 +34,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.launch import Configuration
 from moe_lint.local_predicates import meaning
 from moe_lint.model import Axis, Route, Span
-from moe_lint.policy import Policy
+from moe_lint.policy import Policy, bind
 from moe_lint.profile import Profile, matches
 from moe_lint.ranks import by_getters, group_of
 from moe_lint.remembered import remembered
@@ -354,6 +354,9 @@ class Ways:
         class_name = owner.name if "." in function.name else None
         reached = by_getters(meaning(out.condition, class_name, function.path, self.index), owner, self.index)
         runs = disj(by_getters(conj(part.formula for part in site.raw.guard), owner, self.index) for site in sums)
+        own = [name for name in params if name not in self.profile.flag_names]  # a flag may have another name here
+        left = {name: TRUE if given else FALSE for name in own if (given := defaults.get(name)) is not None}
+        reached, runs = bind(reached, left, self.profile), bind(runs, left, self.profile)
         reached = replace_atoms(reached, self._no_backend(reached))
         if reached == FALSE:
             return FALSE
@@ -380,6 +383,9 @@ class Ways:
             decided = name in params or _OWN.match(name) is not None or self._may_choose(name, function.path)
             if decided and name not in self.profile.flag_names:
                 unsummed = conj((assign(unsummed, name, TRUE), assign(unsummed, name, FALSE)))
+        for name in own:
+            if any(re.search(rf"\b{name}\b", call) for call in self.policy.helper_calls(unsummed)):
+                unsummed = conj(bind(unsummed, {name: one}, self.profile) for one in (TRUE, FALSE))
         return unsummed
 
     def _no_backend(self, formula: Formula) -> dict[str, Formula]:

@@ -169,7 +169,8 @@ def _slips(edge: Edge, context: Context) -> list[_Slip]:
         wanted = spellings.get(bound.parameter)
         if wanted is None and passed.text not in known.values():
             continue
-        flags = atom_set(passed.formula) & set(spellings.values()) if passed.formula is not None else frozenset()
+        told = context.callers.told(edge.frame, passed.formula) if passed.formula is not None else TRUE
+        flags = atom_set(told) & set(spellings.values())
         carried = next(iter(flags)) if len(flags) == 1 else None
         if wanted is not None and passed.literal is None and wanted not in flags:
             if carried is not None or _is_no_flag(passed.text, edge, context):
