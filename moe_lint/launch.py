@@ -154,6 +154,10 @@ class Space(Struct, frozen=True, dict=True):
         last = text.rsplit(".", 1)[-1]
         return next((size.name for size in self.sizes if _matches(last, size.names)), None)
 
+    def spelled(self, size: str) -> str:
+        """How a condition may name a size."""
+        return next(one.names[0] for one in self.sizes if one.name == size)
+
     # --- what a condition means
 
     def meaning(self, atom: str) -> tuple[Test, frozenset[str]] | None:

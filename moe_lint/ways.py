@@ -37,6 +37,7 @@ from moe_lint.local_predicates import meaning
 from moe_lint.model import Axis, Route, Span
 from moe_lint.policy import Policy, bind
 from moe_lint.profile import Profile, matches
+from moe_lint.ranks import by_getters, group_of
 from moe_lint.remembered import remembered
 from moe_lint.sites import Site, is_ownership, is_skip_atom
 
@@ -104,13 +105,14 @@ class Ways:
     def blocks(self) -> Iterator[tuple[Ref, dict[Axis, Site]]]:
         """Every class that sums its experts' output on some way through `forward`, or is derived from one that does.
 
-        With an axis goes one of the sums over it. None in a tree in which nothing says who else could sum.
+        With an axis goes one of the sums over it; with "other" one over a known group of other ranks. None in a tree in
+        which nothing says who else could sum.
         """
         if self.policy.helper is None:
             return
         holders: dict[Ref, list[Site]] = {}
         for site in self.sites.values():
-            if site.raw.class_name is not None and _is_own(site):
+            if site.raw.class_name is not None and _is_of_block(site) and self.group(site) is not None:
                 holders.setdefault(Ref(site.path, site.raw.class_name), []).append(site)
         for owner in sorted({one for holder in holders for one in (holder, *self.index.subclasses(holder))}):
             family = self.index.mro(owner)
@@ -142,15 +144,18 @@ class Ways:
             if left.param is None:
                 yield left.way
 
-    def shown(self, way: Way, axis: Axis, collective: str = "") -> Configuration | None:
+    def shown(self, way: Way, axis: Axis, collective: str = "", fewer: str = "") -> Configuration | None:
         """A configuration in which a way leaves without its sum although nobody else makes it; None where none is.
 
-        ``collective`` is the one that would have summed over that axis.
+        ``collective`` is the one that would have summed over that axis; ``fewer`` a group over which somebody sums: it
+        has fewer ranks then.
         """
         policy, launch = self.policy, self.profile.launch
         skips = disj(reason.formula for reason in policy.reasons(axis)) if policy.helper else FALSE
         lost = policy.opened(conj((policy.with_helper(way.condition), negate(skips))))
         group = launch.group_of(collective, axis)
+        if fewer and group is not None:
+            lost = conj((lost, Atom(f"{launch.spelled(fewer)} < {launch.spelled(group)}")))
         lost = replace_atoms(lost, {**self._no_backend(lost), **self._several(lost, group)})
         if lost == FALSE:
             return None
@@ -318,13 +323,16 @@ class Ways:
         """Whether a reduction sums over an axis, or over all ranks."""
         if site.axis == axis or site.raw.collective in self.profile.wrappers:
             return True
-        launch = self.profile.launch
-        return self._tells_groups_apart and launch.group_of(site.raw.collective, site.axis) == launch.group_of("", "TP")
+        return self._tells_groups_apart and self.group(site) == self.profile.launch.group_of("", "TP")
+
+    def group(self, site: Site) -> str | None:
+        """The size of the group that a reduction sums over."""
+        return group_of(site.raw, site.path, self.index)
 
     def leaves_out_an_axis(self, sums: Mapping[Axis, Site]) -> bool:
         """Whether a block's sums are over the ranks that share an expert only: other experts are on other ranks."""
         whole = self.profile.launch.group_of("", "TP")
-        groups = [self.profile.launch.group_of(site.raw.collective, axis) for axis, site in sums.items()]
+        groups = [self.group(site) for site in sums.values()]
         wrapped = any(site.raw.collective in self.profile.wrappers for site in sums.values())
         return "EP" not in sums and whole not in groups and not wrapped
 
@@ -348,8 +356,11 @@ class Ways:
         assert facts is not None
         _, params, defaults = facts.header(function.name)
         class_name = owner.name if "." in function.name else None
-        reached = meaning(out.condition, class_name, function.path, self.index)
-        runs = disj(conj(part.formula for part in site.raw.guard) for site in sums)
+        reached = by_getters(meaning(out.condition, class_name, function.path, self.index), owner, self.index)
+        runs = disj(by_getters(conj(part.formula for part in site.raw.guard), owner, self.index) for site in sums)
+        own = [name for name in params if name not in self.profile.flag_names]  # a flag may have another name here
+        left = {name: TRUE if given else FALSE for name in own if (given := defaults.get(name)) is not None}
+        reached, runs = bind(reached, left, self.profile), bind(runs, left, self.profile)
         reached = replace_atoms(reached, self._no_backend(reached))
         if reached == FALSE:
             return FALSE
@@ -378,8 +389,8 @@ class Ways:
             if _OWN.match(name) is not None or self._may_choose(name, function.path)
         ]
         unsummed = forall(unsummed, decided)
-        for name in params:  # also one that is handed to the helper
-            if name not in self.profile.flag_names and any(name in atom for atom in atom_set(unsummed)):
+        for name in own:  # also one that is handed to the helper
+            if any(re.search(rf"\b{name}\b", atom) for atom in atom_set(unsummed)):
                 unsummed = conj(bind(unsummed, {name: value}, self.profile) for value in (TRUE, FALSE))
         return unsummed
 
@@ -387,8 +398,14 @@ class Ways:
         """What the questions about the a2a backend in a formula are worth where none is in use."""
         getter = self.profile.backend_getter
         none = f"{getter}.is_none()"
-        asked = (name for name in atom_set(formula) if getter and name.startswith(f"{getter}."))
-        return {name: TRUE if name == none else FALSE for name in asked}
+        names = atom_set(formula)
+        asked = {name for name in names if getter and name.startswith(f"{getter}.")}
+        return {name: TRUE if name == none else FALSE for name in sorted(asked | (names & self._backend_questions))}
+
+    @cached_property
+    def _backend_questions(self) -> frozenset[str]:
+        """The tree's own questions whether one of some a2a backends is in use."""
+        return frozenset(f"{name}()" for name in self.policy.backend_classes())
 
     def _several(self, formula: Formula, group: str | None) -> dict[str, Formula]:
         """What the questions about the size of a group are worth where there is something to sum over it."""
@@ -481,9 +498,13 @@ class Ways:
 
 
 def _is_own(site: Site) -> bool:
-    """Whether a reduction sums what its own block's experts returned, so that the block hands on the sum."""
+    """Whether a reduction sums what its own block's experts returned over an axis, so that the block hands that on."""
+    return site.axis != "other" and _is_of_block(site)
+
+
+def _is_of_block(site: Site) -> bool:
     elsewhere = site.route in (Route.DEFERRED, Route.KEPT, Route.OWNED) or site.raw.shape == "consumed"
-    return site.post_experts and site.axis != "other" and not elsewhere
+    return site.post_experts and not elsewhere
 
 
 def _summed(origins: Origins) -> Iterator[Span]:

@@ -90,3 +90,23 @@ def test_in_a_tree_in_which_nothing_says_who_else_could_sum_nothing_is_claimed(t
     guard = EARLY.replace("finished(x)", "x") + "x = tensor_model_parallel_all_reduce(x)\n"
     tree = write_tree(tmp_path, guard, helper=False, absorber=False, flags="")
     assert lost_sums(tree) == 0
+
+
+@pytest.mark.parametrize(
+    ("collective", "lost"),
+    [
+        ("attn_tp_all_reduce", 1),
+        ("get_attention_tp_group().all_reduce", 1),
+        ("self.group.all_reduce", 0),
+        ("get_world_group().all_reduce", 0),
+        ("get_tp_group().all_reduce", 0),
+    ],
+)
+def test_a_sum_over_the_attention_group_alone_leaves_out_ranks(tmp_path: Path, collective: str, lost: int) -> None:
+    tree = write_tree(tmp_path, ROUTED.replace("tensor_model_parallel_all_reduce", collective))
+    assert lost_sums(tree) == lost
+
+
+def test_a_sum_over_the_attention_group_beside_one_over_all_ranks_is_another_quantity(tmp_path: Path) -> None:
+    other = "if get_moe_a2a_backend().is_alpha():\n    return attn_tp_all_reduce(x)\n"
+    assert lost_sums(write_tree(tmp_path, other + ROUTED)) == 0

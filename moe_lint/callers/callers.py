@@ -480,7 +480,13 @@ class Callers(Constructions):
         if flag in self._params(frame.function):
             value = dict(frame.values).get(flag)
             return value is not None and flag in atom_set(value)
-        return flag in dict(call.known)
+        return flag in dict(call.known) or self.renamed(frame, flag) is not None
+
+    def renamed(self, frame: Frame, flag: str) -> str | None:
+        """The parameter of another name that a function was handed a flag for."""
+        known = {flag.name for flag in self.index.profile.flags}
+        names = (name for name, value in frame.values if name not in known and flag in atom_set(value))
+        return next(names, None) if flag not in self._params(frame.function) else None
 
     def marks(self, layer: Layer) -> tuple[Formula, ...]:
         """When the layer says of a tensor that it still owes a sum: here, or in a function that it calls for that."""
@@ -510,7 +516,7 @@ class Callers(Constructions):
                 return None
             called = self.policy.called(atom)
             if called is not None and helper is not None:
-                own = frozenset(flag for _, flag in helper.flags)
+                own = frozenset(flag for _, flag in helper.flags) | dict(frame.values).keys()
                 # a flag that the helper takes was given here; one that it reads elsewhere was published
                 handed = substitute(called, lambda a: self.told(frame, Atom(a)) if a in own else None)
                 return self._opened(handed, flags - own, published)

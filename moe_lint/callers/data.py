@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from moe_lint.facts import Call, Passed
-from moe_lint.formula import TRUE, Formula
+from moe_lint.formula import TRUE, Formula, atom_set
 from moe_lint.index import Ref
 from moe_lint.sites import Site
 
@@ -89,9 +89,13 @@ class Edge(Struct, frozen=True, cache_hash=True):
     built: Built | None = None
 
     def passes(self, flag: str) -> bool:
-        """Whether the flag's value reaches the callee, by an argument or published around it (or might, unseen)."""
+        """Whether the flag's value reaches the callee, by an argument or published around it (or might, unseen).
+
+        Whatever the argument is called here and there.
+        """
         return (
             any(b.passed.hides or b.passed.carries(flag) for b in self.bound)
+            or any(flag in atom_set(value) for _, value in self.target.values)
             or any(flag == name for name, _ in self.target.context)
             or any(flag == p.keyword for p in self.call.published)
         )

@@ -102,8 +102,25 @@ def _sums(callers: Callers, owner: Ref, call: Call) -> tuple[bool | None, str]:
     if any(passed.hides and (passed.given is None or _names(passed.given, reducing)) for passed in call.arguments):
         return None, ""
     built = [b for b in callers.built(owner).get(call.stored or "", ()) if b.call.span == call.span]
-    answers = {sums_by_default(callers, b) for b in built}
+    answers = {sums_by_default(callers, b) for b in built or _chosen(callers, owner, call)}
     return answers.pop() if len(answers) == 1 else (None, "")
+
+
+def _chosen(callers: Callers, owner: Ref, call: Call) -> Iterator[Built]:
+    """What a call of a function's result builds, `chosen(config)(…)`: the class from which all that it may be derive.
+
+    What the others add to that is for a kernel or an a2a backend of their own.
+    """
+    index = callers.index
+    choice = index.resolve(owner.path, call.callee.removesuffix("()")) if call.callee.endswith("()") else None
+    facts = index.facts(choice.path) if choice is not None else None
+    if choice is None or facts is None or choice.name not in facts.functions:
+        return
+    names = facts.first_returned(choice.name)
+    classes = {index.resolve(choice.path, name) if name is not None else None for name in names}
+    for one in classes:
+        if one is not None and all(other is not None and one in index.mro(other) for other in classes):
+            yield Built(owner.path, call.stored or "", call, one, call.condition)
 
 
 def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[bool | None, str]:

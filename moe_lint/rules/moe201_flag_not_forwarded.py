@@ -76,6 +76,17 @@ if not should_allreduce_fusion and not use_reduce_scatter:
 """
             + SETTLE,
         ),
+        layer_case(
+            "under-another-name-and-handed-on",
+            block(experts(ROUTED)),
+            block(
+                "def forward(self, x, fuse, scatter):\n    return self.inner(x, fuse, use_reduce_scatter=scatter)",
+                name="Outer",
+                init="self.inner = Block(config)",
+            ),
+            build="self.mlp = Outer(config)",
+            layer=ASK + CALL + SETTLE,
+        ),
     )
     INVALID = (
         layer_case(
@@ -91,6 +102,17 @@ if not should_allreduce_fusion and not use_reduce_scatter:
                 ),
                 experts(FUSION_ONLY, "forward_cpu", "x, should_allreduce_fusion=False"),
             ),
+            layer=ASK + CALL + SETTLE,
+        ),
+        layer_case(
+            "under-another-name",
+            block(experts(ROUTED)),
+            block(
+                "def forward(self, x, fuse, scatter):\n    return self.inner(x, fuse)  # <- MOE201",
+                name="Outer",
+                init="self.inner = Block(config)",
+            ),
+            build="self.mlp = Outer(config)",
             layer=ASK + CALL + SETTLE,
         ),
         layer_case(
@@ -133,7 +155,7 @@ else:
             ]
             if not lost:
                 continue
-            spelled = {flag.name: dict(edge.call.known).get(flag.name, flag.name) for flag, _ in lost}
+            spelled = {flag.name: _spelled(edge, flag, context) for flag, _ in lost}
             flag, found = lost[0]
             names = " and ".join(f"`{spelled[flag.name]}`" for flag, _ in lost)
             plural = len(lost) > 1
@@ -158,6 +180,11 @@ else:
                 related=(place(found),),
                 fix=fix,
             )
+
+
+def _spelled(edge: Edge, flag: Flag, context: Context) -> str:
+    """What the flag is called where the call is."""
+    return dict(edge.call.known).get(flag.name) or context.callers.renamed(edge.frame, flag.name) or flag.name
 
 
 def _plan(edge: Edge, spelled: dict[str, str], index: ProjectIndex) -> FixPlan | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from moe_lint.callers import Bound, Edge, Layer
-from moe_lint.formula import TRUE, Atom, atom_set
+from moe_lint.formula import TRUE, Atom, Formula, atom_set
 from moe_lint.index import ProjectIndex
 from moe_lint.model import Finding, FixPlan, Related, Severity
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, experts, layer_case, method
@@ -107,8 +107,28 @@ else:
             """,
             layer=ASK + "x = self.mlp(x, batch, should_allreduce_fusion, use_reduce_scatter)" + SETTLE,
         ),
+        layer_case(
+            "under-another-name",
+            block(experts(ROUTED)),
+            block(
+                "def forward(self, x, fuse, scatter):\n    return self.inner(x, fuse, scatter)",
+                name="Outer",
+                init="self.inner = Block(config)",
+            ),
+            build="self.mlp = Outer(config)",
+            layer=ASK + "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)" + SETTLE,
+        ),
     )
     INVALID = (
+        layer_case(
+            "only-where-it-lands-wrong",
+            block(
+                "def forward(self, x, batch=None, should_allreduce_fusion=False, use_reduce_scatter=False):\n"
+                "    return self.routed(x, should_allreduce_fusion, use_reduce_scatter)",
+                experts(ROUTED, "routed"),
+            ),
+            layer=ASK + "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)  # <- MOE202" + SETTLE,
+        ),
         layer_case(
             "another-order",
             block(experts(ROUTED, parameters=_REVERSED)),
@@ -169,7 +189,7 @@ def _slips(edge: Edge, context: Context) -> list[_Slip]:
         wanted = spellings.get(bound.parameter)
         if wanted is None and passed.text not in known.values():
             continue
-        flags = atom_set(passed.formula) & set(spellings.values()) if passed.formula is not None else frozenset()
+        flags = _flags_in(passed.formula, edge, context) if passed.formula is not None else frozenset()
         carried = next(iter(flags)) if len(flags) == 1 else None
         if wanted is not None and passed.literal is None and wanted not in flags:
             if carried is not None or _is_no_flag(passed.text, edge, context):
@@ -180,6 +200,12 @@ def _slips(edge: Edge, context: Context) -> list[_Slip]:
             if belongs is not None and not _may_take_flags(bound.parameter, edge, index):
                 found.append(_Slip(bound, bound.parameter, belongs, carried))
     return found
+
+
+def _flags_in(formula: Formula, edge: Edge, context: Context) -> frozenset[str]:
+    """The flags that a value depends on: by the names that it spells, else by what the caller was handed for these."""
+    names = {flag.name for flag in context.index.profile.flags}
+    return atom_set(formula) & names or atom_set(context.callers.told(edge.frame, formula)) & names
 
 
 def _is_no_flag(text: str, edge: Edge, context: Context) -> bool:

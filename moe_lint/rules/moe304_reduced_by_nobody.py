@@ -1,27 +1,62 @@
 from __future__ import annotations
 
 import builtins
+import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from moe_lint.absorbers import absorbers_of
 from moe_lint.callers import Frame, Instance
 from moe_lint.dataflow import OutputOf, Where
 from moe_lint.facts import Call
 from moe_lint.formula import FALSE, TRUE, assign, conj, negate
-from moe_lint.index import Ref
+from moe_lint.index import ProjectIndex, Ref
 from moe_lint.law import no_backend
 from moe_lint.model import Confidence, Finding, Route
+from moe_lint.profile import longest_part
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import calls_a_reducer, launch
-from moe_lint.rules._parts import Part, at_part, constructed, part_of, told
+from moe_lint.rules._parts import Part, at_part, constructed, part_of, parts, told
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site, without_topology
 
+_BUILT = re.compile(r"self\.(\w+)(?:: [^=]+)? = (?!.*\bNone$)")
 _LAYER = "x = self.mlp(x)\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)"
 _EXPERTS = "self.experts = FusedMoE(config, reduce_results=False)"
 _SHARED = "self.shared_experts = MLP(config, reduce_results=False)"
 _MARKED = "  # <- MOE304"
 _REDUCED = "\nif self.tp_size > 1:\n    x = tensor_model_parallel_all_reduce(x)"
+_CHOSEN = """
+class FusedMoE:
+    def __init__(self, config, reduce_results=False):
+        self.reduce_results = reduce_results
+
+    def forward(self, x):
+        if self.reduce_results and self.tp_size > 1:
+            x = tensor_model_parallel_all_reduce(x)
+        return x
+
+
+class DeepEPMoE(FusedMoE):
+    pass
+
+
+class OtherMoE:
+    pass
+
+
+def chosen(config):
+    if get_moe_a2a_backend().is_deepep():
+        return DeepEPMoE
+    return FusedMoE
+
+
+def chosen_of_others(config):
+    return OtherMoE if config.other else FusedMoE
+
+
+"""
+_BY_DEFAULT = "self.experts = FusedMoE(config)"
 _DOWN = "self.down_proj = RowParallelLinear(config, reduce_results=False)"
 
 
@@ -56,8 +91,9 @@ class ReducedByNobody(Rule):
             x = tensor_model_parallel_all_reduce(x)
         return x
 
-    Looked at are experts, shared experts, and other layers of a class that holds experts, each for itself: a shared
-    expert that joins behind the reduction is reported although the routed experts are summed. Not reported: a layer
+    Experts that are told nothing are looked at where their class does not reduce by default. So are shared experts, and
+    other layers of a class that holds experts, if they are told, each for itself: a shared expert that joins behind the
+    reduction is reported although the routed experts are summed. Not reported: a layer
     that is built for one rank, one that is handed on as a value, one that only a path of an a2a backend runs, a block
     that calls something else with `reduce` or `scatter` in its name, a block or layer that hands the output to
     something that cannot be followed, trees in which nothing answers who sums, and those in which the layer boundary
@@ -113,6 +149,24 @@ class ReducedByNobody(Rule):
             "only-behind-an-a2a-backend",
             method("\nif get_moe_a2a_backend().is_deepep():\n    x = self.experts(x)"),
         ),
+        _alone("by-default-and-the-block-reduces", experts(_REDUCED), init=_BY_DEFAULT, more=_CHOSEN),
+        _alone(
+            "the-default-is-to-reduce",
+            experts(""),
+            init=_BY_DEFAULT,
+            more=_CHOSEN.replace("reduce_results=False", "reduce_results=True"),
+        ),
+        _alone(
+            "the-default-is-taken-back",
+            experts(""),
+            init=_BY_DEFAULT,
+            more=_CHOSEN.replace("        self.red", "        reduce_results = config.sums\n        self.red", 1),
+        ),
+        _alone("told-to-reduce", experts(""), init="self.experts = chosen(config)(config, True)", more=_CHOSEN),
+        _alone(
+            "what-is-chosen-differs", experts(""), init="self.experts = chosen_of_others(config)(config)", more=_CHOSEN
+        ),
+        _alone("an-argument-is-not-seen", experts(""), init="self.experts = FusedMoE(config, **given)", more=_CHOSEN),
         layer_case("left-to-the-layer-when-it-asks", block(experts(ROUTED), init=_EXPERTS), layer=_LAYER),
         layer_case(
             "reduced-by-the-layer",
@@ -127,6 +181,16 @@ class ReducedByNobody(Rule):
     )
     INVALID = (
         _alone("experts", experts(""), init=_EXPERTS + _MARKED),
+        _alone("experts-by-default", experts(""), init=_BY_DEFAULT + _MARKED, more=_CHOSEN),
+        _alone(
+            "experts-that-are-chosen", experts(""), init=f"self.experts = chosen(config)(config){_MARKED}", more=_CHOSEN
+        ),
+        _alone(
+            "behind-a-question-for-backends",
+            method("\nif not is_deepep_class_backend():\n    return self.routed(x)"),
+            "def routed(self, x):\n    return self.experts(x)",
+            init=_EXPERTS + _MARKED,
+        ),
         _alone(
             "shared-experts-that-join-behind",
             experts(
@@ -176,11 +240,15 @@ class ReducedByNobody(Rule):
                 yield at_part(
                     self,
                     part,
-                    f"`self.{part.attribute}` is built with `{part.by}`, and nobody reduces what it returns, neither "
+                    f"`self.{part.attribute}` is built {_as_told(part)}, and nobody reduces what it returns, neither "
                     f"`{part.owner.name}` nor the layer around it: each rank keeps its own partial sum"
                     f"{launch(context, TRUE)}",
-                    f"reduce in `{part.owner.name}`, or build it with `{part.by.partition('=')[0]}=True`",
+                    f"reduce in `{part.owner.name}`, or build it with `{context.index.profile.reducing[0]}=True`",
                 )
+
+
+def _as_told(part: Part) -> str:
+    return f"with `{part.by}`" if part.explicit else f"not to reduce, by {part.by}"
 
 
 def _experts_decide(context: Context) -> bool:
@@ -198,6 +266,32 @@ def _experts_decide(context: Context) -> bool:
 
 
 def _partial(context: Context) -> Iterator[Part]:
+    """The layers of blocks of experts that do not reduce: they are told so, or that is their default."""
+    yield from _told_not_to(context)
+    yield from _by_default(context)
+
+
+def _by_default(context: Context) -> Iterator[Part]:
+    """The experts that nobody tells whether to reduce, and that do not by default."""
+    index, profile = context.index, context.index.profile
+    for path in sorted(index.texts):
+        lines = index.lines_that(path, "build experts", partial(_building_lines, index, path))
+        facts = index.facts(path) if lines else None
+        for name in dict.fromkeys(facts.class_at(line) for line in lines) if facts is not None else ():
+            if name is not None:
+                found = parts(context.callers, Ref(path, name), profile.is_expert_attribute)
+                yield from (part for part in found if part.sums is False and not part.explicit)
+
+
+def _building_lines(index: ProjectIndex, path: str) -> Iterator[int]:
+    """The lines on which an attribute for experts is set to what a call returns."""
+    for word in {longest_part(pattern) for pattern in index.profile.expert_attributes}:
+        for number in dict.fromkeys(index.lines_of(path, word)):
+            if any(map(index.profile.is_expert_attribute, _BUILT.findall(index.line(path, number)))):
+                yield number
+
+
+def _told_not_to(context: Context) -> Iterator[Part]:
     """The layers of blocks of experts that are told not to reduce."""
     index, profile = context.index, context.index.profile
     words = [f"{name}=False" for name in profile.reducing]

@@ -34,6 +34,15 @@ if self.tp_size > 1:
     x = moe_tensor_model_parallel_all_reduce(x)
 """
 _SMALL_TP = "\nif self.tp_size > 1:\n    x = moe_tensor_model_parallel_all_reduce(x)"
+_SUM = "tensor_model_parallel_all_reduce"
+_PAIR = """
+if self.ep_size > 1:
+    x = moe_expert_parallel_all_reduce(x)
+if self.tp_size > 1:
+    x = moe_tensor_model_parallel_all_reduce(x)"""
+#: A constructor that says of which group `self.tp_size` is the size.
+_SIZE = "def __init__(self, config):\n    self.tp_size = {}\n    self.experts = FusedMoE(config)\n"
+_LOST = BARE.rstrip() + "  # <- MOE307"
 _HELD_BACK = """
 if self.shared is not None:
     x = x + self.shared(x)
@@ -78,7 +87,8 @@ class PathWithoutReduction(Rule):
         return x
 
     Also reported: a reduction whose result is not what the block returns, one that asks for more than one rank of
-    another group than it sums over, a path that sums over one axis of two, and a block that layers tell by a flag when
+    another group than it sums over (`self.tp_size` is what the class sets it to), a path that sums over one axis of
+    two, or over the group of the attention, and a block that layers tell by a flag when
     to leave its sum, but that makes none. Not reported: paths of an a2a backend, whose combine has summed; what the
     caller decides by an argument or a switch of the block (`self.fast`), or an option that is not known; blocks behind
     a boundary that takes sums by contract; what is handed to a function that cannot be followed; a block that is told
@@ -133,8 +143,46 @@ class PathWithoutReduction(Rule):
             experts(BARE.replace("> 1:", "> 1 and self.moe_tp_size == 1:")),
             absorber=False,
         ),
+        *(
+            case(f"{name}-size", _SIZE.format(size), experts(BARE), absorber=False)
+            for name, size in (
+                ("own", "get_tensor_model_parallel_world_size()"),
+                ("own-of-the-context", "get_parallel().tp_size  # all ranks"),
+                ("unknown", "config.ranks()"),
+                ("counted", "get_moe_expert_parallel_world_size() * get_moe_tensor_parallel_world_size()"),
+                ("chosen", "get_attention_tp_size()\n    self.tp_size = get_tensor_model_parallel_world_size()"),
+                ("raised", "get_attention_tp_size()\n    self.tp_size *= config.replicas"),
+            )
+        ),
+        case(
+            "sizes-of-a-pair",
+            _SIZE.format("get_moe_tensor_parallel_world_size()\n    self.ep_size = get_parallel().moe_ep_size"),
+            experts(_PAIR),
+            absorber=False,
+        ),
+        case("over-a-named-group", experts(BARE.replace(_SUM, "get_tp_group().all_reduce")), absorber=False),
     )
     INVALID = (
+        *(
+            case(f"size-of-{name}", _SIZE.format(size), experts(_LOST), absorber=False)
+            for name, size in (
+                ("the-attention", "get_attention_tp_size()"),
+                ("the-attention-in-the-context", "get_parallel().attn_tp_size"),
+                ("the-ranks-that-share-an-expert", "get_moe_tensor_parallel_world_size()"),
+                ("the-experts", "get_moe_expert_parallel_world_size()"),
+            )
+        ),
+        case(
+            "size-of-the-other-axis-in-a-pair",
+            _SIZE.format("get_parallel().moe_ep_size\n    self.ep_size = get_parallel().moe_ep_size"),
+            experts(f"{_PAIR}  # <- MOE307"),
+            absorber=False,
+        ),
+        case(
+            "over-the-group-of-the-ranks-that-share-an-expert",
+            experts(BARE.replace(_SUM, "get_moe_tp_group().all_reduce").strip() + "\nreturn x  # <- MOE307"),
+            absorber=False,
+        ),
         layer_case(
             "told-when-not-to-and-never-does",
             block(experts("return x  # <- MOE307")),
@@ -178,7 +226,10 @@ class PathWithoutReduction(Rule):
                 continue
             if not absorbers_of(context.policy).asked and any(site.absorber for site in axes.values()):
                 continue  # a boundary that sums by contract makes up for any sum that is left out
-            asked = [(axis, site, site.raw.collective) for axis, site in axes.items()]
+            if set(axes) == {"other"}:
+                yield from self._over_fewer(owner, axes["other"], context)
+                continue
+            asked = [(axis, site, site.raw.collective) for axis, site in axes.items() if axis != "other"]
             if ways.leaves_out_an_axis(axes):
                 asked.append(("EP", next(iter(axes.values())), ""))
             for axis, site, collective in asked:
@@ -191,6 +242,22 @@ class PathWithoutReduction(Rule):
                     if shown is not None:
                         seen.add(place)
                         yield self._told(owner, way, site, axis, shown, context)
+
+    def _over_fewer(self, owner: Ref, site: Site, context: Context) -> Iterator[Finding]:
+        """A block whose only sum is over a group that may have fewer ranks than hold a part of the experts."""
+        group = context.ways.group(site)
+        for way in context.ways.unsummed(owner, "TP") if group is not None else ():
+            shown = context.ways.shown(way, "TP", fewer=group or "")
+            if shown is not None:
+                size = context.index.profile.launch.spelled(group or "")
+                yield self.finding(
+                    site,
+                    f"`{owner.name}` sums what its experts computed over the `{size}` ranks of this group only, which "
+                    f"are not all that hold a part of it: each rank keeps a partial sum (for example {shown})",
+                    context,
+                    remedy="sum over all ranks among which the experts are split",
+                )
+                return
 
     def _told(self, owner: Ref, way: Way, site: Site, axis: Axis, shown: Configuration, context: Context) -> Finding:
         lost = f"each rank keeps its own partial sum (for example {shown})"

@@ -6,18 +6,27 @@ from collections.abc import Iterable, Iterator
 
 from moe_lint.expressions import nodes
 from moe_lint.facts import CallResult, FileFacts, Origins, Param
-from moe_lint.facts.conduct import Addition
+from moe_lint.facts.conduct import Addition, Conduct
 from moe_lint.formula import TRUE, Formula, conj
 from moe_lint.index import Ref
 from moe_lint.model import Finding, Related
+from moe_lint.profile import Profile
 from moe_lint.rules._cases import BARE, ROUTED, case, experts, method
 from moe_lint.rules._layers import launch
 from moe_lint.rules._terms import counts_once
-from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site
 
 _SUM = "\nif self.tp_size > 1:\n    out = tensor_model_parallel_all_reduce(out)\nreturn out"
 _MARKED = _SUM.replace("(out)", "(out)  # <- MOE311")
+
+
+def _layer(name: str, layer: str) -> Case:
+    """A block that leaves its sum to the layer around it."""
+    plain = case(name, experts("return x", parameters="x"), absorber=False, layer=layer)
+    path = "engine/models/pretend.py"
+    model = "class Model:\n    def __init__(self, config):\n        self.layer = DecoderLayer(config)\n"
+    return Case(name, {**plain.files, path: f"{plain.files[path]}\n\n{model}"})
 
 
 class InputInTheSum(Rule):
@@ -37,8 +46,9 @@ class InputInTheSum(Rule):
         out = tensor_model_parallel_all_reduce(out)
         out = out + x
 
-    Looked at are terms that are a parameter of the function and are what its experts were given, under the parameter's
-    name or another. Not reported: a term that is divided by the number of ranks or added on the first rank alone.
+    Looked at are terms that are a parameter of the function, under its name or another, and are what its experts were
+    given, or what it norms (a layer that sums what its block returned). Not reported: a term that is divided by the
+    number of ranks or added on the first rank alone.
     Reported at the reduction. There is no fix: where the reduction may be left to others, the term has to join behind
     whoever makes it.
     """
@@ -80,8 +90,18 @@ class InputInTheSum(Rule):
             ),
             absorber=False,
         ),
+        _layer(
+            "added-behind-by-the-layer", "out = self.mlp(self.norm(x))" + _SUM.replace("return out", "return out + x")
+        ),
+        _layer("normed-behind", "x = self.mlp(x)\nout = self.norm(x)\nout = out + x" + _SUM),
+        _layer("partial-terms-of-the-layer", "x = self.norm(x)\nout = self.mlp(x) + self.other(x)" + _SUM),
     )
     INVALID = (
+        _layer("by-the-layer", "out = self.mlp(self.norm(x))\nout += x" + _MARKED),
+        _layer(
+            "of-three-by-the-layer",
+            "residual = x\nx = self.norm(x)\nattn, y = self.other(x), self.mlp(x)\nout = residual + attn + y" + _MARKED,
+        ),
         case("input", method("out = self.experts(x)\nout = out + x" + _MARKED, parameters="x"), absorber=False),
         case("in-place", method("out = self.experts(x)\nout += x" + _MARKED, parameters="x"), absorber=False),
         case(
@@ -119,7 +139,7 @@ class InputInTheSum(Rule):
                 for term, line in _joining(site, facts, context):
                     yield self.finding(
                         site,
-                        f"`{term}` is what the experts were given, whole on every rank, and is summed with what they "
+                        f"`{term}` is what went in, whole on every rank, and is summed with what the experts "
                         f"computed: it is counted once for every rank{launch(context, TRUE)}",
                         context,
                         remedy=f"add `{term}` behind the reduction",
@@ -131,17 +151,21 @@ class InputInTheSum(Rule):
 def _joining(site: Site, facts: FileFacts, context: Context) -> Iterator[tuple[str, int]]:
     """(parameter, line) of the function's own input among the terms of what a site sums."""
     origins = next((o for span, o in facts.paths(site.raw.function).summed if span == site.raw.span), frozenset())
-    given = {o.name for o in origins if isinstance(o, Param)} & set(_given_to_experts(origins))
-    conduct = context.callers.conduct(Ref(site.path, site.raw.function)) if given else None
+    joining = {o.name for o in origins if isinstance(o, Param)}
+    conduct = context.callers.conduct(Ref(site.path, site.raw.function)) if joining else None
     if conduct is None:
         return
     guard = conj(part.formula for part in site.raw.guard)
-    names = {name for n in given for name in (n, *_other_names(n, facts.function_text(site.raw.function)))}
+    text = facts.function_text(site.raw.function)
+    given = joining & {*_given_to_experts(origins), *_normed(conduct, text, context.index.profile)}
+    names = {name for n in given for name in (n, *_other_names(n, text))}
     for name in _operands(site.raw.operand):
         if name in names:
             yield name, site.raw.span.line
     for addition in conduct.additions:
-        ours = addition.target == site.raw.operand and addition.span < site.raw.span and addition.term in names
+        operand = site.raw.operand
+        into = addition.target == operand or facts.lines[addition.span.line - 1].lstrip().startswith(f"{operand} = ")
+        ours = into and addition.span < site.raw.span and addition.term in names
         if ours and not counts_once(addition, context.index.profile) and _meet(addition, guard, context):
             yield addition.term, addition.span.line
 
@@ -157,6 +181,16 @@ def _given_to_experts(origins: Origins) -> Iterator[str]:
         if isinstance(origin, CallResult):
             yield from (o.name for o in origin.inputs if isinstance(o, Param))
             yield from _given_to_experts(origin.inputs)
+
+
+def _normed(conduct: Conduct, text: str, profile: Profile) -> Iterator[str]:
+    """The parameters that go into a layer's norm as they came: what is normed is whole."""
+    for call in conduct.calls:
+        name = call.arguments[0].text if call.arguments else ""
+        before = text.partition(f"{call.callee}({name}")[0].rpartition("\n")[0]
+        as_it_came = name in conduct.params and not re.search(rf"^\s*{name}\b[^=(\n]*=(?!=)", before, re.MULTILINE)
+        if as_it_came and call.callee.startswith("self.") and profile.is_barrier(call.callee[5:]):
+            yield name
 
 
 def _other_names(parameter: str, text: str) -> list[str]:

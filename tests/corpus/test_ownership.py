@@ -13,10 +13,12 @@ from moe_lint.rules import Context, all_rules
 from tests.corpus.releases import judged, release
 
 RULE = next(rule for rule in all_rules() if rule.code == "MOE304")
-#: Models whose blocks build their experts or shared experts with `reduce_results=False`.
+#: Models whose blocks build their experts or shared experts with `reduce_results=False`, or (the last line) tell their
+#: experts nothing: their class does not reduce by default.
 SGLANG = {
     "afmoe", "bailing_moe_linear", "deepseek", "ernie4", "ernie45_moe_vl", "exaone_moe", "glm4_moe", "hunyuan",
     "hunyuan_v3", "kimi_linear", "llama4", "nemotron_h", "sarvam_moe", "xverse_moe",
+    "longcat_flash", "mixtral", "qwen3_moe", "step3_vl",
 }  # fmt: skip
 VLLM = {
     "afmoe", "bailing_moe", "deepseek_v2", "dots1", "ernie45_moe", "exaone_moe", "glm4_moe", "hunyuan_v1",

@@ -1,0 +1,50 @@
+"""Groups of ranks: whose size a condition asks, and over which a reduction sums.
+
+`self.tp_size` is a name: which group it is the size of, the class says where it sets it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from moe_lint.facts import RawSite
+from moe_lint.formula import Atom, Formula, substitute
+from moe_lint.index import ProjectIndex, Ref
+from moe_lint.remembered import remembered
+
+_ASKED = re.compile(r"self\.(\w+)( [<>=!]+ \d+)$")
+#: `get_moe_tp_group().all_reduce(`
+_GROUP = re.compile(r"(?:\w+\.)*(\w+)\(\)\.\w+\(")
+
+
+def group_of(raw: RawSite, path: str, index: ProjectIndex) -> str | None:
+    """The size of the group that a reduction sums over: by its name, by the group that it is called on, or its axis."""
+    launch, facts = index.profile.launch, index.facts(path)
+    line = facts.lines[raw.span.line - 1] if facts is not None else ""
+    receiver = _GROUP.match(line[raw.span.column - 1 :])
+    named = dict(launch.groups).get(receiver[1]) if receiver is not None else None
+    return named or launch.group_of(raw.collective, raw.axis)
+
+
+def by_getters(formula: Formula, owner: Ref, index: ProjectIndex) -> Formula:
+    """A condition of a class in which its attributes that are sizes are what its methods set them to."""
+
+    def value(atom: str) -> Formula | None:
+        asked = _ASKED.match(atom)
+        size = _set_to(index, owner, asked[1]) if asked is not None else None
+        return Atom(f"{size}{asked[2]}") if asked is not None and size is not None else None
+
+    return substitute(formula, value)
+
+
+@remembered
+def _set_to(index: ProjectIndex, owner: Ref, attribute: str) -> str | None:
+    """The size that ``self.attribute`` is set to, wherever it is set; None where that is not one known size."""
+    found = set[str]()
+    for ref in index.mro(owner):
+        facts = index.facts(ref.path)
+        if facts is not None and ref.name in facts.classes:
+            setting = rf"\bself\.{attribute}\b(?:: *[\w.]+)? *([-+*/%]*=(?!=)[^\n#]*)"
+            found.update(text.strip() for text in re.findall(setting, facts.class_text(ref.name)))
+    size = found.pop().removeprefix("= ") if len(found) == 1 else ""
+    return size if re.fullmatch(r"[\w.]+(?:\(\))?(?:\.\w+)*", size) and index.profile.launch.size_of(size) else None
