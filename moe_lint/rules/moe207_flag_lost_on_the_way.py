@@ -21,9 +21,14 @@ _LAYER = ASK + CALL + SETTLE
 _POSITIONS = "return self.routed(x, should_allreduce_fusion, use_reduce_scatter)"
 
 
-def _handed(name: str, call: str, guard: str, parameters: str = "x, fuse=False, scatter=False") -> Case:
+def _handed(name: str, call: str, guard: str, parameters: str = "x, fuse=False, scatter=False", *others: str) -> Case:
     """A block that hands its flags to a method, which has names of its own for them."""
-    return layer_case(name, block(method(call), experts(guard, "routed", parameters)), layer=_LAYER)
+    return layer_case(name, block(method(call), experts(guard, "routed", parameters), *others), layer=_LAYER)
+
+
+def _handed_once(name: str, call: str, guard: str) -> Case:
+    """The same where another caller of that method hands it no flag: its parameters are not always those flags."""
+    return _handed(name, call, guard, "x, fuse=False, scatter=False", method("return self.routed(x)", "warm_up", "x"))
 
 
 class FlagLostOnTheWay(Rule):
@@ -47,8 +52,10 @@ class FlagLostOnTheWay(Rule):
             is_tp_path=True, use_reduce_scatter=scatter, should_allreduce_fusion=fuse
         ):
 
-    Only where the values prove it: a guard that asks something unknown besides is not reported. Reported at the call
-    that hands the flag over. There is no fix: which of the names stands for what is for the model to say.
+    Only where the values prove it: a guard that asks something unknown besides is not reported. Where every caller
+    hands a function the same flag by a parameter, the rules on the guard know it by that name (MOE001, MOE005), and say
+    so at the reduction. Reported at the call that hands the flag over. There is no fix: which of the names stands for
+    what is for the model to say.
     """
 
     code = "MOE207"
@@ -74,6 +81,8 @@ class FlagLostOnTheWay(Rule):
             _POSITIONS,
             "\nif not self.defers(fuse, scatter):\n    x = tensor_model_parallel_all_reduce(x)",
         ),
+        _handed("known-at-the-guard", _POSITIONS, _ONE),
+        _handed_once("handed-by-one-of-two", _POSITIONS, _BOTH),
         layer_case(
             "in-a-block-between",
             block(experts(ROUTED)),
@@ -87,17 +96,17 @@ class FlagLostOnTheWay(Rule):
         ),
     )
     INVALID = (
-        _handed("one-is-never-asked", f"{_POSITIONS}  # <- MOE207", _ONE),
+        _handed_once("one-is-never-asked", f"{_POSITIONS}  # <- MOE207", _ONE),
         _handed(
             "both-are-asked-for",
             "return self.routed(x, should_allreduce_fusion and use_reduce_scatter)  # <- MOE207",
             _ONE,
             "x, fuse",
         ),
-        _handed(
+        _handed_once(
             "asked-by-hand", f"{_POSITIONS}  # <- MOE207", "\nif not fuse:\n    x = tensor_model_parallel_all_reduce(x)"
         ),
-        _handed(
+        _handed_once(
             "by-keyword-and-never-asked",
             "return self.routed(x, scatter=use_reduce_scatter, fuse=should_allreduce_fusion)  # <- MOE207",
             _GUARD.format("use_reduce_scatter=scatter"),
@@ -116,7 +125,10 @@ class FlagLostOnTheWay(Rule):
                 found = runs_in_spite_of(callers, edge, flag.name)
                 if found is None or Ref(found.site.path, found.site.raw.function) != edge.target.function:
                     continue  # what is called further on is judged there
-                if any(re.search(rf"\b{name}\b", atom) for atom in atom_set(found.condition)):
+                if flag.name in found.site.known_flags:
+                    continue  # the rules on its guard know the flag by this name
+                unread = re.compile(rf"\b(?:{name}|{flag.name})\b")
+                if any(unread.search(atom) for atom in atom_set(found.condition) - {flag.name}):
                     continue  # it is handed to something that is not known
                 told.add(place_of_call)
                 yield call_finding(
