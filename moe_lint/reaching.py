@@ -46,7 +46,7 @@ def _count(index: ProjectIndex, function: Ref, class_name: str | None) -> int | 
 def _mentions(index: ProjectIndex, owner: Ref, name: str) -> int | None:
     """How often a method is called by its own class and the classes derived from it; None when it is used elsewhere."""
     count = 0
-    for ref in {owner, *index.subclasses(owner)}:
+    for ref in dict.fromkeys((owner, *index.subclasses(owner))):
         facts = index.facts(ref.path)
         calls = facts.own_calls(ref.name, name) if facts is not None and ref.name in facts.classes else 0
         if calls is None:
