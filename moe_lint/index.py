@@ -71,10 +71,10 @@ class ProjectIndex(Names):
             if owner is None:
                 inside = facts.functions_at([line])
                 if inside and Ref(path, inside[0]) != ref:
-                    yield from self.users(Ref(path, inside[0]))  # a factory: whoever calls it
+                    yield from sorted(self.users(Ref(path, inside[0])))  # a factory: whoever calls it
                 table = facts.assigned_at(line) if not inside and path == ref.path else None
                 if table is not None and table != short:
-                    yield from self.users(Ref(path, table))  # `LAYERS = {"moe": Block, …}`: whoever looks it up
+                    yield from sorted(self.users(Ref(path, table)))  # `LAYERS = {"moe": Block, …}`: whoever looks it up
             elif Ref(path, owner) != ref and facts.classes[owner].line != line:
                 yield Ref(path, owner)
 
@@ -253,7 +253,7 @@ class ProjectIndex(Names):
             facts = self.facts(user.path)
             if facts is None:
                 continue
-            for name in set(facts.finds(user.name, _ATTRIBUTE_CALL)):
+            for name in dict.fromkeys(facts.finds(user.name, _ATTRIBUTE_CALL)):
                 if self.profile.is_barrier(name) or owner not in self.built_classes(user, name):
                     continue
                 for qualname in facts.functions_in(user.name):
@@ -386,7 +386,7 @@ class ProjectIndex(Names):
             if self.constructs_absorber(current):
                 return True
             around: set[Ref] = set()
-            for user in self._users[current] if current in self._users else self._find_users(current):
+            for user in sorted(self._users[current]) if current in self._users else self._find_users(current):
                 if user not in seen and self.constructs_absorber(user):
                     return True  # before the other files that name the class are parsed
                 around.add(user)

@@ -19,7 +19,8 @@ _GROUP = re.compile(r"(?:\w+\.)*(\w+)\(\)\.\w+\(")
 
 def group_of(raw: RawSite, path: str, index: ProjectIndex) -> str | None:
     """The size of the group that a reduction sums over: by its name, by the group that it is called on, or its axis."""
-    launch, facts = index.profile.launch, index.facts(path)
+    launch = index.profile.launch
+    facts = index.facts(path) if raw.collective not in index.profile.collectives else None
     line = facts.lines[raw.span.line - 1] if facts is not None else ""
     receiver = _GROUP.match(line[raw.span.column - 1 :])
     named = dict(launch.groups).get(receiver[1]) if receiver is not None else None
@@ -45,6 +46,6 @@ def _set_to(index: ProjectIndex, owner: Ref, attribute: str) -> str | None:
         facts = index.facts(ref.path)
         if facts is not None and ref.name in facts.classes:
             setting = rf"\bself\.{attribute}\b(?:: *[\w.]+)? *([-+*/%]*=(?!=)[^\n#]*)"
-            found.update(text.strip() for text in re.findall(setting, facts.class_text(ref.name)))
+            found.update(map(str.strip, facts.finds(ref.name, setting)))
     size = found.pop().removeprefix("= ") if len(found) == 1 else ""
     return size if re.fullmatch(r"[\w.]+(?:\(\))?(?:\.\w+)*", size) and index.profile.launch.size_of(size) else None

@@ -64,15 +64,27 @@ def _uses(index: ProjectIndex, name: str) -> int | None:
     """How often a module-level function is called, its imports aside; None when it is named in any other way."""
     count = 0
     for path in index.holding(name):
-        for number in index.lines_of(path, name, whole=True):
-            line = index.line(path, number).strip()
-            calls = len(re.findall(rf"(?<![\w.]){re.escape(name)}\(", line))
-            if line.startswith((f"def {name}(", "from ", "import ")) or line.strip("\"',") == name:
-                continue  # alone on its line: part of an import, or of `__all__`
-            if not calls:
-                return None
-            count += calls
+        if index.lines_that(path, f"name {name} and do not call it", partial(_naming, index, path, name)):
+            return None
+        count += len(index.lines_that(path, f"call {name}", partial(_calling, index, path, name)))
     return count
+
+
+def _calling(index: ProjectIndex, path: str, name: str) -> Iterator[int]:
+    """The line of each call of a function by its name."""
+    call = re.compile(rf"(?<![\w.])(?<!def ){re.escape(name)}\(")
+    for line in dict.fromkeys(index.lines_of(path, name, whole=True)):
+        yield from (line for _ in call.finditer(index.line(path, line)))
+
+
+def _naming(index: ProjectIndex, path: str, name: str) -> Iterator[int]:
+    """The lines that name a function for something else than a call, an import or `__all__`."""
+    call = re.compile(rf"(?<![\w.]){re.escape(name)}\(")
+    for line in dict.fromkeys(index.lines_of(path, name, whole=True)):
+        text = index.line(path, line).strip()
+        # alone on its line, it is part of an import or of `__all__`
+        if not call.search(text) and not text.startswith(("from ", "import ")) and text.strip("\"',") != name:
+            yield line
 
 
 def _count(index: ProjectIndex, function: Ref, class_name: str | None) -> int | None:
@@ -87,7 +99,7 @@ def _count(index: ProjectIndex, function: Ref, class_name: str | None) -> int | 
 def _mentions(index: ProjectIndex, owner: Ref, name: str) -> int | None:
     """How often a method is called by its own class and the classes derived from it; None when it is used elsewhere."""
     count = 0
-    for ref in {owner, *index.subclasses(owner)}:
+    for ref in dict.fromkeys((owner, *index.subclasses(owner))):
         facts = index.facts(ref.path)
         calls = facts.own_calls(ref.name, name) if facts is not None and ref.name in facts.classes else 0
         if calls is None:

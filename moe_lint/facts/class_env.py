@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from moe_lint.expressions import is_condition, nodes
 from moe_lint.facts.state import Definition
-from moe_lint.facts.syntax import arguments_of, is_property, self_assignments
+from moe_lint.facts.syntax import arguments_of, self_assignments
 
 
 class ClassEnv:
@@ -43,8 +43,8 @@ class ClassEnv:
 
     def _find(self, name: str) -> ast.expr | None:
         called, name = name.endswith("()"), name.removesuffix("()")
-        nodes = [node for d in self._named(name) if isinstance(node := self._parse(d), ast.FunctionDef)]
-        methods = [m for m in nodes if is_property(m) is not called]
+        asked = (d for d in self._named(name) if d.is_property is not called)
+        methods = [node for d in asked if isinstance(node := self._parse(d), ast.FunctionDef)]
         returned = [self._returned(m) for m in methods if len(arguments_of(m)) == 1 and not m.decorator_list[:called]]
         assigned = [] if called else self._assignments(name)
         if len(returned) + len(assigned) != 1:

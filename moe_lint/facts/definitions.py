@@ -268,9 +268,10 @@ class Definitions:
         if self._state.whole:
             return
         self._state.whole = True
-        self._load(None)
+        unread = (block for blocks in self._state.unread.values() for block in blocks)
+        texts = [self.lines.block(block.first, block.last) for block in unread]
         unparsed = (d.part for d in self._state.apart if not d.known and isinstance(d.part, Method))
-        texts = (f"class _:\n{self.lines.block(m.first, m.last)}" for m in unparsed)
+        texts += [f"class _:\n{self.lines.block(m.first, m.last)}" for m in unparsed]
         if not can_be_parsed("\n".join(texts)):
             self._headers(self._parse_whole(), None)
 

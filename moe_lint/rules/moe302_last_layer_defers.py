@@ -222,7 +222,7 @@ def _unasking(flag: Flag, context: Context) -> Iterator[tuple[Ref, str]]:
         home = index.facts(constructor.path) if constructor is not None else None
         if constructor is None or facts is None or home is None:
             continue
-        kept = re.findall(rf"self\.(\w+) = {flag.last}$", home.function_text(constructor.name), re.MULTILINE)
+        kept = home.finds(constructor.name, rf"self\.(\w+) = {flag.last}$")
         try:
             asked = atom_set(answered(facts.condition(promise.name), owner.name, promise.path, index))
         except NotBoolean:
