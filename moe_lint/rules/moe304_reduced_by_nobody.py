@@ -314,19 +314,19 @@ def _leaves_unsummed(part: Part, context: Context) -> bool:
         return False
     if any(p.hides and p.given is None for p in part.call.arguments):
         return False
-    if not _is_run(part, context) or _is_handed_on(part, context):
-        return False
-    if _sums_all_the_same(part, context) or calls_a_reducer(part.owner, context):
-        return False
     output = OutputOf(index, part.owner, part.attribute)
-    entries = [m for name in ("forward", "__call__") if (m := index.method(part.owner, name)) is not None]
-    if not any(output.leaves(entry) for entry in entries):
-        return False
     # nearly always a reduction of the same file sees it
     for site in sorted(context.sites, key=lambda site: site.path != part.path):
         where = Where(site.path, site.raw.class_name, site.raw.function.removesuffix(".<lambda>"))
         if output.reaches(site.raw.origins, where):
             return False
+    if not _is_run(part, context) or _is_handed_on(part, context):
+        return False
+    if _sums_all_the_same(part, context) or calls_a_reducer(part.owner, context):
+        return False
+    entries = [m for name in ("forward", "__call__") if (m := index.method(part.owner, name)) is not None]
+    if not any(output.leaves(entry) for entry in entries):
+        return False
     seen = any(True for _ in context.ways.unsummed(part.owner, "TP", part.attribute))
     return seen and _nobody_absorbs(part, context) and not _goes_unseen(part, output, context)
 
