@@ -385,6 +385,27 @@ def test_who_sums_handed_over_shared_experts_is_read_from_the_runner(
     assert len(found) == (message is not None)
 
 
+@pytest.mark.parametrize(
+    ("guard", "rules"),
+    [
+        ("not self.config.skip_final_all_reduce", ["MOE002"]),
+        ("self.reduce_results", ["MOE002"]),
+        ("not self.config.skip_final_all_reduce and not self._fused_output_is_reduced", []),
+        ("not output_is_reduced", []),
+        ("not self.output_is_reduced", []),
+    ],
+    ids=["forgotten", "forgotten-too", "asked", "told", "kept"],
+)
+def test_the_runner_itself_has_to_ask_whatever_its_caller_chose(tmp_path: Path, guard: str, rules: list[str]) -> None:
+    runner = FACTORY.replace("self.tp_size > 1 and not self._fused_output_is_reduced", f"self.tp_size > 1 and {guard}")
+    runner = runner.replace("_maybe_reduce(self, x)", "_maybe_reduce(self, x, output_is_reduced=None)").replace(
+        "    def forward(self, x):\n",
+        "    def forward(self, x):\n        self.output_is_reduced = self._fused_output_is_reduced\n",
+    )
+    model = HANDING.format("config, reduce_results=False, is_sequence_parallel=self.is_sequence_parallel")
+    assert [f.rule for f in judged(tmp_path, model, runner).findings] == rules
+
+
 # --- functions of a plug-in that are patched into a block
 
 
