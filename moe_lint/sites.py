@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -323,10 +323,13 @@ def _requires(guard: Formula, words: Iterable[str]) -> bool:
     return any(implies(guard, Atom(name)) for name in atom_set(guard) if any(word in name for word in words))
 
 
-def without_ownership(guard: Formula, profile: Profile) -> Formula:
-    """The guard for a caller that leaves the reduction to this block."""
+def without_ownership(guard: Formula, profile: Profile, but: Collection[str] = ()) -> Formula:
+    """The guard for a caller that leaves the reduction to this block; ``but`` are names that are no choice of it."""
+    names = atom_set(guard)
+    for name in names:  # told nothing, the block asks itself: `if summed is None: summed = self.is_summed`
+        guard = assign(guard, f"{name} is None", TRUE) if f"{name} is None" in names else guard
     for name in sorted(atom_set(guard)):
-        if is_ownership(name, profile):
+        if name not in but and is_ownership(name, profile):
             kept = assign(guard, name, TRUE)
             guard = kept if satisfiable(kept) else assign(guard, name, FALSE)
     return guard

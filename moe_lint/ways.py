@@ -199,13 +199,12 @@ class Ways:
 
     def _again(self, site: Site, before: Site, holds: Formula) -> Configuration | None:
         """A configuration in which both sum over the same ranks, whatever else they ask."""
-        shared = self._over(before, site.axis) or self._over(site, before.axis)
-        if before.axis == "other" or not shared:
+        if not self.same_ranks(site, before):
             return None
         both = conj((holds, *(part.formula for part in site.raw.guard)))
         facts = self.index.facts(site.path)
         params = facts.header(site.raw.function)[1] if facts is not None else ()
-        asked = [n for n in sorted(atom_set(both)) if n not in params and not self._tells(n, site.path)]
+        asked = [n for n in sorted(atom_set(both)) if n not in params and not self.tells(n, site.path)]
         try:
             certain = negate(exists(negate(both), asked))
             return self.policy.configuration(self.policy.with_helper(certain), before.axis, before.raw.collective)
@@ -253,7 +252,7 @@ class Ways:
                 spans = set(_summed(origins))
                 sums = tuple(site for site in inside if site.raw.span in spans)
                 try:
-                    condition = self._unsummed(function, asked.owner, out, sums)
+                    condition = self._unsummed(function, asked.owner, out, sums, inside)
                 except TooManyAtoms:
                     continue
                 if condition == FALSE or nests_too_deeply(condition):
@@ -310,6 +309,11 @@ class Ways:
         module, _ = facts.imports.get(callee.partition(".")[0], ("", None)) if facts is not None else ("", None)
         return bool(module) and self.index.module_path(module, path) is None
 
+    def same_ranks(self, site: Site, before: Site) -> bool:
+        """Whether two reductions sum over the same ranks, or one over some of the other's."""
+        shared = self._over(before, site.axis) or self._over(site, before.axis)
+        return shared and before.axis != "other"
+
     def _over(self, site: Site, axis: Axis) -> bool:
         """Whether a reduction sums over an axis, or over all ranks."""
         if site.axis == axis or site.raw.collective in self.profile.wrappers:
@@ -332,8 +336,8 @@ class Ways:
         narrow = [n for n, axis in profile.collectives.items() if axis == "TP"]
         return any(profile.launch.group_of(n, "TP") != whole and self.index.holding(f"def {n}(") for n in narrow)
 
-    def _unsummed(self, function: Ref, owner: Ref, out: Exit, sums: Iterable[Site]) -> Formula:
-        """When a `return` is reached and none of some reductions ran before.
+    def _unsummed(self, function: Ref, owner: Ref, out: Exit, sums: Iterable[Site], inside: Iterable[Site]) -> Formula:
+        """When a `return` is reached and none of some reductions, of those that the function makes, ran before.
 
         What the caller decides (a parameter, who owns the sum) is as the caller leaves it by default, or such that the
         reductions run; so are switches of the block (`self.fast`), and what is not known to be a condition on the
@@ -346,6 +350,7 @@ class Ways:
         class_name = owner.name if "." in function.name else None
         reached = meaning(out.condition, class_name, function.path, self.index)
         runs = disj(conj(part.formula for part in site.raw.guard) for site in sums)
+        made = runs if runs != FALSE else disj(conj(part.formula for part in site.raw.guard) for site in inside)
         reached = replace_atoms(reached, self._no_backend(reached))
         if reached == FALSE:
             return FALSE
@@ -358,14 +363,14 @@ class Ways:
             elif default is not None:
                 value = TRUE if default else FALSE
             elif is_ownership(name, self.profile):
-                value = TRUE if runs == FALSE or assign(runs, name, TRUE) != FALSE else FALSE
+                value = TRUE if made == FALSE or assign(made, name, TRUE) != FALSE else FALSE
             else:
                 continue
             reached, runs = assign(reached, name, value), assign(runs, name, value)
         unknown = [
             name
             for name in sorted(atom_set(runs))
-            if not self._tells(name, function.path) or self._asks_for_one_rank(name, runs)
+            if not self.tells(name, function.path) or self._asks_for_one_rank(name, runs)
         ]
         unsummed = conj((reached, negate(exists(runs, unknown))))
         for name in sorted(atom_set(unsummed)):
@@ -388,7 +393,7 @@ class Ways:
         return {name: TRUE if value else FALSE for name, value in told.items() if value is not None}
 
     @remembered
-    def _tells(self, atom: str, path: str) -> bool:
+    def tells(self, atom: str, path: str) -> bool:
         """Whether a condition of a reduction says something about the batch, the launch, the platform or the layer."""
         policy = self.policy
         return (
@@ -402,7 +407,7 @@ class Ways:
 
     def _may_choose(self, atom: str, path: str) -> bool:
         """Whether an option that is not known may decide a condition: it may be one that has an a2a backend sum."""
-        if self._tells(atom, path):
+        if self.tells(atom, path):
             return False
         found = (_NAME.match(atom), _OF_THE_LAUNCH.search(atom), _ANSWER.match(atom))
         spelled = any(one is not None for one in found)

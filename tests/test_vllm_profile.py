@@ -388,8 +388,8 @@ def test_who_sums_handed_over_shared_experts_is_read_from_the_runner(
 @pytest.mark.parametrize(
     ("guard", "rules"),
     [
-        ("not self.config.skip_final_all_reduce", ["MOE002"]),
-        ("self.reduce_results", ["MOE002"]),
+        ("not self.config.skip_final_all_reduce", ["MOE002", "MOE309"]),
+        ("self.reduce_results", ["MOE002", "MOE309"]),
         ("not self.config.skip_final_all_reduce and not self._fused_output_is_reduced", []),
         ("not output_is_reduced", []),
         ("not self.output_is_reduced", []),
@@ -404,6 +404,62 @@ def test_the_runner_itself_has_to_ask_whatever_its_caller_chose(tmp_path: Path, 
     )
     model = HANDING.format("config, reduce_results=False, is_sequence_parallel=self.is_sequence_parallel")
     assert [f.rule for f in judged(tmp_path, model, runner).findings] == rules
+
+
+#: The factory's runner where `forward` asks once, and tells its methods.
+TELLING = (
+    FACTORY.replace("_maybe_reduce_shared(self, shared)", "_maybe_reduce_shared(self, shared, reduced)")
+    .replace("is_sequence_parallel and self._fused_output_is_reduced:", "is_sequence_parallel and reduced:")
+    .replace("_maybe_reduce(self, x)", "_maybe_reduce(self, x, output_is_reduced=None)")
+    .replace(
+        "        if not self.config.is_sequence_parallel and self.tp_size > 1 and not self._fused_output_is_reduced:",
+        "        if output_is_reduced is None:\n            output_is_reduced = self._fused_output_is_reduced\n"
+        "        if not self.config.is_sequence_parallel and self.tp_size > 1 and not output_is_reduced:",
+    )
+    .replace(
+        "        shared = self._maybe_reduce_shared(shared)\n"
+        "        return self._maybe_reduce(out if shared is None else out + shared)",
+        "        is_reduced = self._fused_output_is_reduced\n"
+        "        shared = self._maybe_reduce_shared(shared, is_reduced)\n"
+        "        return self._maybe_reduce(out if shared is None else out + shared, is_reduced)",
+    )
+)
+_OF_SHARED = "is_sequence_parallel and reduced:"
+_OF_ALL = "if not self.config.is_sequence_parallel and self.tp_size > 1 and not output_is_reduced:"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rules"),
+    [
+        ("", "", []),
+        (_OF_SHARED, "is_sequence_parallel:", ["MOE309"]),
+        (_OF_SHARED, "is_sequence_parallel and not reduced:", ["MOE309"]),
+        (
+            _OF_ALL,
+            f"if output_is_reduced:\n            return x\n        {_OF_ALL.replace(' and not output_is_reduced', '')}",
+            [],
+        ),
+        (_OF_ALL, "if not output_is_reduced and self.tp_size > 1 and not self.config.is_sequence_parallel:", []),
+        ("output_is_reduced=None", "told=None", []),
+    ],
+    ids=[
+        "as-it-is",
+        "the-first-does-not-ask",
+        "the-first-asks-the-opposite",
+        "returns-early",
+        "in-any-order",
+        "renamed",
+    ],
+)
+def test_the_sums_of_a_runner_run_in_turn_only_as_its_forward_tells_them(
+    tmp_path: Path, old: str, new: str, rules: list[str]
+) -> None:
+    runner = TELLING.replace(old, new)
+    if new == "told=None":
+        runner = runner.replace("if output_is_reduced is", "output_is_reduced = told\n        if output_is_reduced is")
+    model = HANDING.format("config, reduce_results=False, is_sequence_parallel=self.is_sequence_parallel")
+    derived = "\n\nclass Own(MoERunner):\n    def scaled(self, x):\n        return x * 2\n"
+    assert [f.rule for f in judged(tmp_path, model, runner + derived).findings] == rules
 
 
 # --- functions of a plug-in that are patched into a block
