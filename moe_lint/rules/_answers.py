@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -14,8 +14,8 @@ from moe_lint.index import Ref
 from moe_lint.rules._central import defined
 from moe_lint.rules.base import Context
 
-#: `self.kernel.output_is_reduced()`: a question that the helper leaves to an object
-_LEFT = re.compile(r"\.(\w+)\(\)$")
+#: `self.kernel.output_is_reduced()`: a question that the helper leaves to an object, which may do so, too
+_LEFT = re.compile(r"(?:^|\.)(\w+)\(\)$")
 #: How kernels call what an all-to-all gives back, each token's experts put together.
 _COMBINE = re.compile(r"(?:^|_)combine$")
 #: How many calls down from a dispatcher's method its kernel is looked for.
@@ -36,23 +36,35 @@ def answers(context: Context) -> Iterator[Answer]:
     """The dispatchers that the helper leaves its question to, answer by a constant, and combine by a kernel."""
     policy = context.policy
     reasons = [reason.formula for reason in policy.reasons("TP")] if policy.helper is not None else []
-    names = {found[1] for formula in reasons for atom in atom_set(formula) if (found := _LEFT.search(atom)) is not None}
-    for at in (ref for name in sorted(names) for ref in defined(name, context)):
-        said = _constant(at, context)
+    for at, said in _answering(reasons, context):
         owner, _, name = at.name.rpartition(".")
-        for one in _family(Ref(at.path, owner), context) if owner and said is not None else ():
+        for one in _family(Ref(at.path, owner), context) if owner and said in (TRUE, FALSE) else ():
             kernel = _kernel(one, context) if context.index.method(one, name) == at else None
             if kernel is not None:
                 yield Answer(one, at, said == TRUE, *kernel)
 
 
-def _constant(at: Ref, context: Context) -> Formula | None:
+def _answering(reasons: Iterable[Formula], context: Context) -> Iterator[tuple[Ref, Formula]]:
+    """The methods that formulas leave their questions to, and those that these leave theirs to; with what they say."""
+    asked: dict[str, None] = {}
+    left = list(reasons)
+    for formula in left:
+        found = (_LEFT.search(atom) for atom in sorted(atom_set(formula)))
+        for name in [one[1] for one in found if one is not None and one[1] not in asked]:
+            asked[name] = None
+            for at in defined(name, context):
+                said = _said(at, context)
+                if said is not None:
+                    left.append(said)
+                    yield at, said
+
+
+def _said(at: Ref, context: Context) -> Formula | None:
     facts = context.index.facts(at.path)
     try:
-        said = facts.condition(at.name) if facts is not None else None
+        return facts.condition(at.name) if facts is not None else None
     except NotBoolean:
         return None
-    return said if said in (TRUE, FALSE) else None
 
 
 def _family(owner: Ref, context: Context) -> list[Ref]:
