@@ -276,19 +276,23 @@ class Ways:
         return False
 
     def _is_given_output(self, call: CallResult, function: Ref, asked: _Asked) -> bool:
-        """Whether a call is given what the experts returned. What they and shared experts are given is a new start."""
+        """Whether a call is given what the experts (or the layer asked for) returned.
+
+        What they and shared experts are given is a new start.
+        """
         where = Where(function.path, asked.owner.name, function.name)
         layer = f"self.{asked.attribute}"
         shared = call.callee.startswith("self.") and matches(call.callee[5:], self.profile.shared)
         if shared or call.callee == layer or self.dataflow.is_run(call, where):
             return False
+        routed = not asked.attribute
         return any(
-            isinstance(origin, Experts)
+            (routed and isinstance(origin, Experts))
             or (
                 isinstance(origin, CallResult)
                 and (
                     origin.callee == layer
-                    or self.dataflow.is_run(origin, where)
+                    or (routed and self.dataflow.is_run(origin, where))
                     or self._method(origin.callee, asked) is not None
                     or self._is_given_output(origin, function, asked)
                 )

@@ -127,6 +127,11 @@ class ReducedByNobody(Rule):
             init=f"{_EXPERTS}\n{_SHARED}",
         ),
         _alone("handed-to-who-cannot-be-followed", experts("x = settle(x)"), init=_EXPERTS),
+        _alone(
+            "joined-by-who-cannot-be-followed",
+            method("x = settle(self.experts(x), self.shared_experts(x))"),
+            init=f"self.experts = FusedMoE(config)\n{_SHARED}",
+        ),
         layer_case(
             "handed-by-the-layer-to-who-cannot-be-followed",
             block("def forward(self, x):\n    return self.experts(x)", init=_EXPERTS),
@@ -167,6 +172,11 @@ class ReducedByNobody(Rule):
                 "if self.tp_size > 1:\n    x = tensor_model_parallel_all_reduce(x)\nx = x + self.shared_experts(x)"
             ),
             init=f"{_EXPERTS}\n{_SHARED}{_MARKED}",
+        ),
+        _alone(
+            "shared-experts-that-join-what-an-unknown-function-gathers",
+            method("y = gathered(self.experts(x))\nx = y + self.shared_experts(x)"),
+            init=f"self.experts = FusedMoE(config)\n{_SHARED}{_MARKED}",
         ),
         _alone(
             "shared-experts-that-are-only-looked-at-elsewhere",
