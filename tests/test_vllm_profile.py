@@ -462,6 +462,42 @@ def test_the_sums_of_a_runner_run_in_turn_only_as_its_forward_tells_them(
     assert [f.rule for f in judged(tmp_path, model, runner + derived).findings] == rules
 
 
+LAYER = """
+
+class Layer:
+    def __init__(self, config):
+        self.mlp = Block(config)
+
+    def forward(self, x):
+        x = self.mlp(x)
+        return {}
+
+
+class Model:
+    def __init__(self, config):
+        self.layers = [Layer(config)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("default", "returned", "rules"),
+    [
+        ("True", "tensor_model_parallel_all_reduce(x)", ["MOE306"]),
+        ("False", "tensor_model_parallel_all_reduce(x)", []),
+        ("True", "x", []),
+        ("True", "tensor_model_parallel_all_reduce(x) if self.mlp.left else x", []),
+    ],
+    ids=["summed-again", "left-to-the-layer", "left-alone", "asked"],
+)
+def test_a_layer_does_not_sum_what_experts_sum_by_the_default_of_their_factory(
+    tmp_path: Path, default: str, returned: str, rules: list[str]
+) -> None:
+    factory = FACTORY.replace("runner_cls=None)", f"runner_cls=None, reduce_results={default})")
+    shared = "config, reduce_results=False, is_sequence_parallel=self.is_sequence_parallel"
+    model = "from ..distributed import tensor_model_parallel_all_reduce\n" + HANDING.format(shared)
+    assert [f.rule for f in judged(tmp_path, model + LAYER.format(returned), factory).findings] == rules
+
+
 # --- functions of a plug-in that are patched into a block
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
+from textwrap import indent
 
 from msgspec import Struct
 
@@ -90,16 +91,20 @@ def _sums(callers: Callers, owner: Ref, call: Call) -> tuple[bool | None, str]:
 
 
 def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[bool | None, str]:
-    """Whether a layer sums that was not told whether to: by its constructor's default, or in a layer of its own."""
-    index = callers.index
-    constructor = index.method(built.owner, "__init__")
+    """Whether a layer sums that was not told whether to: by its constructor's default, or in a layer of its own.
+
+    What makes it may be a function as well.
+    """
+    index, home = callers.index, callers.index.facts(built.owner.path)
+    made = home is not None and built.owner.name in home.functions
+    constructor = built.owner if made else index.method(built.owner, "__init__")
     facts = index.facts(constructor.path) if constructor is not None else None
     if constructor is None or facts is None:
         return None, ""
     _, params, defaults = facts.header(constructor.name)
     for name in index.profile.reducing:
         if name in params:
-            given = any(bound.parameter == name for bound in callers.bind(built.call, constructor, skip_first=True))
+            given = any(bound.parameter == name for bound in callers.bind(built.call, constructor, skip_first=not made))
             changed = _is_assigned(name, facts.function_text(constructor.name))
             return (None, "") if given or changed else (defaults.get(name), f"the default of `{built.owner.name}`")
     forward = index.method(built.owner, "forward")
@@ -113,8 +118,12 @@ def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[boo
 
 
 def _is_assigned(name: str, method: str) -> bool:
-    """Whether a method, as its class holds it, gives a name another value: then its default says nothing."""
-    nodes = ast.walk(ast.parse(f"if True:\n{method}")) if re.search(rf"\b{name}\b *[:=]", method) is not None else ()
+    """Whether a function, as its file holds it, gives a name another value: then its default says nothing."""
+    nodes = (
+        ast.walk(ast.parse(f"if True:\n{indent(method, ' ')}"))
+        if re.search(rf"\b{name}\b *[:=]", method) is not None
+        else ()
+    )
     return any(isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store) for node in nodes)
 
 
