@@ -29,6 +29,8 @@ class Prefilter:
         self._beside = [word.encode() for word in _shortest(["expert", *map(longest_part, profile.expert_attributes)])]
         #: experts told not to reduce, in a file where perhaps nobody does
         self._partial = [f"{name}=False".encode() for name in profile.reducing]
+        #: experts that are run by a function, in a file that makes parameters: perhaps their weights
+        self._run = [f"{name}(".encode() for name in profile.expert_functions if "*" not in name]
         self._words = [word.encode() for word in _shortest([*names, *absorbers, *central, *ours])]
         #: each of the words, and each other reduction, holds one of these
         self._stems = [stem.encode() for stem in _shortest(["all_reduce", *names, *absorbers, *central, *ours])]
@@ -38,7 +40,8 @@ class Prefilter:
     def is_candidate(self, data: bytes) -> bool:
         """Whether a file with this content may matter."""
         if not _holds(data, self._stems):
-            return _holds(data, self._beside) and _holds(data, self._partial)
+            partial = _holds(data, self._partial) or (b"Parameter(" in data and _holds(data, self._run))
+            return partial and _holds(data, self._beside)
         # a reduction under a name that the profile does not list matters only beside experts
         return (b"all_reduce" in data and _holds(data, self._beside)) or _holds(data, self._words)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -301,9 +301,26 @@ def _route(found: FoundSite, policy: Policy) -> Route:
     reasons = {reason.text for axis in ("TP", "EP") for reason in policy.reasons(axis)} if policy.helper else set()
     if any(is_skip_atom(name, profile) or name in reasons for name in names):
         return Route.INLINE
-    if any(is_ownership(name, profile) for name in names) or _is_handed_its_condition(found, policy.index):
+    owned = [name for name in names if is_ownership(name, profile)]
+    if _may_ask_itself(found, policy):
+        # a caller may take a sum over there; whether one is left at all, nobody tells the class that knows
+        owned = [name for name in owned if name.isidentifier() or _keeps_the_answer(name, found, policy)]
+    if owned or _is_handed_its_condition(found, policy.index):
         return Route.OWNED
     return Route.NONE
+
+
+def _may_ask_itself(found: FoundSite, policy: Policy) -> bool:
+    """Whether a site stands in the class whose method the helper is."""
+    helper = policy.helper
+    return helper is not None and helper.owner is not None and owner_of(found) == Ref(helper.path, helper.owner)
+
+
+def _keeps_the_answer(atom: str, found: FoundSite, policy: Policy) -> bool:
+    """Whether an attribute is set to what the helper of its class says: told from the text."""
+    facts, helper = policy.index.facts(found.path), policy.helper
+    assigned = rf"\b{re.escape(atom.rpartition('.')[2])}\b[^=\n]*=[^=]*\b{re.escape(helper.name if helper else '')}\b"
+    return facts is None or facts.matches(found.raw.class_name or "", assigned)
 
 
 def _told_to_leave(found: FoundSite, index: ProjectIndex) -> bool:
@@ -332,10 +349,13 @@ def _requires(guard: Formula, words: Iterable[str]) -> bool:
     return any(implies(guard, Atom(name)) for name in atom_set(guard) if any(word in name for word in words))
 
 
-def without_ownership(guard: Formula, profile: Profile) -> Formula:
-    """The guard for a caller that leaves the reduction to this block."""
+def without_ownership(guard: Formula, profile: Profile, but: Collection[str] = ()) -> Formula:
+    """The guard for a caller that leaves the reduction to this block; ``but`` are names that are no choice of it."""
+    names = atom_set(guard)
+    for name in names:  # told nothing, the block asks itself: `if summed is None: summed = self.is_summed`
+        guard = assign(guard, f"{name} is None", TRUE) if f"{name} is None" in names else guard
     for name in sorted(atom_set(guard)):
-        if is_ownership(name, profile):
+        if name not in but and is_ownership(name, profile):
             kept = assign(guard, name, TRUE)
             guard = kept if satisfiable(kept) else assign(guard, name, FALSE)
     return guard

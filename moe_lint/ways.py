@@ -208,8 +208,7 @@ class Ways:
 
         ``open`` are conditions that may be such that both do.
         """
-        shared = self._over(before, site.axis) or self._over(site, before.axis)
-        if before.axis == "other" or not shared:
+        if not self.same_ranks(site, before):
             return None
         both = exists(conj((holds, *(part.formula for part in site.raw.guard))), sorted(open))
         facts = self.index.facts(site.path)
@@ -262,7 +261,7 @@ class Ways:
                 spans = set(_summed(origins))
                 sums = tuple(site for site in inside if site.raw.span in spans)
                 try:
-                    condition = self._unsummed(function, asked.owner, out, sums)
+                    condition = self._unsummed(function, asked.owner, out, sums, inside)
                 except TooManyAtoms:
                     continue
                 if condition == FALSE or nests_too_deeply(condition):
@@ -286,19 +285,23 @@ class Ways:
         return False
 
     def _is_given_output(self, call: CallResult, function: Ref, asked: _Asked) -> bool:
-        """Whether a call is given what the experts returned. What they and shared experts are given is a new start."""
+        """Whether a call is given what the experts (or the layer asked for) returned.
+
+        What they and shared experts are given is a new start.
+        """
         where = Where(function.path, asked.owner.name, function.name)
         layer = f"self.{asked.attribute}"
         shared = call.callee.startswith("self.") and matches(call.callee[5:], self.profile.shared)
         if shared or call.callee == layer or self.dataflow.is_run(call, where):
             return False
+        routed = not asked.attribute
         return any(
-            isinstance(origin, Experts)
+            (routed and isinstance(origin, Experts))
             or (
                 isinstance(origin, CallResult)
                 and (
                     origin.callee == layer
-                    or self.dataflow.is_run(origin, where)
+                    or (routed and self.dataflow.is_run(origin, where))
                     or self._method(origin.callee, asked) is not None
                     or self._is_given_output(origin, function, asked)
                 )
@@ -318,6 +321,11 @@ class Ways:
         facts = self.index.facts(path)
         module, _ = facts.imports.get(callee.partition(".")[0], ("", None)) if facts is not None else ("", None)
         return bool(module) and self.index.module_path(module, path) is None
+
+    def same_ranks(self, site: Site, before: Site) -> bool:
+        """Whether two reductions sum over the same ranks, or one over some of the other's."""
+        shared = self._over(before, site.axis) or self._over(site, before.axis)
+        return shared and before.axis != "other"
 
     def _over(self, site: Site, axis: Axis) -> bool:
         """Whether a reduction sums over an axis, or over all ranks."""
@@ -344,8 +352,8 @@ class Ways:
         narrow = [n for n, axis in profile.collectives.items() if axis == "TP"]
         return any(profile.launch.group_of(n, "TP") != whole and self.index.holding(f"def {n}(") for n in narrow)
 
-    def _unsummed(self, function: Ref, owner: Ref, out: Exit, sums: Iterable[Site]) -> Formula:
-        """When a `return` is reached and none of some reductions ran before.
+    def _unsummed(self, function: Ref, owner: Ref, out: Exit, sums: Iterable[Site], inside: Iterable[Site]) -> Formula:
+        """When a `return` is reached and none of some reductions, of those that the function makes, ran before.
 
         What the caller decides (a parameter, who owns the sum) is as the caller leaves it by default, or such that the
         reductions run; so are switches of the block (`self.fast`), and what is not known to be a condition on the
@@ -358,6 +366,7 @@ class Ways:
         class_name = owner.name if "." in function.name else None
         reached = by_getters(meaning(out.condition, class_name, function.path, self.index), owner, self.index)
         runs = disj(by_getters(conj(part.formula for part in site.raw.guard), owner, self.index) for site in sums)
+        made = disj(conj(part.formula for part in site.raw.guard) for site in inside) if runs == FALSE else runs
         own = [name for name in params if name not in self.profile.flag_names]  # a flag may have another name here
         left = {name: TRUE if given else FALSE for name in own if (given := defaults.get(name)) is not None}
         reached, runs = bind(reached, left, self.profile), bind(runs, left, self.profile)
@@ -373,7 +382,7 @@ class Ways:
             elif default is not None:
                 value = TRUE if default else FALSE
             elif is_ownership(name, self.profile):
-                value = TRUE if runs == FALSE or assign(runs, name, TRUE) != FALSE else FALSE
+                value = TRUE if made == FALSE or assign(made, name, TRUE) != FALSE else FALSE
             else:
                 continue
             reached, runs = assign(reached, name, value), assign(runs, name, value)

@@ -385,6 +385,119 @@ def test_who_sums_handed_over_shared_experts_is_read_from_the_runner(
     assert len(found) == (message is not None)
 
 
+@pytest.mark.parametrize(
+    ("guard", "rules"),
+    [
+        ("not self.config.skip_final_all_reduce", ["MOE002", "MOE309"]),
+        ("self.reduce_results", ["MOE002", "MOE309"]),
+        ("not self.config.skip_final_all_reduce and not self._fused_output_is_reduced", []),
+        ("not output_is_reduced", []),
+        ("not self.output_is_reduced", []),
+    ],
+    ids=["forgotten", "forgotten-too", "asked", "told", "kept"],
+)
+def test_the_runner_itself_has_to_ask_whatever_its_caller_chose(tmp_path: Path, guard: str, rules: list[str]) -> None:
+    runner = FACTORY.replace("self.tp_size > 1 and not self._fused_output_is_reduced", f"self.tp_size > 1 and {guard}")
+    runner = runner.replace("_maybe_reduce(self, x)", "_maybe_reduce(self, x, output_is_reduced=None)").replace(
+        "    def forward(self, x):\n",
+        "    def forward(self, x):\n        self.output_is_reduced = self._fused_output_is_reduced\n",
+    )
+    model = HANDING.format("config, reduce_results=False, is_sequence_parallel=self.is_sequence_parallel")
+    assert [f.rule for f in judged(tmp_path, model, runner).findings] == rules
+
+
+#: The factory's runner where `forward` asks once, and tells its methods.
+TELLING = (
+    FACTORY.replace("_maybe_reduce_shared(self, shared)", "_maybe_reduce_shared(self, shared, reduced)")
+    .replace("is_sequence_parallel and self._fused_output_is_reduced:", "is_sequence_parallel and reduced:")
+    .replace("_maybe_reduce(self, x)", "_maybe_reduce(self, x, output_is_reduced=None)")
+    .replace(
+        "        if not self.config.is_sequence_parallel and self.tp_size > 1 and not self._fused_output_is_reduced:",
+        "        if output_is_reduced is None:\n            output_is_reduced = self._fused_output_is_reduced\n"
+        "        if not self.config.is_sequence_parallel and self.tp_size > 1 and not output_is_reduced:",
+    )
+    .replace(
+        "        shared = self._maybe_reduce_shared(shared)\n"
+        "        return self._maybe_reduce(out if shared is None else out + shared)",
+        "        is_reduced = self._fused_output_is_reduced\n"
+        "        shared = self._maybe_reduce_shared(shared, is_reduced)\n"
+        "        return self._maybe_reduce(out if shared is None else out + shared, is_reduced)",
+    )
+)
+_OF_SHARED = "is_sequence_parallel and reduced:"
+_OF_ALL = "if not self.config.is_sequence_parallel and self.tp_size > 1 and not output_is_reduced:"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rules"),
+    [
+        ("", "", []),
+        (_OF_SHARED, "is_sequence_parallel:", ["MOE309"]),
+        (_OF_SHARED, "is_sequence_parallel and not reduced:", ["MOE309"]),
+        (
+            _OF_ALL,
+            f"if output_is_reduced:\n            return x\n        {_OF_ALL.replace(' and not output_is_reduced', '')}",
+            [],
+        ),
+        (_OF_ALL, "if not output_is_reduced and self.tp_size > 1 and not self.config.is_sequence_parallel:", []),
+        ("output_is_reduced=None", "told=None", []),
+    ],
+    ids=[
+        "as-it-is",
+        "the-first-does-not-ask",
+        "the-first-asks-the-opposite",
+        "returns-early",
+        "in-any-order",
+        "renamed",
+    ],
+)
+def test_the_sums_of_a_runner_run_in_turn_only_as_its_forward_tells_them(
+    tmp_path: Path, old: str, new: str, rules: list[str]
+) -> None:
+    runner = TELLING.replace(old, new)
+    if new == "told=None":
+        runner = runner.replace("if output_is_reduced is", "output_is_reduced = told\n        if output_is_reduced is")
+    model = HANDING.format("config, reduce_results=False, is_sequence_parallel=self.is_sequence_parallel")
+    derived = "\n\nclass Own(MoERunner):\n    def scaled(self, x):\n        return x * 2\n"
+    assert [f.rule for f in judged(tmp_path, model, runner + derived).findings] == rules
+
+
+LAYER = """
+
+class Layer:
+    def __init__(self, config):
+        self.mlp = Block(config)
+
+    def forward(self, x):
+        x = self.mlp(x)
+        return {}
+
+
+class Model:
+    def __init__(self, config):
+        self.layers = [Layer(config)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("default", "returned", "rules"),
+    [
+        ("True", "tensor_model_parallel_all_reduce(x)", ["MOE306"]),
+        ("False", "tensor_model_parallel_all_reduce(x)", []),
+        ("True", "x", []),
+        ("True", "tensor_model_parallel_all_reduce(x) if self.mlp.left else x", []),
+    ],
+    ids=["summed-again", "left-to-the-layer", "left-alone", "asked"],
+)
+def test_a_layer_does_not_sum_what_experts_sum_by_the_default_of_their_factory(
+    tmp_path: Path, default: str, returned: str, rules: list[str]
+) -> None:
+    factory = FACTORY.replace("runner_cls=None)", f"runner_cls=None, reduce_results={default})")
+    shared = "config, reduce_results=False, is_sequence_parallel=self.is_sequence_parallel"
+    model = "from ..distributed import tensor_model_parallel_all_reduce\n" + HANDING.format(shared)
+    assert [f.rule for f in judged(tmp_path, model + LAYER.format(returned), factory).findings] == rules
+
+
 # --- functions of a plug-in that are patched into a block
 
 

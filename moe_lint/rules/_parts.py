@@ -124,16 +124,20 @@ def _chosen(callers: Callers, owner: Ref, call: Call) -> Iterator[Built]:
 
 
 def sums_by_default(callers: Callers, built: Built, depth: int = 0) -> tuple[bool | None, str]:
-    """Whether a layer sums that was not told whether to: by its constructor's default, or in a layer of its own."""
-    index = callers.index
-    constructor = index.method(built.owner, "__init__")
+    """Whether a layer sums that was not told whether to: by its constructor's default, or in a layer of its own.
+
+    What makes it may be a function as well.
+    """
+    index, home = callers.index, callers.index.facts(built.owner.path)
+    made = home is not None and built.owner.name in home.functions
+    constructor = built.owner if made else index.method(built.owner, "__init__")
     facts = index.facts(constructor.path) if constructor is not None else None
     if constructor is None or facts is None:
         return None, ""
     _, params, defaults = facts.header(constructor.name)
     for name in index.profile.reducing:
         if name in params:
-            given = any(bound.parameter == name for bound in callers.bind(built.call, constructor, skip_first=True))
+            given = any(bound.parameter == name for bound in callers.bind(built.call, constructor, skip_first=not made))
             changed = facts.stores(constructor.name, name)
             return (None, "") if given or changed else (defaults.get(name), f"the default of `{built.owner.name}`")
     forward = index.method(built.owner, "forward")

@@ -16,6 +16,7 @@ from moe_lint.model import Confidence, Finding, Route
 from moe_lint.profile import longest_part
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import calls_a_reducer, launch
+from moe_lint.rules._own_weights import OwnExperts, nobody_sums, own_experts
 from moe_lint.rules._parts import Part, at_part, constructed, part_of, parts, told
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site, without_topology
@@ -57,6 +58,7 @@ def chosen_of_others(config):
 
 """
 _BY_DEFAULT = "self.experts = FusedMoE(config)"
+_WIDTH = "config.width // self.tp_size"
 _DOWN = "self.down_proj = RowParallelLinear(config, reduce_results=False)"
 
 
@@ -68,6 +70,24 @@ def _alone(name: str, *methods: str, init: str = _EXPERTS, more: str = "") -> Ca
     head, _, tail = text.partition("class Block:\n")
     decoder = tail[tail.index("class DecoderLayer") :]
     return Case(name, {**plain.files, path: f"{head}{more}{block(*methods, init=init)}\n\n{decoder}"})
+
+
+def _own(
+    name: str,
+    body: str = "",
+    part: str = _WIDTH,
+    *more: str,
+    run: str = "fused_experts(x, self.w1)",
+    mark: str = "",
+    build: str = "Block(config)",
+) -> Case:
+    """A block that keeps its experts' weights itself, ``part`` of them, in a layer without a communicator."""
+    init = (
+        f"self.tp_size = get_tp_world_size()\nself.width = {part}\nself.w1 = nn.Parameter(torch.empty(9, self.width))"
+    )
+    plain = _alone(name, method(f"x = {run}{mark}\n{body}", parameters="x"), *more, init=init)
+    path = "engine/models/pretend.py"
+    return Case(name, {**plain.files, path: plain.files[path].replace("Block(config)", build)})
 
 
 class ReducedByNobody(Rule):
@@ -91,13 +111,17 @@ class ReducedByNobody(Rule):
             x = tensor_model_parallel_all_reduce(x)
         return x
 
+    The same goes for a block that keeps a rank's part of its experts' weights itself (`width // self.tp_size`) and runs
+    them by a function.
+
     Experts that are told nothing are looked at where their class does not reduce by default. So are shared experts, and
     other layers of a class that holds experts, if they are told, each for itself: a shared expert that joins behind the
     reduction is reported although the routed experts are summed. Not reported: a layer
     that is built for one rank, one that is handed on as a value, one that only a path of an a2a backend runs, a block
     that calls something else with `reduce` or `scatter` in its name, a block or layer that hands the output to
     something that cannot be followed, trees in which nothing answers who sums, and those in which the layer boundary
-    takes sums by contract. Reported at the constructor call. There is no fix: who sums is for the model to say.
+    takes sums by contract. Reported at the constructor call, or where the function is called. There is no fix: who sums
+    is for the model to say.
     """
 
     code = "MOE304"
@@ -140,6 +164,11 @@ class ReducedByNobody(Rule):
             init=f"{_EXPERTS}\n{_SHARED}",
         ),
         _alone("handed-to-who-cannot-be-followed", experts("x = settle(x)"), init=_EXPERTS),
+        _alone(
+            "joined-by-who-cannot-be-followed",
+            method("x = settle(self.experts(x), self.shared_experts(x))"),
+            init=f"self.experts = FusedMoE(config)\n{_SHARED}",
+        ),
         layer_case(
             "handed-by-the-layer-to-who-cannot-be-followed",
             block("def forward(self, x):\n    return self.experts(x)", init=_EXPERTS),
@@ -167,6 +196,14 @@ class ReducedByNobody(Rule):
             "what-is-chosen-differs", experts(""), init="self.experts = chosen_of_others(config)(config)", more=_CHOSEN
         ),
         _alone("an-argument-is-not-seen", experts(""), init="self.experts = FusedMoE(config, **given)", more=_CHOSEN),
+        _own("own-weights-that-the-block-sums", _REDUCED),
+        _own("own-weights-that-a-group-sums", "x = get_tp_group().all_reduce(x)"),
+        _own("own-weights-that-another-method-sums", "x = self.summed(x)", _WIDTH, method(_REDUCED, "summed", "x")),
+        _own("own-weights-handed-to-who-cannot-be-followed", "x = settle(x)"),
+        _own("own-weights-reduced-under-another-name", "x = self.reducer.reduce_over_ranks(x)"),
+        _own("own-weights-that-are-whole", "", "config.width"),
+        _own("own-weights-for-one-rank", build="Block(config, tp_size=1)"),
+        _own("own-weights-and-a-kernel-that-sums", run="fused_experts(x, self.w1, reduce_results=True)"),
         layer_case("left-to-the-layer-when-it-asks", block(experts(ROUTED), init=_EXPERTS), layer=_LAYER),
         layer_case(
             "reduced-by-the-layer",
@@ -180,6 +217,9 @@ class ReducedByNobody(Rule):
         ),
     )
     INVALID = (
+        _own("own-weights", mark=_MARKED),
+        _own("own-weights-by-a-function", "", "divide(config.width, self.tp_size)", mark=_MARKED),
+        _own("own-weights-of-some-experts", "x = x.view(-1)", "config.experts // self.tp_size", mark=_MARKED),
         _alone("experts", experts(""), init=_EXPERTS + _MARKED),
         _alone("experts-by-default", experts(""), init=_BY_DEFAULT + _MARKED, more=_CHOSEN),
         _alone(
@@ -197,6 +237,11 @@ class ReducedByNobody(Rule):
                 "if self.tp_size > 1:\n    x = tensor_model_parallel_all_reduce(x)\nx = x + self.shared_experts(x)"
             ),
             init=f"{_EXPERTS}\n{_SHARED}{_MARKED}",
+        ),
+        _alone(
+            "shared-experts-that-join-what-an-unknown-function-gathers",
+            method("y = gathered(self.experts(x))\nx = y + self.shared_experts(x)"),
+            init=f"self.experts = FusedMoE(config)\n{_SHARED}{_MARKED}",
         ),
         _alone(
             "shared-experts-that-are-only-looked-at-elsewhere",
@@ -245,6 +290,25 @@ class ReducedByNobody(Rule):
                     f"{launch(context, TRUE)}",
                     f"reduce in `{part.owner.name}`, or build it with `{context.index.profile.reducing[0]}=True`",
                 )
+        for own in own_experts(context):
+            if nobody_sums(own, context):
+                yield self._of_own_weights(own, context)
+
+    def _of_own_weights(self, own: OwnExperts, context: Context) -> Finding:
+        block, callee = own.owner.name, own.call.callee
+        return Finding(
+            self.code,
+            self.name,
+            own.owner.path,
+            own.call.span,
+            self.severity,
+            self.confidence,
+            f"`{own.weight}` is one rank's part of the experts (`{own.part}`), and nobody reduces what `{callee}` makes"
+            f" of it, neither `{block}` nor a layer around: each rank keeps its partial sum{launch(context, TRUE)}",
+            own.method.name.rpartition(".")[2],
+            block,
+            remedy=f"reduce what `{callee}` returns",
+        )
 
 
 def _as_told(part: Part) -> str:

@@ -13,7 +13,9 @@ from moe_lint.launch import Configuration
 from moe_lint.model import Finding, Related, Route
 from moe_lint.profile import matches
 from moe_lint.reaching import reaching
+from moe_lint.rules._blocks_below import whole_blocks
 from moe_lint.rules._cases import ROUTED, block, experts, layer_case, method
+from moe_lint.rules._layers import launch
 from moe_lint.rules._parts import Part, parts, quoted
 from moe_lint.rules._terms import counts_once
 from moe_lint.rules.base import Case, Context, Rule
@@ -66,6 +68,10 @@ class SharedMLP:
         x, _ = self.down_proj(x)
         return x
 """
+_FACTORY = """
+def FusedMoEFactory(config, reduce_results=True):
+    return make_runner(config, reduce_results)
+"""
 _WRAPPER = """
 
 def reduce_moe_output(x):
@@ -103,6 +109,22 @@ def _wrapped(name: str, condition: str, mark: str = "") -> Case:
     return Case(name, {**plain.files, path: plain.files[path] + _WRAPPER})
 
 
+def _in_layer(name: str, told: str, *lines: str, build: str = "", condition: str = "") -> Case:
+    """A layer that sums what its block returned, whose experts are ``told`` who sums."""
+    init = f"self.experts = FusedMoEFactory(config{told})"
+    run = method("x = self.experts(x)", parameters="x")
+    reduced = "x = tensor_model_parallel_all_reduce(x)"
+    body = (f"{condition}\n    {reduced}" if condition else reduced) if not lines else "\n".join(lines)
+    decoder = f"{method(f'x = self.mlp(x){chr(10)}{body}', parameters='x')}"
+    plain = layer_case(name, _FACTORY, block(run, init=init), layer="x = self.mlp(x)")
+    path = "engine/models/pretend.py"
+    head, _, _ = plain.files[path].partition("class DecoderLayer:")
+    made = f"def __init__(self, config):\n    self.mlp = Block(config)\n{build and indent(build, '    ')}\n"
+    layer = f"class DecoderLayer:\n{indent(made + chr(10) + decoder, '    ')}"
+    model = "class Model:\n    def __init__(self, config):\n        self.layers = [DecoderLayer(config)]\n"
+    return Case(name, {**plain.files, path: f"{head}{layer}\n\n{model}"})
+
+
 class ReducedByExpertsToo(Rule):
     """The experts, or the shared experts, are whole already, and the block reduces them again.
 
@@ -126,8 +148,10 @@ class ReducedByExpertsToo(Rule):
     A term that is divided by the number of ranks or added on the first rank alone counts once and is not reported, nor
     is one that joins behind the reduction. A shared expert that is replicated in some configurations only is reported
     where it can be told that the term joins, and the reduction runs, in one of them. A function that is patched in
-    place of a method (`Block.forward = patched`, or by a decorator that is given its name) counts as that method.
-    Reported at the block's reduction. There is no fix: a block without skip reasons may as well drop its own.
+    place of a method (`Block.forward = patched`, or by a decorator that is given its name) counts as that method. A
+    layer that always sums what its block returned counts, too, if the block's experts were made to sum; not where
+    somebody sets on them who sums. Reported at the reduction. There is no fix: a block without skip reasons may as well
+    drop its own.
     """
 
     code = "MOE306"
@@ -218,9 +242,31 @@ class ReducedByExpertsToo(Rule):
             _WIDENED,
         ),
         _wrapped("replicated-where-the-wrapper-skips", "should_use_flashinfer_cutlass_moe_fp4_allgather()"),
+        _in_layer("experts-that-leave-their-sum-to-the-layer", ", reduce_results=False"),
+        _in_layer("experts-that-may-leave-it", ", reduce_results=config.alone"),
+        _in_layer("a-layer-that-asks-its-block", ", reduce_results=True", condition="if self.mlp.left:"),
+        _in_layer(
+            "a-layer-that-says-so-to-the-experts",
+            ", reduce_results=True",
+            build="self.mlp.experts.config.reduce_results = False",
+        ),
+        _in_layer(
+            "a-layer-that-sums-attention",
+            ", reduce_results=True",
+            "y = self.attention(x)",
+            "y = tensor_model_parallel_all_reduce(y)",
+        ),
         _with_shared("divided-in-another-method", "", "x = self.joined(x, shared)\n" + ROUTED, _JOINED),
     )
     INVALID = (
+        _in_layer(
+            "summed-in-the-layer", ", reduce_results=True", "x = tensor_model_parallel_all_reduce(x)  # <- MOE306"
+        ),
+        _in_layer(
+            "in-another-shape-summed-in-the-layer",
+            ", reduce_results=True",
+            "x = tensor_model_parallel_all_reduce(x.view(-1))  # <- MOE306",
+        ),
         layer_case(
             "both",
             block(experts(_MARKED), init="self.experts = FusedMoE(config, reduce_results=True)"),
@@ -271,6 +317,22 @@ class ReducedByExpertsToo(Rule):
                     remedy=_remedy(part, context),
                 )
                 break
+            else:
+                yield from self._below(site, context)
+
+    def _below(self, site: Site, context: Context) -> Iterator[Finding]:
+        """A reduction in a layer, of what its block returned."""
+        for below in whole_blocks(site, context):
+            part = below.experts
+            yield self.finding(
+                site,
+                f"`self.{below.attribute}` is a `{below.owner.name}`, whose experts are built with {quoted(part.by)} "
+                f"and have summed already: this reduction scales every token by the group size{launch(context, TRUE)}",
+                context,
+                related=(Related(part.path, part.call.span.line, f"`self.{part.attribute}` is built here"),),
+                remedy=_remedy(part, context),
+            )
+            break
 
 
 def _consequence(part: Part, context: Context) -> str:

@@ -9,6 +9,7 @@ from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Finding, Related
 from moe_lint.rules._cases import ASK, BARE, CALL, ROUTED, SETTLE, block, case, experts, layer_case, method
+from moe_lint.rules._in_turn import summed_in_turn
 from moe_lint.rules._layers import block_sums
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site, owner_of
@@ -33,6 +34,23 @@ def moe_tensor_model_parallel_all_reduce(x):
 """
 
 
+def _in_turn(
+    first: str = "self.tp_size > 1",
+    second: str = "self.tp_size > 1",
+    joined: str = "self.finished(x + self.scaled(y), done)",
+    mark: str = "",
+) -> tuple[str, ...]:
+    """A block that sums a term in a method, and what it joins in another."""
+    return (
+        method(f"done = x.numel() > 9\ny = self.summed(x, done)\nx = self.experts(x)\nx = {joined}", parameters="x"),
+        "def scaled(self, y):\n    return y * 2\n",
+        f"def summed(self, y, done):\n    y = self.shared(y)\n    if {first}:\n"
+        "        y = tensor_model_parallel_all_reduce(y)\n    return y\n",
+        f"def finished(self, x, done=False):\n    if {second}:\n"
+        f"        x = tensor_model_parallel_all_reduce(x){mark}\n    return x\n",
+    )
+
+
 class ReducedTwice(Rule):
     """A block sums over the ranks what it has summed over them before.
 
@@ -51,8 +69,9 @@ class ReducedTwice(Rule):
         x = self.experts(x) + self.shared_experts(x)
         x = tensor_model_parallel_all_reduce(x)
 
-    So is a layer that sums what its block has summed. Not reported: an EP and a TP sum of one tensor, which are over
-    different ranks, and sums that run under opposite
+    So is a layer that sums what its block has summed, and a block whose `forward` hands to one method that sums what
+    another has summed. Not reported: an EP and a TP sum of one tensor, which are over different ranks, and sums that
+    run under opposite
     conditions. Reported at the second sum. There is no fix: which of the two may go is for the model to say.
     """
 
@@ -107,6 +126,19 @@ class ReducedTwice(Rule):
             build="self.mlp = Block(config, sums=config.sums)",
             layer=ASK + CALL + _IN_THE_LAYER.partition("  #")[0] + SETTLE,
         ),
+        case("in-two-methods-of-which-one-sums", *_in_turn("done", "not done"), absorber=False),
+        case("in-two-methods-of-which-one-may-not", *_in_turn(second="self.late"), absorber=False),
+        case("in-two-methods-on-two-terms", *_in_turn(joined="self.scaled(y) + self.finished(x)"), absorber=False),
+        case(
+            "in-a-method-that-says-whether-it-has",
+            *(
+                text.replace("y = self.summed(x, done)", "y, done = self.summed(x, done)").replace(
+                    "return y", "return y, True"
+                )
+                for text in _in_turn(second="not done")
+            ),
+            absorber=False,
+        ),
         case(
             "attention-before",
             method("x = tensor_model_parallel_all_reduce(self.attention(x))\nx = self.experts(x)\n" + BARE.strip()),
@@ -115,6 +147,12 @@ class ReducedTwice(Rule):
     )
     INVALID = (
         layer_case("in-the-block-and-in-the-layer", block(experts(ROUTED)), layer=ASK + CALL + _IN_THE_LAYER + SETTLE),
+        case("in-two-methods-one-after-the-other", *_in_turn(mark="  # <- MOE309"), absorber=False),
+        case(
+            "in-two-methods-that-ask-the-same",
+            *_in_turn("x.shape[0] > 1", "x.shape[0] > 1", mark="  # <- MOE309"),
+            absorber=False,
+        ),
         case("in-a-row", experts(BARE.strip() + "\nx = x.view(-1)" + _MARKED), absorber=False),
         case(
             "a-term-before-it-joins",
@@ -139,7 +177,7 @@ class ReducedTwice(Rule):
 
     def check(self, context: Context) -> Iterable[Finding]:
         told = set()
-        for site, before, shown in (*context.ways.summed_before(), *_behind_blocks(context)):
+        for site, before, shown in (*context.ways.summed_before(), *_behind_blocks(context), *summed_in_turn(context)):
             if (site.path, site.raw.span) in told:
                 continue
             told.add((site.path, site.raw.span))

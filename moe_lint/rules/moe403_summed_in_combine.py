@@ -3,16 +3,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from moe_lint.absorbers import CombineSum, absorbers_of
-from moe_lint.formula import FALSE, Formula, TooManyAtoms, assign, conj, disj, negate, satisfiable
+from moe_lint.formula import FALSE, TRUE, Formula, TooManyAtoms, assign, conj, disj, negate, satisfiable
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
-from moe_lint.model import Axis, Finding, Problem, Related, Route
+from moe_lint.model import Axis, Confidence, Finding, Problem, Related, Route
 from moe_lint.policy import Policy
+from moe_lint.rules._answers import answers
 from moe_lint.rules._backends import groups, question, runs_with
 from moe_lint.rules._cases import ROUTED, UTILS, experts, method, model
 from moe_lint.rules._central import asked_by_helper, at_definition, engine, unread
 from moe_lint.rules._wording import named
-from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site, asked_before, owner_of
 
 _DISPATCHER = """\
@@ -31,6 +32,7 @@ _BOTH_AXES = UTILS.replace(
     "return should_use_flashinfer_cutlass_moe_fp4_allgather()",
 )
 _NO_FP4 = UTILS.replace("return is_tp_path and should_use_flashinfer_cutlass_moe_fp4_allgather()", "return False")
+_WHOLE = "the experts' output is whole already"
 _HEADER = "def should_skip_post_experts_all_reduce("
 
 
@@ -47,6 +49,67 @@ _BY_HAND = _SPREAD.replace("{test}", "get_moe_a2a_backend().is_mori()")
 _ALL_KNOWN = _BOTH_AXES.replace(
     "    if should_use_dp_reduce_scatterv():", "    if is_deepep_class_backend() or should_use_dp_reduce_scatterv():"
 )
+
+
+#: Dispatchers that say for themselves whether their combine sums, and a helper that leaves its question to them.
+_KERNELS = """\
+from kernels import gathered_combine
+
+
+class Dispatcher:
+    def output_is_reduced(self):
+        raise NotImplementedError
+
+
+class First(Dispatcher):
+    def output_is_reduced(self):
+        return True
+
+    def combine(self, x):
+        return self._combined(x)
+
+    def _combined(self, x):
+        return self.buffer.low_latency_combine(x)
+
+
+class Second(Dispatcher):
+    def output_is_reduced(self):
+        return True
+
+    def combine(self, x):
+        return self.buffer.combine(x)
+
+
+class Plain(Dispatcher):
+    def output_is_reduced(self):
+        return False
+
+    def combine(self, x):
+        return {combine}
+
+
+def gathered(x):
+    return Kernels.gathered_combine(x)
+"""
+_DERIVED = """
+
+class Own(Plain):
+    def combine(self, x):
+        return self.kernel.combine(x)
+"""
+_LEFT = _BOTH_AXES.replace("return should_use_f", "return get_dispatcher().output_is_reduced() or should_use_f")
+_SAYS_NO = "    def output_is_reduced(self):\n        return False"
+_SAYS_NO_MARKED = _SAYS_NO.replace("(self):", "(self):  # <- MOE403")
+
+
+def _combining(name: str, combine: str, mark: bool = False, kernels: str = _KERNELS) -> Case:
+    """A tree with a dispatcher that says no and gives the experts' output back by ``combine``."""
+    text = kernels.replace("{combine}", combine)
+    return engine(
+        name,
+        utils=_LEFT,
+        layers__moe__dispatcher=text.replace(_SAYS_NO, _SAYS_NO_MARKED) if mark else text,
+    )
 
 
 def _marked(utils: str) -> str:
@@ -75,6 +138,10 @@ class SummedInCombine(Rule):
 
     Skip on both. The condition of a `combine` is compared where it asks global predicates only; one that looks at its
     arguments cannot be told from outside.
+
+    Where each dispatcher answers for itself (`output_is_reduced()`), one that combines by a kernel of an all-to-all and
+    says no is reported, if most of those say yes: what theirs gives back is whole, and so is its own. Of a `combine` of
+    a group of ranks nothing is said: which ranks it sums over is the group's.
 
     The combine of an a2a backend is a kernel, and nothing in the tree shows that it sums. But blocks do: where one
     takes another path for a backend, and so leaves its sum out, that backend's combine sums, and a block that asks the
@@ -109,8 +176,21 @@ class SummedInCombine(Rule):
                 "if should_use_flashinfer_cutlass_moe_fp4_allgather():", "if x.format.is_standard():"
             ),
         ),
+        _combining("a-dispatcher-that-combines-nothing", "x"),
+        _combining("a-group-of-ranks-combines", "get_ep_group().combine(x)"),
+        _combining("a-group-that-it-holds-combines", "self.dp_group.combine(x)"),
+        _combining("one-against-one", "self.buffer.combine(x)", kernels=_KERNELS.replace("True", "self.whole", 1)),
+        _combining("it-depends", "self.buffer.combine(x)", kernels=_KERNELS.replace("False", "self.whole")),
     )
     INVALID = (
+        _combining("a-kernel-combines", "self.buffer.combine(x)", mark=True),
+        _combining("a-function-of-the-tree-calls-the-kernel", "gathered(x)", mark=True),
+        _combining(
+            "the-answer-is-inherited",
+            "x",
+            mark=True,
+            kernels=_KERNELS + _DERIVED,
+        ),
         engine(
             "an-a2a-backend-that-sums",
             utils=_marked(_BOTH_AXES),
@@ -166,6 +246,28 @@ class SummedInCombine(Rule):
             )
 
         yield from self._by_blocks(context)
+        yield from self._by_answers(context)
+
+    def _by_answers(self, context: Context) -> Iterator[Finding]:
+        """Dispatchers that combine by a kernel and say that nothing is summed, where most others say that it is."""
+        found = list(answers(context))
+        summed = [one for one in found if one.summed]
+        wrong = [one for one in found if not one.summed]
+        shown = context.policy.configuration(TRUE, "TP")
+        for one in wrong if len(summed) > len(wrong) else ():
+            others = ", ".join(f"`{other.owner.name}`" for other in summed)
+            yield at_definition(
+                self,
+                one.at,
+                f"`{one.at.name.rpartition('.')[2]}` says no for `{one.owner.name}`, which combines by "
+                f"`{one.kernel.callee}`: its output is summed once more. It says yes for the others that combine by a "
+                f"kernel: {others}",
+                context,
+                confidence=Confidence.MEDIUM,
+                witness=f"with {shown} and the backend of `{one.owner.name}` {_WHOLE}" if shown is not None else None,
+                remedy=f"say yes for `{one.owner.name}`",
+                related=(Related(one.path, one.kernel.span.line, f"`{one.owner.name}` combines here"),),
+            )
 
     def _by_blocks(self, context: Context) -> Iterator[Finding]:
         """Backends whose combine some blocks take for a sum, and for which the helper has others reduce."""
@@ -201,7 +303,7 @@ class SummedInCombine(Rule):
 
 
 def _whole(shown: Configuration | None) -> str:
-    return f"{f'with {shown} ' if shown is not None else ''}the experts' output is whole already"
+    return f"{f'with {shown} ' if shown is not None else ''}{_WHOLE}"
 
 
 def _axes(context: Context) -> list[Axis]:
