@@ -109,7 +109,7 @@ def owner_of(site: Site | FoundSite) -> Ref:
 
 def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) -> FoundSite:
     """Everything about a site that does not depend on the helper. Raises ``RecursionError`` for too deep a guard."""
-    raw, handed = _in_flags(opened(raw, path, index), path, index)
+    raw = opened(raw, path, index)
     reached = conj(part.formula for part in raw.guard)
     if nests_too_deeply(reached):
         raise RecursionError
@@ -120,9 +120,12 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
     if not post_experts and not is_collective_name(inside):  # the body of a collective is not a site of its own
         post_experts = dataflow.is_post_experts(raw.origins, where)
     absorber: bool | None = None
+    handed: tuple[tuple[str, str], ...] = ()
     if post_experts:
         owner = Ref(path, raw.class_name if raw.class_name is not None else raw.function)
         absorber = index.has_absorber(owner)
+        raw, handed = _in_flags(raw, path, index)
+        reached = conj(part.formula for part in raw.guard)
     return FoundSite(path, raw, post_experts, without_topology(reached, index.profile), absorber, handed)
 
 
@@ -132,8 +135,7 @@ def _in_flags(raw: RawSite, path: str, index: ProjectIndex) -> tuple[RawSite, tu
     if facts is None or raw.function not in facts.functions:
         return raw, ()
     params = set(facts.header(raw.function)[1]) - index.profile.flag_names.keys() - {"self"}
-    asked = re.compile(rf"(?<![\w.])(?:{'|'.join(sorted(map(re.escape, params)))})(?!\w)") if params else None
-    if asked is None or not any(asked.search(name) for part in raw.guard for name in atom_set(part.formula)):
+    if not any(_asks_one(name, params) for part in raw.guard for name in atom_set(part.formula)):
         return raw, ()
     handed = handed_flags(index, Ref(path, raw.function), raw.class_name)
     values = {parameter: Atom(flag) for flag, parameter in handed.items()}
@@ -145,6 +147,11 @@ def _in_flags(raw: RawSite, path: str, index: ProjectIndex) -> tuple[RawSite, tu
         return replace(old, formula=bind(old.formula, values, index.profile), operands=operands)
 
     return replace(raw, guard=tuple(map(part, raw.guard))), tuple(sorted(handed.items()))
+
+
+def _asks_one(atom: str, params: set[str]) -> bool:
+    """Whether a condition is one of some parameters, or hands one to a function as it is."""
+    return atom in params or ("(" in atom and not params.isdisjoint(re.findall(r"(?<![\w.])\w+(?![\w.\[(])", atom)))
 
 
 def _serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from msgspec import Struct
@@ -10,12 +9,13 @@ from msgspec import Struct
 from moe_lint.dataflow import OutputOf, Where
 from moe_lint.formula import TRUE
 from moe_lint.index import Ref
-from moe_lint.profile import Profile, matches
+from moe_lint.model import Route
+from moe_lint.profile import matches
 from moe_lint.rules._parts import Part, parts
 from moe_lint.rules.base import Context
 from moe_lint.sites import Site
 
-_SET = re.compile(r"\.(\w+)(?:\s*:[^=\n]+)?\s*=(?!=)")
+_SET = r"\.(\w+)(?:\s*:[^=\n]+)?\s*=(?!=)"
 
 
 class BlockBelow(Struct, frozen=True):
@@ -31,17 +31,18 @@ def whole_blocks(site: Site, context: Context) -> Iterator[BlockBelow]:
     index, callers = context.index, context.callers
     layer = Ref(site.path, site.raw.class_name or "")
     where = Where(site.path, site.raw.class_name, site.raw.function.removesuffix(".<lambda>"))
-    if site.raw.class_name is None or site.guard != TRUE or not site.post_experts or _sets_owner(layer, context):
+    always = site.guard == TRUE and site.route is not Route.WRAPPER
+    if site.raw.class_name is None or not always or not site.post_experts:
         return
     for attribute, group in callers.built(layer).items():
-        if not OutputOf(index, layer, attribute).reaches(site.raw.origins, where):
-            continue
         for built in group:
             told = any(p.hides or p.keyword in index.profile.reducing for p in built.call.arguments)
             for part in parts(callers, built.owner, index.profile.is_expert_attribute) if not told else ():
+                if part.sums is not True or not OutputOf(index, layer, attribute).reaches(site.raw.origins, where):
+                    continue
                 entry = index.method(built.owner, "forward")
                 leaves = entry is not None and OutputOf(index, built.owner, part.attribute).leaves(entry)
-                if part.sums is True and leaves and not _sets_owner(built.owner, context):
+                if leaves and not _sets_owner(built.owner, context) and not _sets_owner(layer, context):
                     yield BlockBelow(attribute, built.owner, part)
 
 
@@ -50,9 +51,5 @@ def _sets_owner(owner: Ref, context: Context) -> bool:
     index = context.index
     family = {ref for one in (owner, *index.users(owner)) for ref in (*index.mro(one), *index.subclasses(one))}
     facts = ((index.facts(ref.path), ref.name) for ref in family)
-    texts = (found.class_text(name) for found, name in facts if found is not None and name in found.classes)
-    return any(_is_owners(name, index.profile) for text in texts for name in _SET.findall(text))
-
-
-def _is_owners(name: str, profile: Profile) -> bool:
-    return matches(name, profile.ownership)
+    known = [(found, name) for found, name in facts if found is not None and name in found.classes]
+    return any(matches(word, index.profile.ownership) for found, name in known for word in found.finds(name, _SET))

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from moe_lint.callers import Edge, Frame, Instance, Sum
+from moe_lint.callers import Edge, Frame, Instance
 from moe_lint.dataflow import argument_origins, elements_at
 from moe_lint.facts import CallFact, CallResult, Origin, Origins, Param, Summed
-from moe_lint.formula import FALSE, TRUE, Formula, TooManyAtoms, atom_set, conj, exists, negate, replace_atoms
+from moe_lint.formula import FALSE, TRUE, Formula, TooManyAtoms, atom_set, conj, forall, replace_atoms
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.rules.base import Context
@@ -19,18 +19,23 @@ from moe_lint.sites import Site, without_ownership
 
 def summed_in_turn(context: Context) -> Iterator[tuple[Site, Site, Configuration]]:
     """Every sum in a method of what another method has summed before: (again, before, when)."""
+    sites: dict[Ref, list[Site]] = {}
+    for site in context.sites:
+        sites.setdefault(Ref(site.path, site.raw.function), []).append(site)
     owners = {Ref(s.path, s.raw.class_name) for s in context.sites if s.post_experts and s.raw.class_name is not None}
     for owner in sorted(owners):
+        family = context.index.mro(owner)
+        if sum(Ref(one.path, one.name.rpartition(".")[0]) in family for one in sites) < 2:
+            continue
         entry = context.index.method(owner, "forward")
         edges = context.callers.edges(Frame(entry, Instance(owner))) if entry is not None else ()
-        own = [edge for edge in edges if edge.built is None and edge.target.instance == Instance(owner)]
-        summing = [(edge, one) for edge in own for one in context.callers.sums(edge) if len(one.route) == 1]
-        for later, again in summing:
-            for earlier, before in summing if again.site.post_experts else ():
-                if earlier.call.span < later.call.span:
+        own = [edge for edge in edges if edge.target.instance == Instance(owner) and edge.target.function in sites]
+        for earlier, later in ((one, other) for one in own for other in own if one.call.span < other.call.span):
+            for again in (site for site in sites[later.target.function] if site.post_experts):
+                for before in sites[earlier.target.function]:
                     shown = _Pair(owner, earlier, before, later, again, context).shown()
                     if shown is not None:
-                        yield again.site, before.site, shown
+                        yield again, before, shown
 
 
 class _Pair(Struct, frozen=True):
@@ -38,41 +43,46 @@ class _Pair(Struct, frozen=True):
 
     owner: Ref
     earlier: Edge
-    before: Sum
+    before: Site
     later: Edge
-    again: Sum
+    again: Site
     context: Context
 
     def shown(self) -> Configuration | None:
         """A configuration in which both run on the same tensor, whatever else the second asks than the first does."""
-        one, other = self.before.site, self.again.site
-        if not self._is_handed_on() or not self.context.ways.same_ranks(other, one):
+        if not self._is_handed_on() or not self.context.ways.same_ranks(self.again, self.before):
+            return None
+        before, again = self._condition(self.earlier, self.before), self._condition(self.later, self.again)
+        if before is None or again is None:
             return None
         try:
-            asked = atom_set(self.before.condition)
-            if self._results & (atom_set(self.again.condition) - asked):
+            asked = atom_set(before)
+            if self._results & (atom_set(again) - asked):
                 return None  # beside the sum, the first has told whether it ran
-            runs = self._runs_again()
+            runs = self._runs_again(before, again)
             more = sorted(atom_set(runs) - asked)
-            unknown = [name for name in more if not self.context.ways.tells(name, other.path)]
-            both = conj((self.before.condition, negate(exists(negate(runs), unknown))))
+            unknown = [name for name in more if not self.context.ways.tells(name, self.again.path)]
+            both = conj((before, forall(runs, unknown)))
             return self.context.policy.configuration(
-                self.context.policy.with_helper(both), one.axis, one.raw.collective
+                self.context.policy.with_helper(both), self.before.axis, self.before.raw.collective
             )
         except TooManyAtoms:
             return None
 
-    def _runs_again(self) -> Formula:
+    def _condition(self, edge: Edge, site: Site) -> Formula | None:
+        """When a sum runs in the function that `forward` calls, in the terms of `forward`."""
+        found = (one for one in self.context.callers.sums(edge) if one.site == site and len(one.route) == 1)
+        return next((one.condition for one in found), None)
+
+    def _runs_again(self, before: Formula, again: Formula) -> Formula:
         """When the second sum runs; in the class that knows whether one is left, where its caller leaves that to it."""
         policy, params = self.context.policy, self._params(self.later.target.function)
         bound = {b.parameter for b in self.later.bound}
-        runs = replace_atoms(
-            self.again.condition, {f"{name} is None": FALSE if name in bound else TRUE for name in params}
-        )
+        runs = replace_atoms(again, {f"{name} is None": FALSE if name in bound else TRUE for name in params})
         home = Ref(policy.helper.path, policy.helper.owner or "") if policy.helper is not None else None
         if home not in self.context.index.mro(self.owner):
             return runs
-        fixed = atom_set(self.before.condition) | {name for name in params if name not in bound}
+        fixed = atom_set(before) | {name for name in params if name not in bound}
         return without_ownership(runs, policy.profile, fixed)
 
     # --- what is handed on
@@ -97,7 +107,7 @@ class _Pair(Struct, frozen=True):
         """Whether the second sums what it is handed, and that comes from what the first sum returned."""
         call = self._call(self.later.call.callee)
         params = self._params(self.later.target.function)
-        handed = [o.name for o in self.again.site.raw.origins if isinstance(o, Param) and o.name in params]
+        handed = [o.name for o in self.again.raw.origins if isinstance(o, Param) and o.name in params]
         return call is not None and any(self._from_first(argument_origins(call, params, name)) for name in handed)
 
     def _from_first(self, origins: Origins) -> bool:
@@ -106,7 +116,7 @@ class _Pair(Struct, frozen=True):
     def _is_from_first(self, result: CallResult) -> bool:
         if result.callee == self.earlier.call.callee:
             return any(
-                isinstance(inner, Summed) and inner.span == self.before.site.raw.span
+                isinstance(inner, Summed) and inner.span == self.before.raw.span
                 for inner in self._returned(self.earlier.target.function, result.element)
             )
         return self._from_first(self._passed_on(result))

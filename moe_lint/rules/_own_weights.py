@@ -38,7 +38,7 @@ def own_experts(context: Context) -> Iterator[OwnExperts]:
         facts = index.facts(path)
         for name in facts.classes if facts is not None else ():
             if facts is not None and {"__init__", "forward"} <= facts.classes[name].methods:
-                if "Parameter(" in facts.class_text(name) and not profile.is_expert_constructor(name):
+                if facts.holds(name, "Parameter(") and not profile.is_expert_constructor(name):
                     yield from _calls(Ref(path, name), context)
 
 
