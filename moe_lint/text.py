@@ -68,7 +68,12 @@ class Text:
         return known[word]
 
     def lines_of(self, word: str, whole: bool = False) -> list[int]:
-        """The lines that hold a word, once for each time; as a whole identifier if asked for."""
+        """The lines that hold a word, once for each time; as a whole identifier if asked for.
+
+        No word at all (what a profile's pattern `*` is sure to hold) is on every line.
+        """
+        if not word:
+            return list(range(1, len(self.lines) + 1))
         known = self._answers.whole if whole else self._answers.lines
         if word not in known:
             known[word] = [self.lines.number(position) for position in self._positions(word, whole)]

@@ -89,3 +89,7 @@ def test_an_answer_is_a_list_of_ones_own() -> None:
 def test_what_is_no_answer_is_refused(kept: bytes) -> None:
     with pytest.raises(MsgspecError):
         Text("x", memoryview(kept))
+
+
+def test_no_word_at_all_is_on_every_line() -> None:
+    assert Text("a = 1\n\nb = 2").lines_of("") == [1, 2, 3]
