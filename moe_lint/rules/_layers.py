@@ -100,12 +100,16 @@ def place(found: Sum) -> Related:
     return Related(found.site.path, found.site.raw.span.line, f"`{found.site.raw.collective}` runs here")
 
 
-def launch(context: Context, formula: Formula, found: Sum | None = None) -> str:
-    """` (for example `--tp 2 …`)`: a launch configuration in which a condition holds; nothing where none is known."""
+def launch(context: Context, formula: Formula, found: Sum | None = None, beside: str = "") -> str:
+    """` (for example `--tp 2 …`)`: a launch configuration in which a condition holds; nothing where none is known.
+
+    ``beside`` is an option that is needed, too.
+    """
     axis = found.site.axis if found is not None else "TP"
     collective = found.site.raw.collective if found is not None else ""
     configuration = context.policy.configuration(formula, axis, collective)
-    return f" (for example {configuration})" if configuration is not None else ""
+    more = f" with `{beside}`" if beside else ""
+    return f" (for example {configuration}{more})" if configuration is not None else more
 
 
 def calls_a_reducer(owner: Ref, context: Context) -> bool:

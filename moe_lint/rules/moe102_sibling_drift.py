@@ -170,7 +170,7 @@ class SiblingDrift(Rule):
         lacking = tuple(reason for reason in site.missing if reason not in other.missing)
         return self.finding(
             site,
-            f"`{site.method}` still reduces for {named(lacking)}, its sibling `{other.method}` skips there",
+            f"`{site.method}` still reduces for {named(lacking)}, but its sibling `{other.method}` skips there",
             context,
             witness=witness(site, context.policy),
             remedy="guard both with the helper",

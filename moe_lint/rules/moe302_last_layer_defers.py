@@ -186,8 +186,8 @@ class LastLayerDefers(Rule):
                 yield at_definition(
                     self,
                     promise,
-                    f"`{flag.predicate}` never asks `self.{kept}`: the last layer defers its sum, too, nobody follows "
-                    f"to sum, and each rank keeps its own partial sum{launch(context, Atom(flag.name))}",
+                    f"`{flag.predicate}` never asks `self.{kept}`: the last layer defers its sum as well, and no layer "
+                    f"follows to sum. Each rank keeps its own partial sum{launch(context, Atom(flag.name))}",
                     context,
                     remedy=f"answer no where `self.{kept}` holds",
                 )
@@ -203,8 +203,8 @@ class LastLayerDefers(Rule):
                         built.call.span,
                         self.severity,
                         self.confidence,
-                        f"`{built.owner.name}` is built {how}, and `{layer.owner.name}` defers its sum "
-                        "to the next layer: the last layer defers, too, nobody follows to sum, and each rank keeps its "
+                        f"`{built.owner.name}` is built {how}, and `{layer.owner.name}` defers its sum to the "
+                        "next layer: the last layer defers as well, and no layer follows to sum. Each rank keeps its "
                         f"own partial sum{launch(context, Atom(flag.name))}",
                         "__init__",
                         layer.owner.name if layer.owner.path == built.path else None,

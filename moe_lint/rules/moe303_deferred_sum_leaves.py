@@ -224,10 +224,9 @@ class DeferredSumLeaves(Rule):
         sent = _is_sent(call, profile)
         marker = profile.markers[0]
         if sent:
-            stages = f" with `{profile.pipeline_option}`" if profile.pipeline_option else ""
             consequence = (
                 "the mark stays behind, the next pipeline stage norms a partial sum, and every token is wrong"
-                f"{launch(context, Atom(flag.name))}{stages}"
+                f"{launch(context, Atom(flag.name), beside=profile.pipeline_option)}"
             )
             pattern = "sends hidden states to the next pipeline stage"
         else:

@@ -293,7 +293,7 @@ class SummedInCombine(Rule):
             witness=f"{_whole(shown)}, and {'this block sums' if len(names) == 1 else 'these blocks sum'} it once more",
             remedy="skip for every backend whose combine sums, or let these blocks take another path with them",
             related=(
-                Related(right.path, right.raw.span.line, f"`{right.raw.class_name}` does not come by this sum then"),
+                Related(right.path, right.raw.span.line, f"`{right.raw.class_name}` skips this sum then"),
                 *(Related(b[0].path, b[0].raw.span.line, f"`{b[0].raw.class_name}` sums here") for b in wrong),
             ),
         )
