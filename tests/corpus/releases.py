@@ -6,8 +6,10 @@ Each is judged once for all tests that ask about it as it is.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -55,15 +57,22 @@ def findings(version: str, package: str = "sglang") -> tuple[Finding, ...]:
 
 
 def _download(package: str, version: str, folder: Path) -> None:
-    wheels = folder / "wheel"
-    wheels.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    target = ["--python-version", "3.11", "--implementation", "cp", "--dest", str(wheels), f"{package}=={version}"]
-    platforms = [arg for n in (35, 34, 31, 28, 17) for arg in ("--platform", f"manylinux_2_{n}_x86_64")]
-    subprocess.run([*pip, *platforms, *target], check=True, timeout=600)
-    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
-        names = [n for n in wheel.namelist() if n.endswith(".py") and n.startswith(f"{package}/")]
-        wheel.extractall(folder, names)
-    for wheel_file in wheels.glob("*.whl"):
-        wheel_file.unlink()
-    (folder / "complete").touch()
+    """Fetch a release beside the folder and put it there whole: other test processes may want it at the same time."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as own:
+        wheels, tree = Path(own, "wheel"), Path(own, "tree")
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        target = ["--python-version", "3.11", "--implementation", "cp", "--dest", str(wheels), f"{package}=={version}"]
+        platforms = [arg for n in (35, 34, 31, 28, 17) for arg in ("--platform", f"manylinux_2_{n}_x86_64")]
+        subprocess.run([*pip, *platforms, *target], check=True, timeout=600)
+        with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+            names = [n for n in wheel.namelist() if n.endswith(".py") and n.startswith(f"{package}/")]
+            wheel.extractall(tree, names)
+        (tree / "complete").touch()
+        if folder.exists() and not (folder / "complete").exists():
+            shutil.rmtree(folder)  # begun and never finished
+        try:
+            tree.rename(folder)
+        except OSError:
+            if not (folder / "complete").exists():
+                raise
