@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from msgspec.structs import replace
 
-from moe_lint.expressions import FormulaBuilder, NotBoolean, dotted
-from moe_lint.facts import FileFacts, GuardPart, RawSite
+from moe_lint.expressions import FormulaBuilder, dotted
+from moe_lint.facts import GuardPart, RawSite
 from moe_lint.formula import FALSE, TRUE, Formula, atom_set, substitute
 from moe_lint.helper import find_definition, is_skip_predicate
 from moe_lint.index import ProjectIndex, Ref
@@ -45,18 +45,18 @@ def opened(raw: RawSite, path: str, index: ProjectIndex) -> RawSite:
 
 def meaning(formula: Formula, class_name: str | None, path: str, index: ProjectIndex) -> Formula:
     """A condition of a class with such predicates opened."""
-    for _ in range(_DEPTH):
-        found = substitute(formula, lambda atom: _meaning(index, atom, class_name, path))
-        if found == formula:
-            break
-        formula = found
-    return formula
+    return _opened(formula, lambda atom: _meaning(index, atom, class_name, path))
 
 
 def answered(formula: Formula, class_name: str | None, path: str, index: ProjectIndex) -> Formula:
     """A condition of a class with every question to the class itself opened, whatever it is about."""
+    return _opened(formula, lambda atom: _answer(index, atom, class_name, path))
+
+
+def _opened(formula: Formula, answer: Callable[[str], Formula | None]) -> Formula:
+    """A condition with what is known of its parts put in, and of the parts of that."""
     for _ in range(_DEPTH):
-        found = substitute(formula, lambda atom: _answer(index, atom, class_name, path))
+        found = substitute(formula, answer)
         if found == formula:
             break
         formula = found
@@ -67,13 +67,10 @@ def answered(formula: Formula, class_name: str | None, path: str, index: Project
 def _answer(index: ProjectIndex, atom: str, class_name: str | None, path: str) -> Formula | None:
     call = ast.parse(atom, mode="eval").body if atom.startswith("self.") and _CALL.match(atom) else None
     ref = _definition(call, class_name, path, index) if isinstance(call, ast.Call) else None
-    facts = index.facts(ref.path) if ref is not None else None
-    if ref is None or facts is None or not isinstance(call, ast.Call):
+    body = index.condition(ref) if ref is not None else None
+    if ref is None or body is None or not isinstance(call, ast.Call):
         return None
-    try:
-        return _told(call, facts.condition(ref.name), facts, ref, index)
-    except NotBoolean:
-        return None
+    return _told(call, body, ref, index)
 
 
 @remembered
@@ -88,19 +85,18 @@ def _meaning(index: ProjectIndex, atom: str, class_name: str | None, path: str) 
     if ref is None or facts is None or not isinstance(call, ast.Call):
         other = _renamed(call, path, index) if isinstance(call, ast.Call) else None
         return None if other is None else FormulaBuilder(index.profile).build(other)
-    try:
-        body = facts.condition(ref.name)
-    except NotBoolean:
-        return None
-    if not any(_is_reason(name, index) for name in atom_set(body)) and not _takes_flag(call, index):
+    body = index.condition(ref)
+    if body is None or not (any(_is_reason(name, index) for name in atom_set(body)) or _takes_flag(call, index)):
         return None
     if ref.path != path and _is_half(ref, index):
         return None
-    return _told(call, body, facts, ref, index)
+    return _told(call, body, ref, index)
 
 
-def _told(call: ast.Call, body: Formula, facts: FileFacts, ref: Ref, index: ProjectIndex) -> Formula | None:
+def _told(call: ast.Call, body: Formula, ref: Ref, index: ProjectIndex) -> Formula | None:
     """What a predicate answers to a call."""
+    facts = index.facts(ref.path)
+    assert facts is not None  # it has a body
     _, params, defaults = facts.header(ref.name)
     values = _values(call, [name for name in params if name != "self"], defaults, index)
     return None if values is None else bind(body, values, index.profile)
@@ -113,11 +109,8 @@ def _property(index: ProjectIndex, atom: str, class_name: str | None, path: str)
     facts = index.facts(ref.path) if ref is not None else None
     if ref is None or facts is None or name not in facts.classes[ref.name.rpartition(".")[0]].properties:
         return None
-    try:
-        body = facts.condition(ref.name)
-    except NotBoolean:
-        return None
-    return body if any(_is_reason(asked, index) for asked in atom_set(body)) else None
+    body = index.condition(ref)
+    return body if body is not None and any(_is_reason(asked, index) for asked in atom_set(body)) else None
 
 
 def _definition(call: ast.Call, class_name: str | None, path: str, index: ProjectIndex) -> Ref | None:
@@ -188,14 +181,10 @@ def _values(
 def _is_half(ref: Ref, index: ProjectIndex) -> bool:
     """Whether a function is one that the helper asks: a condition of its own, of which flags the layer publishes."""
     helper = next((r for name in index.profile.helpers if (r := find_definition(index, name)) is not None), None)
-    facts = index.facts(helper.path) if helper is not None else None
-    if helper is None or facts is None:
+    body = index.condition(helper) if helper is not None else None
+    if helper is None or body is None:
         return False
-    try:
-        asked = atom_set(facts.condition(helper.name))
-    except NotBoolean:
-        return False
-    return any(index.resolve(helper.path, name.partition("(")[0]) == ref for name in asked if "(" in name)
+    return any(index.resolve(helper.path, name.partition("(")[0]) == ref for name in atom_set(body) if "(" in name)
 
 
 def _is_reason(name: str, index: ProjectIndex) -> bool:

@@ -12,7 +12,9 @@ from itertools import takewhile
 
 from msgspec import Struct
 
+from moe_lint.expressions import NotBoolean
 from moe_lint.facts import AttributeFact, FileFacts, FunctionFacts
+from moe_lint.formula import Formula
 from moe_lint.profile import Profile
 from moe_lint.remembered import remembered
 from moe_lint.text import Statement, Text
@@ -65,6 +67,14 @@ class Names:
     def function(self, ref: Ref) -> FunctionFacts | None:
         facts = self.facts(ref.path)
         return facts.function(ref.name) if facts is not None and ref.name in facts.functions else None
+
+    def condition(self, ref: Ref) -> Formula | None:
+        """The truth value that a function returns; None where it is no boolean function, or is not known."""
+        facts = self.facts(ref.path)
+        try:
+            return facts.condition(ref.name) if facts is not None and ref.name in facts.functions else None
+        except NotBoolean:
+            return None
 
     # --- names
 

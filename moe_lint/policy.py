@@ -252,12 +252,9 @@ class Policy:
         facts = self.index.facts(ref.path) if ref is not None else None
         if ref is None or facts is None or ref.name not in facts.functions:
             return None
-        try:
-            body = facts.condition(ref.name)
-        except NotBoolean:
-            return None
+        body = self.index.condition(ref)
         _, params, defaults = facts.header(ref.name)
-        return params, defaults, body
+        return (params, defaults, body) if body is not None else None
 
     def _definition(self, name: str) -> Ref | None:
         """A predicate is looked up where the helper stands, then wherever a module-level `def` of that name is."""

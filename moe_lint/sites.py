@@ -359,7 +359,7 @@ def _requires(guard: Formula, words: Iterable[str]) -> bool:
 def without_ownership(guard: Formula, profile: Profile, but: Collection[str] = ()) -> Formula:
     """The guard for a caller that leaves the reduction to this block; ``but`` are names that are no choice of it."""
     names = atom_set(guard)
-    for name in names:  # told nothing, the block asks itself: `if summed is None: summed = self.is_summed`
+    for name in sorted(names):  # told nothing, the block asks itself: `if summed is None: summed = self.is_summed`
         guard = assign(guard, f"{name} is None", TRUE) if f"{name} is None" in names else guard
     for name in sorted(atom_set(guard)):
         if name not in but and is_ownership(name, profile):

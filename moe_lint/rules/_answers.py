@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
-from moe_lint.expressions import NotBoolean
 from moe_lint.facts import Call
 from moe_lint.formula import FALSE, TRUE, Formula, atom_set
 from moe_lint.index import Ref
@@ -53,18 +52,10 @@ def _answering(reasons: Iterable[Formula], context: Context) -> Iterator[tuple[R
         for name in [one[1] for one in found if one is not None and one[1] not in asked]:
             asked[name] = None
             for at in defined(name, context):
-                said = _said(at, context)
+                said = context.index.condition(at)
                 if said is not None:
                     left.append(said)
                     yield at, said
-
-
-def _said(at: Ref, context: Context) -> Formula | None:
-    facts = context.index.facts(at.path)
-    try:
-        return facts.condition(at.name) if facts is not None else None
-    except NotBoolean:
-        return None
 
 
 def _family(owner: Ref, context: Context) -> list[Ref]:

@@ -15,6 +15,7 @@ from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.rules.base import Context
 from moe_lint.sites import Site, without_ownership
+from moe_lint.source import parse_part
 
 
 def summed_in_turn(context: Context) -> Iterator[tuple[Site, Site, Configuration]]:
@@ -57,7 +58,7 @@ class _Pair(Struct, frozen=True):
             return None
         try:
             asked = atom_set(before)
-            if self._results & (atom_set(again) - asked):
+            if self._results is None or self._results & (atom_set(again) - asked):
                 return None  # beside the sum, the first has told whether it ran
             runs = self._runs_again(before, again)
             more = sorted(atom_set(runs) - asked)
@@ -88,15 +89,18 @@ class _Pair(Struct, frozen=True):
     # --- what is handed on
 
     @property
-    def _results(self) -> frozenset[str]:
-        """The names that `forward` gives to what the first method returns."""
+    def _results(self) -> frozenset[str] | None:
+        """The names that `forward` gives to what the first method returns; None where its text cannot be read alone."""
         function = self.earlier.frame.function
         facts = self.context.index.facts(function.path)
         text = facts.function_text(function.name) if facts is not None else ""
         method = self.earlier.call.callee.rpartition(".")[2]
+        tree = parse_part(f"if True:\n{text}")
+        if tree is None:
+            return None
         return frozenset(
             name.id
-            for node in ast.walk(ast.parse(f"if True:\n{text}"))
+            for node in ast.walk(tree)
             if isinstance(node, ast.Assign) and f".{method}(" in ast.unparse(node.value)
             for target in node.targets
             for name in ast.walk(target)

@@ -14,6 +14,7 @@ from moe_lint.index import Ref
 from moe_lint.profile import Profile, longest_part, matches
 from moe_lint.rules._layers import calls_a_reducer
 from moe_lint.rules.base import Context
+from moe_lint.source import parse_part
 
 _ALONE = re.compile(r"\b(?:\w+_)?size\s*=\s*1\b")
 
@@ -59,7 +60,8 @@ def _calls(owner: Ref, context: Context) -> Iterator[OwnExperts]:
 def _split(constructor: str, profile: Profile) -> Iterator[tuple[str, str]]:
     """The parameters that a constructor makes of a rank's part of some size, each with that part."""
     parts: dict[str, str] = {}
-    for node in ast.walk(ast.parse(f"if True:\n{constructor}")):
+    tree = parse_part(f"if True:\n{constructor}")
+    for node in ast.walk(tree) if tree is not None else ():
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
         if value is None or not isinstance(node, ast.Assign | ast.AnnAssign):
             continue

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.callers import Built, Callers, Layer
-from moe_lint.expressions import NotBoolean, dotted
+from moe_lint.expressions import dotted
 from moe_lint.formula import FALSE, Atom, TooManyAtoms, atom_set, conj, satisfiable
 from moe_lint.index import Ref
 from moe_lint.local_predicates import answered
@@ -218,15 +218,12 @@ def _unasking(flag: Flag, context: Context) -> Iterator[tuple[Ref, str]]:
     index = context.index
     for promise in defined(flag.predicate, context) if flag.predicate else ():
         owner = Ref(promise.path, promise.name.rpartition(".")[0])
-        constructor, facts = index.method(owner, "__init__"), index.facts(promise.path)
+        constructor, promised = index.method(owner, "__init__"), index.condition(promise)
         home = index.facts(constructor.path) if constructor is not None else None
-        if constructor is None or facts is None or home is None:
+        if constructor is None or promised is None or home is None:
             continue
         kept = home.finds(constructor.name, rf"self\.(\w+) = {flag.last}$")
-        try:
-            asked = atom_set(answered(facts.condition(promise.name), owner.name, promise.path, index))
-        except NotBoolean:
-            continue
+        asked = atom_set(answered(promised, owner.name, promise.path, index))
         # what is asked of the base, or of a method that cannot be read, may know it
         if len(kept) == 1 and asked and not any(f"self.{kept[0]}" in name or "super()" in name for name in asked):
             if not any(re.match(r"self\.\w+\(", name) for name in asked):

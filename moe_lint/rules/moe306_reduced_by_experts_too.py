@@ -308,13 +308,12 @@ class ReducedByExpertsToo(Rule):
                     else ("", "is whole on every rank")
                 )
                 told = f" (for example {shown})" if shown is not None else ""
-                yield self.finding(
+                yield self._report(
                     site,
+                    part,
                     f"`self.{part.attribute}` is built{why} (line {part.call.span.line}) and {state}: "
                     f"this reduction {_consequence(part, context)}{told}",
                     context,
-                    related=(Related(part.path, part.call.span.line, f"`self.{part.attribute}` is built here"),),
-                    remedy=_remedy(part, context),
                 )
                 break
             else:
@@ -324,15 +323,18 @@ class ReducedByExpertsToo(Rule):
         """A reduction in a layer, of what its block returned."""
         for below in whole_blocks(site, context):
             part = below.experts
-            yield self.finding(
+            yield self._report(
                 site,
+                part,
                 f"`self.{below.attribute}` is a `{below.owner.name}`, whose experts are built with {quoted(part.by)} "
                 f"and have summed already: this reduction scales every token by the group size{launch(context, TRUE)}",
                 context,
-                related=(Related(part.path, part.call.span.line, f"`self.{part.attribute}` is built here"),),
-                remedy=_remedy(part, context),
             )
             break
+
+    def _report(self, site: Site, part: Part, message: str, context: Context) -> Finding:
+        built = Related(part.path, part.call.span.line, f"`self.{part.attribute}` is built here")
+        return self.finding(site, message, context, related=(built,), remedy=_remedy(part, context))
 
 
 def _consequence(part: Part, context: Context) -> str:

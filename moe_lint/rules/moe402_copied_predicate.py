@@ -7,7 +7,6 @@ from pathlib import PurePath
 
 from msgspec import Struct
 
-from moe_lint.expressions import NotBoolean
 from moe_lint.formula import (
     FALSE,
     Atom,
@@ -203,14 +202,10 @@ def _is_test(path: str, beside: str) -> bool:
 def _compared(pair: _Pair, context: Context) -> tuple[tuple[str, ...], Comparison, Formula] | None:
     """What the copy has lost, how it differs, and when; None where it lost nothing or answers alike."""
     index, policy = context.index, context.policy
-    facts, original = index.facts(pair.copy.path), index.facts(pair.original.path)
-    if facts is None or original is None:
+    copy, original = index.condition(pair.copy), index.condition(pair.original)
+    if copy is None or original is None:
         return None
-    try:
-        copied = _aligned(facts.condition(pair.copy.name))
-        first = _aligned(original.condition(pair.original.name))
-    except NotBoolean:
-        return None
+    copied, first = _aligned(copy), _aligned(original)
     if copied == FALSE or _asks(copied, pair.original):
         return None
     opened, whole = policy.opened(copied), policy.opened(first)
@@ -256,11 +251,8 @@ def _has_steps_of_its_own(pair: _Pair, context: Context) -> bool:
 
 
 def _steps(ref: Ref, context: Context) -> set[str]:
-    facts = context.index.facts(ref.path)
-    try:
-        names = atom_set(facts.condition(ref.name)) if facts is not None else frozenset()
-    except NotBoolean:
-        return set()
+    condition = context.index.condition(ref)
+    names = atom_set(condition) if condition is not None else frozenset()
     return {match[1] for name in names if (match := _CHOSEN.match(name)) is not None}
 
 

@@ -5,7 +5,6 @@ from inspect import cleandoc
 from itertools import pairwise
 from textwrap import indent
 
-from moe_lint.expressions import NotBoolean
 from moe_lint.facts import GroupChoice
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, TooManyAtoms, assign, atom_set, conj, exists, negate
 from moe_lint.index import Ref
@@ -274,14 +273,10 @@ class OneSumOfTwo(Rule):
     def _broken(
         self, flag: Flag, promise: Ref, choices: Iterable[tuple[Ref, GroupChoice]], context: Context
     ) -> Iterator[Finding]:
-        facts = context.index.facts(promise.path)
-        if facts is None:
+        said = context.index.condition(promise)
+        if said is None:
             return
-        try:
-            owner = promise.name.rpartition(".")[0] or None
-            promised = answered(facts.condition(promise.name), owner, promise.path, context.index)
-        except NotBoolean:
-            return
+        promised = answered(said, promise.name.rpartition(".")[0] or None, promise.path, context.index)
         if any(name.startswith(f"super().{flag.predicate}(") for name in atom_set(promised)):
             return  # what it adds to the base's promise may be kept in another way
         for function, choice in choices:
