@@ -1181,6 +1181,29 @@ def test_nested_definitions_are_found_by_name() -> None:
     assert found.nested("m") == ["f.C.m"]
 
 
+def test_a_function_inside_a_method_may_ask_what_another_such_method_assigns() -> None:
+    text = """
+    class Block:
+        def __init__(self, group):
+            self.tp_size = group.size()
+
+            def count():
+                return self.tp_size
+
+            self.count = count
+
+        def hook_of(self):
+            def hook(x):
+                if self.tp_size > 1:
+                    x = tensor_model_parallel_all_reduce(x)
+                return x
+
+            return hook
+    """
+    (found,) = facts(text).function("Block.hook_of.hook").sites
+    assert found.collective == REDUCE
+
+
 def test_classes_are_found_by_their_base() -> None:
     found = facts("class A(Base): pass\nclass B(\n    mod.Base,\n    Other,\n): pass\nclass C(Basement): pass\n")
     assert found.classes_deriving("Base") == ["A", "B"]

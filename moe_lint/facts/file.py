@@ -167,9 +167,9 @@ class FileFacts(Definitions):
         reader.run(node)
         self._state.functions[qualname] = reader.facts(node)
         self._state.signatures.setdefault(qualname, signature_of(node))
-        for name, inner in self._state.definitions.items():
-            if inner.parent == qualname:
-                self._read_function(name, reader.flow.taint)
+        # reading one may open another method of the class, and the functions inside that are known from then on
+        for name in [name for name, inner in self._state.definitions.items() if inner.parent == qualname]:
+            self._read_function(name, reader.flow.taint)
 
     def conduct(self, qualname: str) -> Conduct:
         """What one function does as a caller. Raises ``KeyError`` for a name that the file does not define."""
