@@ -1185,16 +1185,16 @@ def test_a_function_inside_a_method_may_ask_what_another_such_method_assigns() -
     text = """
     class Block:
         def __init__(self, group):
-            self.tp_size = group.size()
+            self.together = group.size > 1
 
             def count():
-                return self.tp_size
+                return self.together
 
             self.count = count
 
         def hook_of(self):
             def hook(x):
-                if self.tp_size > 1:
+                if self.together:
                     x = tensor_model_parallel_all_reduce(x)
                 return x
 
