@@ -142,7 +142,11 @@ def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Pro
     open_sites = [site for site in sites if site.post_experts and site.route is not Route.WRAPPER]
     if policy.helper is not None or policy.problems or not open_sites:
         return
-    profile = policy.profile
+    profile, count = policy.profile, f"{counted(len(open_sites), 'reduction')} after the experts"
+    if profile.names_no_helper:
+        message = f"{count}: compared with nothing, as the profile names no helper and no guard a skip reason"
+        yield Problem(SkipReason.NO_HELPER, root, 1, message, failed=False)
+        return
     others = (load_profile(name) for name in bundled_profiles() if name != profile.name)
     fitting = [p.name for p in others if any(find_definition(policy.index, name) is not None for name in p.helpers)]
     if fitting:
@@ -153,8 +157,7 @@ def _no_helper(root: str, policy: Policy, sites: Sequence[Site]) -> Iterator[Pro
             "a plug-in the package of its engine in the same folder"
         )
     else:
-        hint = "`helper.name` in the profile is what decides there; where nothing does, `moe-lint matrix` lists them"
-    count = f"{counted(len(open_sites), 'reduction')} after the experts"
+        hint = "`helper.name` in the profile is what decides there; where nothing does, leave it out"
     message = f"no `{profile.helper}` in this tree, and no guard names a skip reason: {count} not judged; {hint}"
     yield Problem(SkipReason.NO_HELPER, root, 1, message)
 

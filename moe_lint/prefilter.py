@@ -10,6 +10,9 @@ from moe_lint.profile import Profile, longest_part
 DIGEST_SIZE = 16
 #: How a file speaks of experts, whatever the profile calls them.
 _EXPERTS = ("expert", "moe", "MoE", "Moe", "MOE")
+#: What the name of a reduction holds that the profile does not list.
+_REDUCTIONS = ("all_reduce", "allreduce")
+_NAMED = tuple(name.encode() for name in _REDUCTIONS)
 
 
 class Prefilter:
@@ -33,9 +36,9 @@ class Prefilter:
         self._run = [f"{name}(".encode() for name in profile.expert_functions if "*" not in name]
         self._words = [word.encode() for word in _shortest([*names, *absorbers, *central, *ours])]
         #: each of the words, and each other reduction, holds one of these
-        self._stems = [stem.encode() for stem in _shortest(["all_reduce", *names, *absorbers, *central, *ours])]
+        self._stems = [stem.encode() for stem in _shortest([*_REDUCTIONS, *names, *absorbers, *central, *ours])]
         #: what the name of a reduction may hold
-        self.call_words = _shortest(["all_reduce", "allreduce", *names])
+        self.call_words = _shortest([*_REDUCTIONS, *names])
 
     def is_candidate(self, data: bytes) -> bool:
         """Whether a file with this content may matter."""
@@ -43,7 +46,7 @@ class Prefilter:
             partial = _holds(data, self._partial) or (b"Parameter(" in data and _holds(data, self._run))
             return partial and _holds(data, self._beside)
         # a reduction under a name that the profile does not list matters only beside experts
-        return (b"all_reduce" in data and _holds(data, self._beside)) or _holds(data, self._words)
+        return (_holds(data, _NAMED) and _holds(data, self._beside)) or _holds(data, self._words)
 
     def may_hold_sites(self, text: str) -> bool:
         """Whether a file speaks of experts at all; only there can a reduction follow them."""

@@ -35,6 +35,8 @@ class ProfileError(UsageError):
 
 #: Who sums where a profile does not say it.
 _SOMEBODY = "an absorber downstream"
+#: What a helper that `init` writes is called where a profile does not say it.
+_UNNAMED_HELPER = "experts_are_summed_elsewhere"
 
 
 class Flag(Struct, frozen=True):
@@ -97,6 +99,11 @@ class Profile(Struct, frozen=True, dict=True):
     @property
     def helper(self) -> str:
         return self.helpers[0]
+
+    @property
+    def names_no_helper(self) -> bool:
+        """Whether it leaves open who decides: the engine has nobody, or whoever writes it is not there yet."""
+        return self.helpers == (_UNNAMED_HELPER,)
 
     @cached_property
     def flag_names(self) -> Mapping[str, str]:
@@ -364,9 +371,9 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
 
     if not data.get("collectives"):
         raise ProfileError(f"{where}: a profile needs [collectives]: at least one reduction and its axis")
-    helper = table("helper").get("name")
+    helper = table("helper").get("name", _UNNAMED_HELPER)
     if not helper or not all(helper):
-        raise ProfileError(f"{where}: a profile needs helper.name: the central predicate that guards must call")
+        raise ProfileError(f"{where}: helper.name is empty: leave it out where nothing decides for all blocks")
     return Profile(
         name=data.get("name", where),
         collectives={name: _AXES[axis] for name, axis in data["collectives"].items()},

@@ -37,9 +37,9 @@ from moe_lint.local_predicates import meaning
 from moe_lint.model import Axis, Route, Span
 from moe_lint.policy import Policy, bind
 from moe_lint.profile import Profile, matches
-from moe_lint.ranks import by_getters, group_of
+from moe_lint.ranks import by_getters, group_of, may_be_one
 from moe_lint.remembered import remembered
-from moe_lint.sites import Site, is_ownership, is_skip_atom
+from moe_lint.sites import Site, is_ownership, is_skip_atom, owner_of
 
 #: How many calls down from a block's `forward` its ways are followed.
 _DEPTH = 5
@@ -210,15 +210,26 @@ class Ways:
         """
         if not self.same_ranks(site, before):
             return None
-        both = exists(conj((holds, *(part.formula for part in site.raw.guard))), sorted(open))
+        guard = conj(part.formula for part in site.raw.guard)
+        both = exists(conj((holds, guard)), sorted(open))
         facts = self.index.facts(site.path)
         params = facts.header(site.raw.function)[1] if facts is not None else ()
-        asked = [n for n in sorted(atom_set(both)) if n not in params and not self.tells(n, site.path)]
+        told = {n for n in atom_set(both) if n in params or self.tells(n, site.path) or self._is_topology(n)}
+        asked = sorted(atom_set(both) - told)
+        # of a size that the class sets to one somewhere, what else the two ask may say that there it is
+        first, second = atom_set(holds), atom_set(guard)
+        apart = (first ^ second) - {*asked} if first - second and second - first else frozenset()
+        asked += [name for name in sorted(apart) if may_be_one(name, owner_of(site), self.index)]
         try:
             certain = forall(both, asked)
             return self.policy.configuration(self.policy.with_helper(certain), before.axis, before.raw.collective)
         except TooManyAtoms:
             return None
+
+    def _is_topology(self, atom: str) -> bool:
+        """Whether a condition asks for several ranks, in an engine of which no options are known."""
+        size, _, bound = atom.rpartition(" > ")
+        return not self.profile.launch.sizes and bound.isdigit() and self.profile.is_size(size)
 
     # --- which functions run
 

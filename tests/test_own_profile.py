@@ -148,4 +148,31 @@ def test_a_profile_of_the_trees_own_is_not_asked_for_again(engine: Path) -> None
     result = moe_lint("--profile", "own.toml", "zeta")
     assert result.exit_code == 2
     assert "no `nobody` in this tree, and no guard names a skip reason: 1 reduction after the experts" in result.output
-    assert "`helper.name` in the profile is what decides there; where nothing does" in result.output
+    assert "`helper.name` in the profile is what decides there; where nothing does, leave it out" in result.output
+
+
+def test_an_engine_in_which_nothing_decides_is_judged_by_the_rules_that_need_no_helper(engine: Path) -> None:
+    (engine / "zeta/models/bad.py").unlink()
+    once = MODEL.format(name="Once", asked="later").replace(" and not later", "").replace("sum_is_elsewhere, ", "")
+    (engine / "zeta/models/good.py").write_text(once)
+    (engine / "own.toml").write_text(STEPS["what sums"].split("[helper]")[0] + STEPS["what the experts are"])
+    assert rows("--all") == [("good", "none", None)]
+    result = moe_lint("--profile", "own.toml", "zeta")
+    assert result.exit_code == 0
+    told = "note: zeta:1: 1 reduction after the experts: compared with nothing, as the profile names no helper"
+    assert told in result.output.replace("\n", " ")
+    twice = once.replace("        return x\n\n", "        return width_sum(x)\n\n", 1)
+    (engine / "zeta/models/good.py").write_text(twice)
+    with open("own.toml", "a") as profile:
+        profile.write(STEPS["what a size is"])
+    output = moe_lint("--profile", "own.toml", "zeta").output
+    assert "error[MOE309]" in output
+    assert "counts it once more for every rank (for example `self.width > 1` true)" in output
+
+
+def test_a_reduction_that_no_profile_lists_is_found_by_its_name(engine: Path) -> None:
+    text = (engine / "zeta/models/bad.py").read_text()
+    path = engine / "zeta/models/bad.py"
+    for call in ("x = self.allreduce(x)", "x = self.later_all_reduce(x)", "x = AllReduce(x)"):
+        path.write_text(text.replace("x = width_sum(x)", call).replace(", width_sum", ""))
+        assert [stem for stem, *_ in rows("--all")] == ["bad", "good"][call.startswith("x = All") :]

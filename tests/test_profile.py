@@ -362,10 +362,15 @@ def test_a_profile_without_collectives_is_refused(tmp_path: Path, text: str) -> 
     assert wrong(tmp_path, text)[1] == message
 
 
-@pytest.mark.parametrize("helper", ["", "[helper]\n", '[helper]\nname = ""\n'])
-def test_a_profile_without_a_helper_is_refused(tmp_path: Path, helper: str) -> None:
-    message = "a profile needs helper.name: the central predicate that guards must call"
-    assert wrong(tmp_path, f'[collectives]\nx = "TP"\n{helper}')[1] == message
+@pytest.mark.parametrize("name", ['""', '["skip", ""]'])
+def test_an_empty_name_of_the_helper_is_refused(tmp_path: Path, name: str) -> None:
+    message = "helper.name is empty: leave it out where nothing decides for all blocks"
+    assert wrong(tmp_path, f'[collectives]\nx = "TP"\n[helper]\nname = {name}\n')[1] == message
+
+
+@pytest.mark.parametrize("helper", ["", "[helper]\n"])
+def test_a_profile_may_name_no_helper(tmp_path: Path, helper: str) -> None:
+    assert load_profile(write(tmp_path, f'[collectives]\nx = "TP"\n{helper}')).names_no_helper
 
 
 def test_a_profile_that_extends_itself_is_a_circle(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from moe_lint.expressions import dotted
 from moe_lint.model import Axis, Span
 from moe_lint.source import Lines
 
-#: A name that says "this is an all-reduce".
-_REDUCTION = re.compile(r"(?:^|_)all_?reduce_?$", re.IGNORECASE)
-_REDUCE_SCATTER = re.compile(r"(?:^|_)reduce_?scatterv?(?:_tensor|_along_dim)?_?$", re.IGNORECASE)
+#: A name that says "this is an all-reduce". `AllReduce(…)` builds an object that will do one.
+_REDUCTION = re.compile(r"(?:^|_)all_?reduce_?$")
+_REDUCE_SCATTER = re.compile(r"(?:^|_)reduce_?scatterv?(?:_tensor|_along_dim)?_?$")
 _NOT_A_REDUCTION = re.compile(
     r"^_*(?:maybe_)?(?:should|can|is|has|use|uses|needs|supports|add|register|get|set|init|compile|enable|disable|skip"
     r"|test|make|create|build)_"

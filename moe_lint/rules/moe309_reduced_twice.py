@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from inspect import cleandoc
+from textwrap import indent
 
 from moe_lint.facts import CallResult
 from moe_lint.formula import atom_set
@@ -49,6 +51,29 @@ def _in_turn(
         f"def finished(self, x, done=False):\n    if {second}:\n"
         f"        x = tensor_model_parallel_all_reduce(x){mark}\n    return x\n",
     )
+
+
+def _one_by_one(init: str, first: str, mark: str = "") -> tuple[str, ...]:
+    """A constructor, and a block that sums its shared experts under a condition of their own, then what they join."""
+    return (
+        f"def __init__(self, config):\n    self.ep_size = config.ep_size\n{indent(cleandoc(init), '    ')}\n",
+        experts(f"""
+            shared = self.shared(x)
+            if {first}:
+                shared = tensor_model_parallel_all_reduce(shared)
+            x = x + shared
+            if self.tp_size > 1:
+                x = tensor_model_parallel_all_reduce(x){mark}
+        """),
+    )
+
+
+_NO_TP_BESIDE_EP = """
+self.attn_tp_size = config.tp_size
+self.tp_size = config.tp_size
+if self.ep_size > 1:
+    self.tp_size = 1
+"""
 
 
 class ReducedTwice(Rule):
@@ -140,6 +165,16 @@ class ReducedTwice(Rule):
             absorber=False,
         ),
         case(
+            "of-a-size-that-is-one-where-the-term-is-summed",
+            *_one_by_one(_NO_TP_BESIDE_EP, "self.attn_tp_size > 1 and self.ep_size > 1"),
+            absorber=False,
+        ),
+        case(
+            "of-a-size-that-is-one-in-a-ternary",
+            *_one_by_one("self.tp_size = 1 if self.ep_size > 1 else config.tp_size", "self.ep_size > 1"),
+            absorber=False,
+        ),
+        case(
             "attention-before",
             method("x = tensor_model_parallel_all_reduce(self.attention(x))\nx = self.experts(x)\n" + BARE.strip()),
             absorber=False,
@@ -170,6 +205,16 @@ class ReducedTwice(Rule):
             "in-a-method-and-behind-it",
             method("x, y = self.both(x)\nx = x + y" + _MARKED, parameters="x"),
             "def both(self, x):\n    y = tensor_model_parallel_all_reduce(self.experts(x))\n    return y, x\n",
+            absorber=False,
+        ),
+        case(
+            "of-one-size-that-may-be-one",
+            *_one_by_one(_NO_TP_BESIDE_EP, "self.tp_size > 1", "  # <- MOE309"),
+            absorber=False,
+        ),
+        case(
+            "of-two-sizes-that-the-class-leaves-alone",
+            *_one_by_one("self.tp_size = config.tp_size", "self.tp_size > 1 and x.shape[0] > 1", "  # <- MOE309"),
             absorber=False,
         ),
         Case("over-all-ranks-behind-an-axis", {**_WHOLE.files, "engine/distributed.py": _NARROW}),
