@@ -114,22 +114,37 @@ class Dataflow:
             return _NONE
         if self._is_source(call, where, own_method):
             return _EXPERTS
-        targets = [
-            t
-            for t in self.index.targets(where.path, where.class_name, call.callee)
-            if t.condition is None or _compatible(where.holds, t.condition)
-        ]
+        inner = self._local_function(call.callee, where)
+        targets = (
+            [inner]
+            if inner is not None
+            else [
+                t.function
+                for t in self.index.targets(where.path, where.class_name, call.callee)
+                if t.condition is None or _compatible(where.holds, t.condition)
+            ]
+        )
         if not targets:
             return _EXPERTS if self._inside_experts(call.callee, where) else self._sources(call.inputs, where)
         found = _NONE
         for target in targets:
-            returned = self._returned(target.function, call.element)
+            returned = self._returned(target, call.element)
             if returned.experts:
                 return _EXPERTS
             if returned.params:
                 inputs = element_of(call.inputs, call.element) if returned.whole else call.inputs
                 found |= self._sources(inputs, where)
         return found
+
+    def _local_function(self, callee: str, where: Where) -> Ref | None:
+        """The function of this name that is defined in the one where it is called, or in one around that."""
+        facts = self.index.facts(where.path) if "." not in callee else None
+        outer = where.function if facts is not None else ""
+        while outer and facts is not None and outer in facts.functions:
+            if f"{outer}.{callee}" in facts.functions:
+                return Ref(where.path, f"{outer}.{callee}")
+            outer = outer.rpartition(".")[0]
+        return None
 
     def _is_something_else(self, call: CallResult, where: Where) -> bool:
         """Whether a call returns the shared experts' output beside the experts', and this is it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import dedent
+from textwrap import dedent, indent
 
 import pytest
 
@@ -756,3 +756,33 @@ def test_the_body_of_a_reduce_scatter_is_no_site_of_its_own(tmp_path: Path, name
         """
     assert not one(tmp_path, text)
     assert one(tmp_path, text.replace(name, "finish"))
+
+
+# --- functions inside a function, and functions that are handed over
+
+RUNS = {
+    "a-function-inside": "def routed():\n    return self.experts(x)\ny = routed()",
+    "with-a-parameter": "def routed(z):\n    return self.experts(z)\ny = routed(x)",
+    "handed-over": "def routed():\n    return self.experts(x)\ndef shared():\n    return self.shared_experts(x)\n"
+    "a, b = side_by_side(routed, shared)\ny = a + b",
+    "lambda-handed-over": "y, _ = side_by_side(lambda: self.experts(x), lambda: self.shared_experts(x))",
+    "held-by-a-local": "run = lambda: self.experts(x)\ny = run()",
+    "handed-over-to-a-function-that-is-known": "def routed():\n    return self.experts(x)\ny = then(routed)",
+}
+RUNS_NOTHING = {
+    "attention-handed-over": "z = self.experts(x)\ndef routed():\n    return self.self_attn(z)\ny = side_by_side(routed)",
+    "shared-experts-handed-over": "z = self.experts(x)\ny = side_by_side(lambda: self.shared_experts(x))",
+    "only-made": "def routed():\n    return self.experts(x)\nself.later = routed\ny = x * 2",
+    "a-key": "y = self.pick(x, key=lambda one: self.experts(one))",
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "is_post_experts"),
+    [*((body, True) for body in RUNS.values()), *((body, False) for body in RUNS_NOTHING.values())],
+    ids=[*RUNS, *RUNS_NOTHING],
+)
+def test_what_a_function_inside_another_returns_is_followed(tmp_path: Path, body: str, is_post_experts: bool) -> None:
+    text = "class Block:\n    def forward(self, x):\n" + indent(body + "\nreturn R(y)\n", " " * 8)
+    text += "\n\ndef then(run):\n    return run()\n"
+    assert one(tmp_path, text) is is_post_experts

@@ -100,8 +100,10 @@ class Operands:
 
     def origins(self, node: ast.expr | None, element: int | None = None) -> Origins:
         """What the tensors in the value of an expression (or in its element) were made from."""
-        if node is None or isinstance(node, ast.Constant | ast.Compare | ast.Lambda | ast.JoinedStr):
+        if node is None or isinstance(node, ast.Constant | ast.Compare | ast.JoinedStr):
             return NOTHING
+        if isinstance(node, ast.Lambda):  # handed over to be run, if it wants no more: its value comes back
+            return NOTHING if node.args.args else self.origins(node.body, element)
         if isinstance(node, ast.Name):
             return element_of(self.flow.taint.get(node.id, NOTHING), element)
         if isinstance(node, ast.Attribute):
@@ -135,6 +137,8 @@ class Operands:
         receiver = self.origins(node.func.value) if isinstance(node.func, ast.Attribute) and not own else NOTHING
         if callee is None:
             return inputs | receiver
+        if isinstance(node.func, ast.Name):  # what a local holds, or a caller hands over, is run
+            inputs |= self.flow.taint.get(node.func.id, NOTHING)
         last = callee.rsplit(".", 1)[-1]
         if callee in ("cast", "typing.cast") and len(node.args) == 2:
             return self.origins(node.args[1], element)

@@ -18,6 +18,7 @@ from moe_lint.facts.data import (
     AttributeFact,
     BackendTest,
     CallFact,
+    CallResult,
     FunctionFacts,
     GuardPart,
     Origins,
@@ -240,6 +241,9 @@ class FunctionReader(Operands):
             return self._try(statement)
         elif isinstance(statement, ast.Match):
             return self._match(statement)
+        elif isinstance(statement, ast.FunctionDef) and not arguments_of(statement):
+            # whoever is handed it can only run it, and what it returns comes back
+            self.flow.taint[statement.name] = frozenset({CallResult(statement.name, None, NOTHING, False)})
         elif isinstance(statement, ast.Assert):
             self.expression(statement.test)
         elif isinstance(statement, ast.Delete):
