@@ -770,7 +770,7 @@ RUNS = {
     "handed-over-to-a-function-that-is-known": "def routed():\n    return self.experts(x)\ny = then(routed)",
 }
 RUNS_NOTHING = {
-    "attention-handed-over": "z = self.experts(x)\ndef routed():\n    return self.self_attn(z)\ny = side_by_side(routed)",
+    "attention-handed-over": "z = self.experts(x)\ny = side_by_side(lambda: self.self_attn(z))",
     "shared-experts-handed-over": "z = self.experts(x)\ny = side_by_side(lambda: self.shared_experts(x))",
     "only-made": "def routed():\n    return self.experts(x)\nself.later = routed\ny = x * 2",
     "a-key": "y = self.pick(x, key=lambda one: self.experts(one))",
