@@ -393,13 +393,19 @@ class ConductReader:
         return left
 
     def _publishes(self, node: ast.expr) -> tuple[Passed, ...]:
-        """The flags that a context manager publishes."""
+        """The flags that a context manager, or an object that is handed down, publishes."""
         if isinstance(node, ast.IfExp):
             return (*self._publishes(node.body), *self._publishes(node.orelse))
         if not isinstance(node, ast.Call) or _last_word(node.func) not in self.profile.publishers:
             return ()
         given = (self._passed(k.arg, k.value) for k in node.keywords if k.arg in self.profile.flag_names)
         return tuple(replace(p, keyword=self.profile.flag_names[p.keyword or ""]) for p in given)
+
+    def _handed(self, node: ast.expr) -> tuple[Passed, ...]:
+        """The flags in an object that is an argument: `plan`, or `StepPlan(flag=…)` itself."""
+        if isinstance(node, ast.Name):
+            return self.contexts.get(node.id, ())
+        return self._publishes(node) if isinstance(node, ast.Call) else ()
 
     # --- assignments
 
@@ -480,6 +486,8 @@ class ConductReader:
             self.state.known.setdefault(next(iter(flags)), name)
         if isinstance(value, ast.Call) and _last_word(value.func) in self.profile.publishers:
             self.contexts[name] = self._publishes(value)
+            for keyword in value.keywords:
+                self._known_in(name, keyword.arg or "", keyword.value)
         makers = (span_of(maker, self.file.lines) for maker in _makers(value))
         made = [call for span in makers for call in self.found.get(span, ())]
         if made:
@@ -487,6 +495,12 @@ class ConductReader:
         behind = tuple(self._behind(value))
         if behind:
             self.state.classes[name] = behind
+
+    def _known_in(self, name: str, attribute: str, value: ast.expr) -> None:
+        """An object holds a flag from here on (`plan.flag`), unless it is a constant there."""
+        flag = self.profile.flag_names.get(attribute)
+        if flag is not None and not isinstance(value, ast.Constant):
+            self.state.known.setdefault(flag, f"{name}.{attribute}")
 
     def _behind(self, value: ast.expr, holds: Formula = TRUE) -> Iterator[tuple[str, Formula]]:
         """The functions or classes that a value may be: `A`, `B if c else A`."""
@@ -512,6 +526,12 @@ class ConductReader:
         elif isinstance(target.value, ast.Name) and target.value.id == "self":
             simple = isinstance(value, ast.Name) or (isinstance(value, ast.Constant) and isinstance(value.value, bool))
             self.kept[target.attr] = unparse(value) if simple and target.attr not in self.kept else ""
+        elif isinstance(target.value, ast.Name) and target.value.id in self.contexts:
+            name, flag = target.value.id, self.profile.flag_names.get(target.attr)
+            if flag is not None:
+                others = (passed for passed in self.contexts[name] if passed.keyword != flag)
+                self.contexts[name] = (*others, self._passed(flag, value))
+                self._known_in(name, target.attr, value)
 
     def _forget(self, target: ast.expr) -> None:
         for node in (target,) if isinstance(target, LEAVES) else nodes(target):
@@ -519,7 +539,8 @@ class ConductReader:
                 self.untouched.discard(node.id)
                 self.state.env.pop(node.id, None)
                 self.state.classes.pop(node.id, None)
-                for flag in [flag for flag, name in self.state.known.items() if name == node.id]:
+                self.contexts.pop(node.id, None)
+                for flag in [flag for flag, name in self.state.known.items() if name.partition(".")[0] == node.id]:
                     del self.state.known[flag]
 
     # --- expressions
@@ -612,7 +633,7 @@ class ConductReader:
             span_of(node, self.file.lines),
             tuple(given),
             self.reached(),
-            tuple(self.published),
+            (*self.published, *(p for value in _values(node) for p in self._handed(value))),
             tuple(sorted(self.state.known.items())),
             loop=self.loops[-1] if self.loops else None,
         )
@@ -648,6 +669,12 @@ class ConductReader:
         literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
         truth = self._truth(value) if is_condition(value) else None
         return Passed(keyword, unparse(value), span, literal, truth)
+
+
+def _values(node: ast.Call) -> Iterator[ast.expr]:
+    """What a call is given."""
+    yield from node.args
+    yield from (keyword.value for keyword in node.keywords)
 
 
 def _last_word(node: ast.expr) -> str:

@@ -161,7 +161,10 @@ else:
             plural = len(lost) > 1
             fix = _plan(edge, spelled, context.index)
             missing = [spelled[f.name] for f, _ in lost if parameter_for(edge, f.name, context.index) is None]
-            if not missing:
+            held = sorted({text.rpartition(".")[0] for text in missing} - {""})
+            if held:
+                remedy = f"hand on {' and '.join(f'`{name}`' for name in held)}, which holds the flag"
+            elif not missing:
                 given = (f"`{parameter_for(edge, f.name, context.index)}={spelled[f.name]}`" for f, _ in lost)
                 remedy = f"pass {', '.join(given)}"
             elif context.policy.helper is not None and not context.policy.helper.flags and profile.publishers:

@@ -62,6 +62,13 @@ class PermittedButNeverAsked(Rule):
     INVALID = (
         layer_case("bare", block(experts(BARE, parameters="x")), layer=_RUN.format("  # <- MOE204")),
         layer_case("flags-at-their-defaults", block(experts(ROUTED)), layer=_RUN.format("  # <- MOE204")),
+        layer_case(
+            "only-the-other-flag-asked",
+            block(experts(ROUTED)),
+            layer=ASK.partition("use_reduce_scatter")[0]
+            + "x = self.mlp(x, should_allreduce_fusion)  # <- MOE204"
+            + SETTLE,
+        ),
     )
 
     def check(self, context: Context) -> Iterable[Finding]:
@@ -72,7 +79,7 @@ class PermittedButNeverAsked(Rule):
                 permitted = _permitted(callers, layer, flag)
                 if permitted is None or _asks(callers, layer, flag):
                     continue
-                for edge, found in _blocks(callers, layer):
+                for edge, found in _blocks(callers, layer, flag):
                     if (edge.frame.path, edge.call.span.line) in told:
                         continue
                     told.add((edge.frame.path, edge.call.span.line))
@@ -115,11 +122,11 @@ def _asks(callers: Callers, layer: Layer, flag: Flag) -> bool:
     return False
 
 
-def _blocks(callers: Callers, layer: Layer) -> Iterator[tuple[Edge, Sum]]:
-    """The calls of blocks, on the way from `forward`, that reduce."""
+def _blocks(callers: Callers, layer: Layer, flag: Flag) -> Iterator[tuple[Edge, Sum]]:
+    """The calls of blocks, on the way from `forward`, that reduce and are not handed the flag from further up."""
     for frame in callers.forward_frames(layer):
         for edge in callers.edges(frame):
-            if edge.built is None or edge.call.known:
+            if edge.built is None or flag.name in dict(edge.call.known):
                 continue
             for found in block_sums(callers, edge):
                 if callers.possible(found.condition, unknown=False):
