@@ -41,6 +41,11 @@ class Helper(Struct, frozen=True):
     asked_of: tuple[str, Ref] | None = None
     #: `moe-lint init` would write it; the tree has none yet
     proposed: bool = False
+    #: its parameters that may be given by position, in order; of a proposed one, nobody does
+    positional: tuple[str, ...] = ()
+    #: its parameters that are neither the axis nor a flag, and those of them without a default
+    others: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
 
     @property
     def itself(self) -> str:
@@ -100,6 +105,8 @@ def read_helper(index: ProjectIndex) -> tuple[Helper | None, tuple[Problem, ...]
         message = f"`{name}` is not a boolean function: {error.what}; guards cannot be compared with it"
         return None, (Problem(SkipReason.HELPER_NOT_BOOLEAN, ref.path, error.line, message),)
     skips = substitute(skips, lambda atom: Atom(renamed[atom]) if atom in renamed else None)
+    given = [p for p in params if not (owner and p in ("self", "cls"))]
+    others = tuple(p for p in given if p != axis and p not in dict(flags))
     helper = Helper(
         name,
         ref.path,
@@ -110,6 +117,9 @@ def read_helper(index: ProjectIndex) -> tuple[Helper | None, tuple[Problem, ...]
         skips,
         owner or None,
         _asked_of(index, name) if owner else None,
+        positional=tuple(p for p in given if p not in facts.keyword_only(ref.name)),
+        others=others,
+        required=tuple(p for p in others if p not in defaults),
     )
     return replace(helper, skips=told_of(skips, helper.itself, "self") if owner else skips), ()
 

@@ -111,11 +111,8 @@ class Policy:
         # behind `*` or `**` any flag may be handed over: none is taken to be left at its default
         hidden = hides_arguments(call)
         values: dict[str, Formula] = {p: TRUE if default else FALSE for p, default in helper.defaults if not hidden}
-        names = [p for p, _ in helper.flags]
-        order = [helper.axis_parameter, *names] if helper.axis_parameter else names
-        for name, given in zip(order, call.args, strict=False):
-            if name is not None and not isinstance(given, ast.Starred):
-                values[name] = self._builder.build(given)
+        for name, given in by_position(helper, call):
+            values[name] = self._builder.build(given)
         for keyword in call.keywords:
             if keyword.arg is not None:
                 values[keyword.arg] = self._builder.build(keyword.value)
@@ -502,6 +499,14 @@ class Policy:
 def hides_arguments(call: ast.Call) -> bool:
     """Whether a call has arguments that are not written out (`*args`, `**kwargs`)."""
     return any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords)
+
+
+def by_position(helper: Helper, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
+    """(parameter, argument) of what a call of the helper is given by position; behind a `*` that is not known."""
+    for name, given in zip(helper.positional, call.args, strict=False):
+        if isinstance(given, ast.Starred):
+            return
+        yield name, given
 
 
 def bind(formula: Formula, values: Mapping[str, Formula], profile: Profile) -> Formula:

@@ -311,3 +311,70 @@ def test_backends_that_are_compared_are_those_that_are_asked_for(tmp_path: Path,
     reworded(tree, ("    if should_use_dp_r", f"    if {question}:\n        return True\n    if should_use_dp_r"))
     (finding,) = document("json", "--no-cache", str(tree))["findings"]
     assert (finding["rule"], finding["relation"]) == ("MOE001", "equal")
+
+
+# --- a helper that takes more, or in another order
+
+TAKEN = (
+    "    *,\n    is_tp_path: bool,\n    use_reduce_scatter: bool = False,\n    should_allreduce_fusion: bool = False,\n"
+)
+AXIS, REST = "    is_tp_path: bool,\n", TAKEN.partition("bool,\n")[2]
+#: how the helper is asked by position, beside its parameters
+BY_POSITION = {
+    "axis-first": (AXIS + REST, "True, use_reduce_scatter, should_allreduce_fusion"),
+    "another-parameter-first": (f"    layer,\n{AXIS}{REST}", "self, True, use_reduce_scatter, should_allreduce_fusion"),
+    "axis-last": (
+        REST.replace(": bool = False", "") + AXIS,
+        "use_reduce_scatter, should_allreduce_fusion, True",
+    ),
+    "the-rest-by-keyword": (
+        f"    layer,\n{TAKEN}",
+        "self, is_tp_path=True, use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion",
+    ),
+}
+
+
+def asking(root: Path, taken: str, asked: str) -> Path:
+    """A tree whose helper takes these parameters, with a block that asks it so."""
+    tree = write_tree(root)
+    reworded(tree, (TAKEN, taken))
+    guard = f"if self.tp_size > 1 and not {HELPER_NAME}({asked}):\n    {BARE}"
+    (tree / "models" / "x.py").write_text(model(guard, moe=(HELPER_NAME,)))
+    return tree
+
+
+def rules_of(tree: Path) -> list[str]:
+    return [f["rule"] for f in document("json", "--no-cache", str(tree))["findings"]]
+
+
+@pytest.mark.parametrize(("taken", "asked"), BY_POSITION.values(), ids=BY_POSITION)
+def test_a_helper_is_asked_by_position_as_its_signature_says(tmp_path: Path, taken: str, asked: str) -> None:
+    assert rules_of(asking(tmp_path / "right", taken, asked)) == []
+    assert rules_of(asking(tmp_path / "axis", taken, asked.replace("True", "False"))) == ["MOE004"]
+    literal = re.sub(r"(?<!\w)use_reduce_scatter(?!=)", "False", asked)
+    assert rules_of(asking(tmp_path / "literal", taken, literal)) == ["MOE006"]
+
+
+def test_a_flag_that_is_left_out_by_position_is_forgotten(tmp_path: Path) -> None:
+    assert rules_of(asking(tmp_path, AXIS + REST, "True, use_reduce_scatter")) == ["MOE005"]
+
+
+def test_a_fix_keeps_what_else_the_helper_is_given(tmp_path: Path) -> None:
+    asked = BY_POSITION["another-parameter-first"][1].replace("True", "False")
+    text = fixed(asking(tmp_path, BY_POSITION["another-parameter-first"][0], asked))
+    assert "            is_tp_path=True,\n" in text
+    assert "            layer=self,\n" in text
+
+
+def test_a_fix_gives_the_helper_what_the_method_has_of_that_name(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, FORGETFUL, flags="layer, use_reduce_scatter=False, should_allreduce_fusion=False")
+    reworded(tree, (TAKEN, f"    layer,\n{TAKEN}"))
+    assert "            layer=layer,\n" in fixed(tree)
+
+
+def test_no_fix_asks_a_helper_that_needs_what_is_not_known(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, FORGETFUL)
+    reworded(tree, (TAKEN, f"    layer,\n{TAKEN}"))
+    output = moe_lint("--fix", "--no-cache", str(tree)).output
+    assert f"no fix: `{HELPER_NAME}` needs `layer`, and what that is here is not known" in output
+    assert "layer=…)`" in output

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from moe_lint.policy import Policy
+from moe_lint.policy import Policy, by_position
 from moe_lint.sites import Site
 
 
@@ -23,7 +23,8 @@ def helper_calls(site: Site, policy: Policy) -> Iterator[HelperCall]:
     for text in policy.helper_calls(site.guard):
         call = ast.parse(text, mode="eval").body
         if isinstance(call, ast.Call) and not any(k.arg is None for k in call.keywords):
-            given = {k.arg: k.value for k in call.keywords if k.arg is not None}
+            given = dict(by_position(policy.helper, call)) if policy.helper is not None else {}
+            given |= {k.arg: k.value for k in call.keywords if k.arg is not None}
             yield HelperCall(
                 {name: ast.unparse(value) for name, value in given.items()},
                 {

@@ -13,7 +13,7 @@ from moe_lint.formula import TRUE, Formula, Relation, TooManyAtoms, atom_set, co
 from moe_lint.model import Axis, FixPlan, Route, Safety, Span
 from moe_lint.policy import Policy
 from moe_lint.rules._handing import HandedDown, hand_down
-from moe_lint.rules._wording import helper_arguments, helper_name, named, over_witness, under_witness
+from moe_lint.rules._wording import UNKNOWN, helper_arguments, helper_name, named, over_witness, under_witness
 from moe_lint.rules.base import Context
 from moe_lint.sites import Site, is_skip_atom, owner_of, without_ownership, without_topology
 
@@ -34,6 +34,9 @@ def plan_guard(site: Site, context: Context) -> FixPlan | str | None:
     module = policy.helper_module(site.path, owner_of(site))
     if module is None:
         return f"`{helper.name}` cannot be reached from here"
+    unknown = _unknown_arguments(site, policy)
+    if unknown:
+        return unknown
     handed = hand_down(site, context) if site.relation is Relation.WEAKER else None
     if isinstance(handed, HandedDown):
         knowing = replace(site, flags=tuple(sorted((*site.flags, *handed.flags))))
@@ -48,7 +51,7 @@ def plan_guard(site: Site, context: Context) -> FixPlan | str | None:
     return found
 
 
-def plan_call(site: Site, context: Context) -> FixPlan | None:
+def plan_call(site: Site, context: Context) -> FixPlan | str | None:
     """Correct the arguments of the helper call in a site's guard."""
     policy = context.policy
     helper = policy.helper
@@ -57,6 +60,9 @@ def plan_call(site: Site, context: Context) -> FixPlan | None:
     parts = [part for part in site.raw.guard if policy.helper_calls(part.formula)]
     if len(parts) != 1 or len(policy.helper_calls(parts[0].formula)) != 1:
         return None
+    unknown = _unknown_arguments(site, policy)
+    if unknown:
+        return unknown
     safety, reason = _safety(site, policy)
     regained = _regained(site, policy) if safety is Safety.SAFE else ()
     if regained:
@@ -74,6 +80,13 @@ def plan_call(site: Site, context: Context) -> FixPlan | None:
         safety,
         reason,
     )
+
+
+def _unknown_arguments(site: Site, policy: Policy) -> str | None:
+    """Why the helper's call cannot be written at a site, if it needs more than is known there."""
+    unknown = tuple(name for name, text in helper_arguments(site, policy) if text == UNKNOWN)
+    name = policy.helper.name if policy.helper is not None else ""
+    return f"`{name}` needs {named(unknown)}, and what that is here is not known" if unknown else None
 
 
 class _Condition(Struct, frozen=True):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from moe_lint.formula import State
 from moe_lint.law import Example, doubled, lost
 from moe_lint.policy import Policy
+from moe_lint.rules._calls import helper_calls
 from moe_lint.sites import Site, owner_of
 
 
@@ -85,11 +88,28 @@ def helper_name(site: Site, policy: Policy) -> str:
     return f"{policy.receiver(owner_of(site)) or helper.owner}.{helper.name}"
 
 
+#: An argument of the helper that nothing at a site can be taken for.
+UNKNOWN = "…"
+
+
 def helper_arguments(site: Site, policy: Policy) -> tuple[tuple[str, str], ...]:
-    """(parameter, source text) of the helper call that belongs at a site: its axis and the flags in scope."""
+    """(parameter, source text) of the helper call that belongs at a site: axis, flags in scope, what it needs."""
     helper = policy.helper
     assert helper is not None
     scope = dict(site.flags)
     arguments = [(helper.axis_parameter, str(site.axis != "EP"))] if helper.axis_parameter is not None else []
     arguments += [(parameter, scope[flag]) for parameter, flag in helper.flags if flag in scope]
-    return tuple(arguments)
+    return (*arguments, *_further(site, policy))
+
+
+def _further(site: Site, policy: Policy) -> Iterator[tuple[str, str]]:
+    """What else a helper call at a site is given: as it is there now, or what the method knows by that name."""
+    helper, facts = policy.helper, policy.index.facts(site.path)
+    given = {name: text for call in helper_calls(site, policy) for name, text in call.arguments.items()}
+    function = site.raw.function.removesuffix(".<lambda>")
+    known = facts.header(function)[1] if facts is not None and function in facts.functions else ()
+    for name in helper.others if helper is not None else ():
+        if name in given:
+            yield name, given[name]
+        elif helper is not None and name in helper.required:
+            yield name, name if name in known else UNKNOWN

@@ -5,7 +5,7 @@ from inspect import cleandoc
 from textwrap import indent
 
 from moe_lint.facts import NOTHING, CallFact, CallResult, Origins
-from moe_lint.formula import FALSE, TooManyAtoms, atom_set, conj, negate, satisfiable
+from moe_lint.formula import FALSE, TooManyAtoms, atom_set, conj, implies, negate, satisfiable
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Confidence, Finding, Related, Route, Severity
@@ -129,6 +129,11 @@ class ScatterWithoutSum(Rule):
         ),
         _layer("block-that-always-sums", "\nif gathers:\n    dp_scatter(whole)", _ALWAYS),
         _layer("other-tensor", "\nif gathers:\n    dp_scatter(residual)"),
+        _step(
+            "beside-the-sum-of-another-tensor",
+            "if should_use_dp_reduce_scatterv():",
+            "batch.residual = dp_scatter(batch.residual, like=x)\n            get_tp_group().reduce_scatterv",
+        ),
         _layer("excluded-by-a-backend", "\nif get_moe_a2a_backend().is_mori():\n    dp_scatter(whole)"),
     )
     INVALID = (
@@ -237,14 +242,15 @@ def _lost(function: Ref, call: CallFact, reason: Reason, context: Context) -> Co
     if facts is None:
         return None
     inside = facts.function(function.name)
-    summing = {scatter.span for scatter in inside.scatters}
+    condition = facts.call_condition(function.name, call.span)
+    # where the sum runs as well, it is another tensor that is scattered plainly
+    summing = {scatter.span for scatter in inside.scatters if not implies(condition, scatter.condition)}
     moved = _given(call)
     summed_elsewhere = any(moved & _given(other) for other in inside.calls if other.span in summing)
     blocks = _blocks(moved, function, context)
     leaves = any(_leaves(sums, reason, context) for sums in blocks)
     if not leaves and (blocks or not summed_elsewhere):
         return None
-    condition = facts.call_condition(function.name, call.span)
     return context.policy.configuration(conj((condition, reason.formula)), "TP")
 
 
