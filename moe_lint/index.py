@@ -397,4 +397,30 @@ class ProjectIndex(Names):
             around.update(sub for sub in self.subclasses(current) if not self._drops(sub, current, parts))
             frontier += sorted(around - seen)
             seen |= around
+        if not layers and self._is_called_beside_absorber(ref):
+            return True
         return False if layers else None
+
+    def _is_called_beside_absorber(self, function: Ref) -> bool:
+        """Whether a layer that is a function builds (or calls) an absorber: this one, or whoever calls it."""
+        frontier, seen = [function], {function}
+        while frontier:
+            current = frontier.pop()
+            facts = self.facts(current.path)
+            if facts is None or current.name not in facts.functions:
+                continue
+            if self._names_absorber(facts.function_text(current.name)):
+                return True
+            around = [ref for ref in self._functions_naming(current) if ref not in seen]
+            seen.update(around)
+            frontier += around
+        return False
+
+    def _functions_naming(self, function: Ref) -> Iterator[Ref]:
+        """The functions outside of classes that name a function outside of one."""
+        for path in dict.fromkeys((function.path, *sorted(self._files_naming("import", function.name)))):
+            facts = self.facts(path) if path in self.texts else None
+            if facts is not None and self.resolve(path, function.name) == function:
+                lines = self.lines_of(path, function.name, whole=True)
+                names = facts.functions_at([line for line in lines if facts.class_at(line) is None])
+                yield from (Ref(path, name) for name in names if Ref(path, name) != function)

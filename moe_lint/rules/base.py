@@ -40,11 +40,10 @@ class Context(Struct, frozen=True, dict=True):
         return (site for site in self.sites if site.post_experts and site.comparison is not None)
 
     def groups(self) -> Iterable[list[Site]]:
-        """The judged sites, class by class."""
+        """The judged sites, class by class; of a function outside of one, those in it."""
         found: dict[tuple[str, str], list[Site]] = {}
         for site in self.judged():
-            if site.raw.class_name is not None:
-                found.setdefault((site.path, site.raw.class_name), []).append(site)
+            found.setdefault((site.path, site.raw.class_name or site.raw.function), []).append(site)
         return found.values()
 
     @cached_property
