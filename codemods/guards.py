@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Sequence
 
 import libcst as cst
+from msgspec.structs import replace
 
 from codemods.edits import LINE_LENGTH, CannotRewrite, Edit, Source
 from moe_lint.model import FixPlan
@@ -215,9 +216,10 @@ def call_edits(plan: FixPlan, source: Source) -> list[Edit]:
     line_start, _ = source.line_of(at)
     _, line_end = source.line_of(at + len(old))
     prefix, suffix = source.text[line_start:at], source.text[at + len(old) : line_end]
-    new = _call(plan)
+    asked = replace(plan, helper=cst.Module(body=[]).code_for_node(calls.found[0].func))  # of whom it is asked stays
+    new = _call(asked)
     if len(prefix + new + suffix) > LINE_LENGTH or "\n" in old:
-        new = _exploded(plan, source.indent_at(at), source.newline)
+        new = _exploded(asked, source.indent_at(at), source.newline)
     return [Edit(at, at + len(old), new)]
 
 

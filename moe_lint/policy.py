@@ -167,9 +167,17 @@ class Policy:
             if (classes := self.index.built_classes(owner, name))
             and all(home in self.index.mro(built) for built in classes)
         ]
+        found = found or [name for name in names if name in self._asked_attributes]
         if len(found) == 1:
             return f"self.{found[0]}"
         return helper.asked_of[0] if helper.asked_of is not None else None
+
+    @cached_property
+    def _asked_attributes(self) -> frozenset[str]:
+        """The attributes of whose objects the tree asks the helper's question: told from the text."""
+        name = self.helper.name if self.helper is not None else ""
+        texts = (text for text in self.index.texts.values() if text.holds(f".{name}("))
+        return frozenset(one for text in texts for one in text.finds(rf"\bself\.(\w+)\.{re.escape(name)}\("))
 
     # --- reasons
 

@@ -117,6 +117,15 @@ def test_a_helper_that_is_a_method_is_asked_as_the_tree_asks_it(
     assert re.search(rf"from engine\.layers\.moe import \(?\s*[^)]*\b{imported}\b", text)
 
 
+def test_a_fix_of_the_arguments_leaves_whom_is_asked(tmp_path: Path) -> None:
+    wrong = ROUTED.replace("=True", "=False").replace(f"not {HELPER_NAME}(", f"not get_ranks().{HELPER_NAME}(")
+    tree = write_tree(tmp_path, wrong)
+    as_method(tree, "", "self, ")
+    rewrite(tree, (r"(?<!\w)get_moe_a2a_backend,", "get_moe_a2a_backend,\n    get_ranks,"))
+    rewrite(tree / "layers", (f"    {HELPER_NAME},\n", ""))
+    assert f"    if self.tp_size > 1 and not get_ranks().{HELPER_NAME}(\n            is_tp_path=True,\n" in fixed(tree)
+
+
 def test_what_a_method_asks_of_itself_is_what_a_guard_asks_of_the_getter(tmp_path: Path) -> None:
     asks = (
         "if get_ranks().share_sums:\n    x = x\nelif self.tp_size > 1:\n    x = tensor_model_parallel_all_reduce(x)\n"

@@ -6,11 +6,12 @@ has functions only: experts, layers, and a predicate of a module that decides.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.runs import document
+from tests.runs import document, moe_lint
 
 Edit = tuple[str, str]
 
@@ -407,16 +408,20 @@ FUGUE_HARMLESS: dict[str, list[Edit]] = {
 }
 
 
+def write(root: Path, name: str, files: dict[str, str], profile: str) -> None:
+    for path, text in {**files, "__init__.py": "", "models/__init__.py": ""}.items():
+        (root / name / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / name / path).write_text(text)
+    (root / "own.toml").write_text(profile)
+
+
 def findings(root: Path, name: str, files: dict[str, str], profile: str, edits: list[Edit]) -> set[str]:
     """The rules with a finding in an engine after some edits, each made where its text first stands, models first."""
     files = dict(files)
     for old, new in edits:
         path = next(path for path in sorted(files, key=lambda path: "models" not in path) if old in files[path])
         files[path] = files[path].replace(old, new, 1)
-    for path, text in {**files, "__init__.py": "", "models/__init__.py": ""}.items():
-        (root / name / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / name / path).write_text(text)
-    (root / "own.toml").write_text(profile)
+    write(root, name, files, profile)
     told = document("json", "--no-cache", "--profile", str(root / "own.toml"), str(root / name))
     assert told["skipped"] == []
     return {finding["rule"] for finding in told["findings"]}
@@ -440,3 +445,18 @@ def test_a_bug_in_an_engine_of_functions_is_found(tmp_path: Path, edits: list[Ed
 @pytest.mark.parametrize("edits", FUGUE_HARMLESS.values(), ids=FUGUE_HARMLESS)
 def test_what_changes_nothing_in_an_engine_of_functions_is_not_reported(tmp_path: Path, edits: list[Edit]) -> None:
     assert findings(tmp_path, "fugue", FUGUE, FUGUE_PROFILE, edits) == set()
+
+
+@pytest.mark.parametrize("name", ["guard-drifts", "no-guard", "other-axis"])
+@pytest.mark.parametrize("engine", ["orbit", "fugue"])
+def test_a_fix_asks_as_the_engine_does(tmp_path: Path, engine: str, name: str) -> None:
+    bugs, files, profile, asked = {
+        "orbit": (ORBIT_BUGS, ORBIT, ORBIT_PROFILE, r"not self\.policy\.sum_is_elsewhere\(\s*(plan,|.*plan=plan)"),
+        "fugue": (FUGUE_BUGS, FUGUE, FUGUE_PROFILE, r"not nobody_sums_here\(.*fused_add=fused_add"),
+    }[engine]
+    assert findings(tmp_path, engine, files, profile, bugs[name][0])
+    result = moe_lint("--fix", "--no-cache", "--profile", str(tmp_path / "own.toml"), str(tmp_path / engine))
+    text = (tmp_path / engine / "models" / "one.py").read_text()
+    assert result.exit_code == 0, result.output
+    assert len(re.findall(asked, text)) == 2
+    compile(text, "one.py", "exec")

@@ -314,7 +314,7 @@ def _kind(written: str, formula: Formula, site: Site, policy: Policy) -> str:
         return "act"  # it does more than ask
     # only what the helper covers at this very site may be dropped: anything else stays in the guard
     covered = {name for r in policy.reasons(site.axis, site.known_flags) for name in atom_set(r.formula)}
-    covered -= _unseen(written, formula, policy)
+    covered -= _unseen(written, formula, site, policy)
     skips = names & (covered | policy.delegates | set(policy.helper_calls(rest)))
     if not skips:
         return "foreign"
@@ -324,14 +324,17 @@ def _kind(written: str, formula: Formula, site: Site, policy: Policy) -> str:
 def held_by_name(site: Site, policy: Policy) -> frozenset[str]:
     """The flags in a guard that the helper cannot see: it takes none and reads what the layer published, not these."""
     operands = (operand for part in site.raw.guard for operand in part.operands)
-    return frozenset(flag for text, formula in operands for flag in _unseen(text, formula, policy))
+    return frozenset(flag for text, formula in operands for flag in _unseen(text, formula, site, policy))
 
 
-def _unseen(written: str, formula: Formula, policy: Policy) -> frozenset[str]:
-    """The flags in one operand that are not asked for as the helper asks (`get_forward().flag`)."""
+def _unseen(written: str, formula: Formula, site: Site, policy: Policy) -> frozenset[str]:
+    """The flags in one operand that are not asked for as the helper asks (`get_forward().flag`, `plan.flag`)."""
     helper = policy.helper
     if helper is None or helper.flags:
         return frozenset()
+    for name, handed in helper_arguments(site, policy):  # an object that is handed to the helper: it reads that, too
+        if name in helper.others:
+            written = re.sub(rf"(?<![\w.]){re.escape(handed)}\.", "().", written)
     found = set()
     for spelling, flag in policy.profile.flag_names.items():
         if flag in atom_set(formula) and re.search(rf"(?<!\)\.)(?<!\w){spelling}\b", written):
