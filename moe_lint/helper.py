@@ -193,12 +193,18 @@ def propose_helper(
 
 def _home_of(index: ProjectIndex, predicates: list[str]) -> str:
     """The file that defines most of the skip predicates: the helper belongs beside them."""
-    homes: dict[str, int] = {}
-    for atom in predicates:
-        ref = find_function(index, atom[: atom.index("(")])
-        if ref is not None:
-            homes[ref.path] = homes.get(ref.path, 0) + 1
+    names = [atom[: atom.index("(")] for atom in predicates]
+    found = [ref for name in names if (ref := find_function(index, name)) is not None]
+    # a file of predicates alone may hold no other word of the engine: where they are asked, they are imported
+    found = found or [ref for name in names if (ref := _imported(index, name)) is not None]
+    homes = Counter(ref.path for ref in found)
     return min(homes, key=lambda path: (-homes[path], path)) if homes else ""
+
+
+def _imported(index: ProjectIndex, name: str) -> Ref | None:
+    """The function that a file of the tree calls by this name."""
+    calling = sorted(index.holding(f"{name}("))
+    return next((ref for path in calling if (ref := index.resolve(path, name)) is not None), None)
 
 
 def told_of(formula: Formula, owner: str, receiver: str) -> Formula:

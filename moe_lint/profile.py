@@ -35,8 +35,8 @@ class ProfileError(UsageError):
 
 #: Who sums where a profile does not say it.
 _SOMEBODY = "an absorber downstream"
-#: What a helper that `init` writes is called where a profile does not say it.
-_UNNAMED_HELPER = "experts_are_summed_elsewhere"
+#: What a helper that `init` writes, and its axis parameter, are called where a profile does not say it.
+_UNNAMED_HELPER, _UNNAMED_AXIS = "experts_are_summed_elsewhere", "is_tp"
 
 
 class Flag(Struct, frozen=True):
@@ -371,14 +371,15 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
 
     if not data.get("collectives"):
         raise ProfileError(f"{where}: a profile needs [collectives]: at least one reduction and its axis")
+    collectives = {name: _AXES[axis] for name, axis in data["collectives"].items()}
     helper = table("helper").get("name", _UNNAMED_HELPER)
     if not helper or not all(helper):
         raise ProfileError(f"{where}: helper.name is empty: leave it out where nothing decides for all blocks")
     return Profile(
         name=data.get("name", where),
-        collectives={name: _AXES[axis] for name, axis in data["collectives"].items()},
+        collectives=collectives,
         helpers=(helper,) if isinstance(helper, str) else tuple(helper),
-        axis_parameter=table("helper").get("axis_parameter", ""),
+        axis_parameter=table("helper").get("axis_parameter", _UNNAMED_AXIS if "EP" in collectives.values() else ""),
         wrappers=names("helper", "wrappers"),
         flags=tuple(
             Flag(

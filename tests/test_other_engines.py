@@ -460,3 +460,32 @@ def test_a_fix_asks_as_the_engine_does(tmp_path: Path, engine: str, name: str) -
     assert result.exit_code == 0, result.output
     assert len(re.findall(asked, text)) == 2
     compile(text, "one.py", "exec")
+
+
+NO_HELPER = '[helper]\nname = "nobody_sums_here"\naxis_parameter = "axis_is_tp"\n'
+SKIPS = '[predicates]\nskip = ["exchange_sums", "rows_are_split"]\n'
+
+
+def test_an_engine_without_a_helper_gets_one_and_its_guards_ask_it(tmp_path: Path) -> None:
+    own = FUGUE["own.py"].split("def nobody_sums_here")[0]
+    own += "def rows_are_split():\n    return settings.sequence_parallel\n"
+    text = FUGUE["models/one.py"].replace("exchange_sums, nobody_sums_here", "exchange_sums, rows_are_split")
+    text = text.replace(F_EP, "ep_size(ctx) > 1 and not fused_add and not exchange_sums()")
+    right = text.replace(F_TP, "tp_size(ctx) > 1 and not (fused_add or exchange_sums() or rows_are_split())")
+    wrong = text.replace(F_TP, "tp_size(ctx) > 1 and not fused_add and not exchange_sums()")
+    files = {**FUGUE, "own.py": own, "models/one.py": right, "models/two.py": wrong}
+    for number, helper in enumerate(("", NO_HELPER, '[helper]\nname = "nobody_sums_here"\n')):
+        root = tmp_path / str(number)
+        write(root, "fugue", files, FUGUE_PROFILE.replace(NO_HELPER, helper + SKIPS))
+        where = ("--profile", str(root / "own.toml"), str(root / "fugue"))
+        told = document("json", "--no-cache", *where)["findings"]
+        assert [(Path(f["path"]).stem, f["relation"]) for f in told] == [
+            *[("one", "equal")] * 2,
+            ("two", "equal"),  # what splits the rows is asked about TP sums alone
+            ("two", "weaker"),
+        ]
+        assert moe_lint("init", *where).exit_code == 0
+        assert moe_lint("--fix", "--no-cache", *where).exit_code == 0
+        name = "experts_are_summed_elsewhere" if not helper else "nobody_sums_here"
+        assert (root / "fugue" / "own.py").read_text().count(f"def {name}(") == 1
+        assert (root / "fugue" / "models" / "two.py").read_text().count(f"not {name}(") == 2
