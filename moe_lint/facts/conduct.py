@@ -401,11 +401,13 @@ class ConductReader:
         given = (self._passed(k.arg, k.value) for k in node.keywords if k.arg in self.profile.flag_names)
         return tuple(replace(p, keyword=self.profile.flag_names[p.keyword or ""]) for p in given)
 
-    def _handed(self, node: ast.expr) -> tuple[Passed, ...]:
-        """The flags in an object that is an argument: `plan`, or `StepPlan(flag=…)` itself."""
-        if isinstance(node, ast.Name):
-            return self.contexts.get(node.id, ())
-        return self._publishes(node) if isinstance(node, ast.Call) else ()
+    def _handed(self, call: ast.Call) -> Iterator[Passed]:
+        """The flags in the objects among the arguments of a call: `plan`, or `StepPlan(flag=…)` itself."""
+        for node in (*call.args, *(keyword.value for keyword in call.keywords)):
+            if isinstance(node, ast.Name):
+                yield from self.contexts.get(node.id, ())
+            elif isinstance(node, ast.Call):
+                yield from self._publishes(node)
 
     # --- assignments
 
@@ -633,7 +635,7 @@ class ConductReader:
             span_of(node, self.file.lines),
             tuple(given),
             self.reached(),
-            (*self.published, *(p for value in _values(node) for p in self._handed(value))),
+            (*self.published, *self._handed(node)),
             tuple(sorted(self.state.known.items())),
             loop=self.loops[-1] if self.loops else None,
         )
@@ -669,12 +671,6 @@ class ConductReader:
         literal = value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
         truth = self._truth(value) if is_condition(value) else None
         return Passed(keyword, unparse(value), span, literal, truth)
-
-
-def _values(node: ast.Call) -> Iterator[ast.expr]:
-    """What a call is given."""
-    yield from node.args
-    yield from (keyword.value for keyword in node.keywords)
 
 
 def _last_word(node: ast.expr) -> str:

@@ -102,8 +102,6 @@ class Operands:
         """What the tensors in the value of an expression (or in its element) were made from."""
         if node is None or isinstance(node, ast.Constant | ast.Compare | ast.JoinedStr):
             return NOTHING
-        if isinstance(node, ast.Lambda):  # handed over to be run, if it wants no more: its value comes back
-            return NOTHING if node.args.args else self.origins(node.body, element)
         if isinstance(node, ast.Name):
             return element_of(self.flow.taint.get(node.id, NOTHING), element)
         if isinstance(node, ast.Attribute):
@@ -128,6 +126,8 @@ class Operands:
             return self.origins(node.body, element) | self.origins(node.orelse, element)
         if isinstance(node, ast.Starred | ast.Await | ast.NamedExpr):
             return self.origins(node.value, element)
+        if isinstance(node, ast.Lambda):  # handed over to be run, if it wants no more: its value comes back
+            return NOTHING if node.args.args else self.origins(node.body, element)
         return _union(self.origins(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr))
 
     def _call_origins(self, node: ast.Call, element: int | None) -> Origins:
