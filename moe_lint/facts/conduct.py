@@ -27,36 +27,55 @@ from moe_lint.profile import Profile
 from moe_lint.spelling import unparse
 
 
-class Truth(Struct, eq=False, dict=True, array_like=True):
-    """The truth value of an expression, worked out when it is asked for: of most arguments nobody asks it.
+class Reading:
+    """One function of a file as it was read: it works out the truth values of the arguments in it.
 
-    It is known by its place: the ``number``-th that is read in a ``function`` of a file.
+    Two readings of one function are the same. It is no part of what is kept.
     """
 
-    function: str
+    __slots__ = ("_tell", "function", "path")
+
+    def __init__(self, path: str, function: str, tell: Callable[[str, int], Formula]) -> None:
+        """``tell``: function, number of an argument in it -> its truth value."""
+        self.path = path
+        self.function = function
+        self._tell = tell
+
+    def tell(self, number: int) -> Formula:
+        """The truth value of the ``number``-th argument."""
+        return self._tell(self.function, number)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reading) and (self.path, self.function) == (other.path, other.function)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.function))
+
+
+class Truth(Struct, eq=False, array_like=True):
+    """The truth value of an expression, worked out when it is asked for: of most arguments nobody asks it.
+
+    It is known by its place: the ``number``-th that is read in a function of a file.
+    """
+
     number: int
     #: what it is, if somebody has asked
     told: Formula | None = None
-
-    def place(self, path: str, tell: Callable[[str, int], Formula]) -> None:
-        """Say in which file it is, and who works it out. That is not kept with it: most are decoded in vain."""
-        self.__dict__.update(path=path, tell=tell)
+    #: set again when it is decoded; most are decoded in vain, so that has to be cheap
+    reading: Reading | None = None
 
     @property
     def formula(self) -> Formula:
         if self.told is None:
-            self.told = self.__dict__["tell"](self.function, self.number)
+            assert self.reading is not None
+            self.told = self.reading.tell(self.number)
         return self.told
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Truth) and self._known_by == other._known_by
+        return isinstance(other, Truth) and self.number == other.number and self.reading == other.reading
 
     def __hash__(self) -> int:
-        return hash(self._known_by)
-
-    @property
-    def _known_by(self) -> tuple[str, str, int]:
-        return self.__dict__["path"], self.function, self.number
+        return hash((self.reading, self.number))
 
 
 class Passed(Struct, frozen=True, array_like=True):
@@ -208,9 +227,9 @@ class ConductReader:
 
     def __init__(self, file: FileContext, class_env: Callable[[str], ast.expr | None], path: str, name: str) -> None:
         self.file = file
-        self.place = (path, name)
         self.profile: Profile = file.profile
         self.terms = _Terms(file, class_env)
+        self.reading = Reading(path, name, self.terms.of_argument)
         self.state = _State()
         self.guard: list[Formula] = []
         self._reached: dict[tuple[Formula, ...], Formula] = {}
@@ -563,9 +582,7 @@ class ConductReader:
 
     def _truth(self, node: ast.expr) -> Truth:
         """The truth value of an argument."""
-        path, function = self.place
-        truth = Truth(function, len(self.terms.arguments))
-        truth.place(path, self.terms.of_argument)
+        truth = Truth(len(self.terms.arguments), None, self.reading)
         self.terms.arguments.append((node, inline(node, self.state.env)))
         return truth
 

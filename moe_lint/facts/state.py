@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from msgspec.msgpack import Decoder, encode
 from msgspec.structs import replace
 
-from moe_lint.facts.conduct import Conduct
+from moe_lint.facts.conduct import Conduct, Reading
 from moe_lint.facts.data import ClassFacts, FunctionFacts, Paths
 from moe_lint.facts.groups import GroupChoice
 from moe_lint.facts.leaving import Leaving
@@ -164,7 +164,7 @@ def encoded(state: FileState) -> memoryview:
         state.modules - imported,
         frozenset(imported - state.modules),
     )
-    return memoryview(encode(kept))
+    return memoryview(encode(kept, enc_hook=lambda reading: None))
 
 
 def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) -> FileState:
@@ -183,11 +183,15 @@ def decoded(data: memoryview, path: str, tell: Callable[[str, int], Formula]) ->
         if block.name in state.unread:
             state.unread[block.name].append(block)
     state.modules = frozenset(state.imports.keys() - kept.inner | kept.dotted)
-    for conduct in state.conducts.values():
+    for function, conduct in state.conducts.items():
+        reading = Reading(path, function, tell)
         for call in conduct.calls:
-            for passed in (*call.arguments, *call.published):
+            for passed in call.arguments:
                 if passed.truth is not None:
-                    passed.truth.place(path, tell)
+                    passed.truth.reading = reading
+            for passed in call.published:
+                if passed.truth is not None:
+                    passed.truth.reading = reading
     return state
 
 

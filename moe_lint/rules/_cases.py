@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from inspect import cleandoc
 from textwrap import dedent, indent
+from typing import Concatenate, ParamSpec
+
+from msgspec import Struct
 
 from moe_lint.rules.base import Case
 
@@ -101,37 +106,72 @@ from engine.layers.moe.utils import (
 """
 
 
-def method(body: str, name: str = "forward", parameters: str = FLAGS) -> str:
+class Written(Struct, frozen=True):
+    """A piece of an example, written down when it is read: a run of the tool has no use for examples."""
+
+    write: Callable[[], str]
+
+    def __str__(self) -> str:
+        return self.write()
+
+    def __add__(self, other: Piece) -> Written:
+        return Written(lambda: f"{self}{other}")
+
+    def replace(self, old: str, new: str, count: int = -1) -> Written:
+        return Written(lambda: str(self).replace(old, new, count))
+
+
+Piece = str | Written
+_P = ParamSpec("_P")
+
+
+def later(write: Callable[_P, str]) -> Callable[_P, Written]:
+    """The piece that a function writes, not written yet."""
+
+    @wraps(write)
+    def piece(*args: _P.args, **kwargs: _P.kwargs) -> Written:
+        return Written(lambda: write(*args, **kwargs))
+
+    return piece
+
+
+def when_read(build: Callable[Concatenate[str, _P], Case]) -> Callable[Concatenate[str, _P], Case]:
+    """The case of this name that a function builds, not built yet."""
+
+    @wraps(build)
+    def case(name: str, /, *args: _P.args, **kwargs: _P.kwargs) -> Case:
+        return Case(name, lambda: build(name, *args, **kwargs).files)
+
+    return case
+
+
+@later
+def method(body: Piece, name: str = "forward", parameters: str = FLAGS) -> str:
     """A method that returns ``x`` after ``body``."""
-    return f"def {name}(self, {parameters}):\n{indent(cleandoc(body), '    ')}\n    return x\n"
+    return f"def {name}(self, {parameters}):\n{indent(cleandoc(str(body)), '    ')}\n    return x\n"
 
 
+@later
 def experts(body: str, name: str = "forward", parameters: str = FLAGS) -> str:
     """A method in which ``x`` is the experts' output when ``body`` starts."""
-    return method(f"x = self.experts(x)\n{cleandoc(body)}", name, parameters)
+    return str(method(f"x = self.experts(x)\n{cleandoc(body)}", name, parameters))
 
 
-def model(*methods: str, absorber: bool = True, layer: str = "x = self.mlp(x)") -> str:
+@later
+def model(*methods: Piece, absorber: bool = True, layer: str = "x = self.mlp(x)") -> str:
     """A model file: a block with these methods, and the decoder layer that builds it and runs ``layer``."""
     builds = "self.mlp = Block(config)"
     if absorber:
         builds += "\nself.layer_communicator = LayerCommunicator(config)"
     init = f"def __init__(self, config):\n{indent(builds, '    ')}\n"
-    block = indent("\n".join(methods), "    ")
+    block = indent("\n".join(map(str, methods)), "    ")
     decoder = indent(f"{init}\n{method(layer)}", "    ")
     return f"{_IMPORTS}\n\nclass Block:\n{block}\n\nclass DecoderLayer:\n{decoder}"
 
 
-def case(name: str, *methods: str, absorber: bool = True, layer: str = "x = self.mlp(x)") -> Case:
+def case(name: str, *methods: Piece, absorber: bool = True, layer: str = "x = self.mlp(x)") -> Case:
     """A tree with one model."""
-    return Case(
-        name,
-        lambda: {
-            "engine/layers/moe/utils.py": UTILS,
-            "engine/layers/communicator.py": COMMUNICATOR,
-            "engine/models/pretend.py": model(*methods, absorber=absorber, layer=layer),
-        },
-    )
+    return tree(name, pretend=model(*methods, absorber=absorber, layer=layer))
 
 
 #: A layer without sums of its own: the call of its block, and what it does then.
@@ -180,8 +220,9 @@ COMMUNICATOR_CALL = (
 )
 
 
+@later
 def layer_model(
-    *blocks: str, build: str = "self.mlp = Block(config)", communicator: str = COMMUNICATOR_CALL, layer: str
+    *blocks: Piece, build: str = "self.mlp = Block(config)", communicator: str = COMMUNICATOR_CALL, layer: str
 ) -> str:
     """A model file: classes as written, and the decoder layer that builds ``build`` and runs ``layer``.
 
@@ -191,25 +232,27 @@ def layer_model(
     head = f"def __init__(self, config, layer_id):\n{indent(init, '    ')}\n"
     run = f"def forward(self, x, residual, batch):\n{indent(cleandoc(layer), '    ')}\n    return x, residual\n"
     decoder = indent(f"{head}\n{run}", "    ")
-    classes = "\n\n".join(dedent(block).strip() + "\n" for block in blocks)
+    classes = "\n\n".join(dedent(str(block)).strip() + "\n" for block in blocks)
     return f"{_IMPORTS}\n\n{classes}\n\nclass DecoderLayer:\n{decoder}"
 
 
-def block(*methods: str, name: str = "Block", init: str = "self.experts = FusedMoE(config)") -> str:
+@later
+def block(*methods: Piece, name: str = "Block", init: str = "self.experts = FusedMoE(config)") -> str:
     """A class with a constructor and these methods."""
     head = f"def __init__(self, config):\n{indent(cleandoc(init), '    ')}\n"
-    return f"class {name}:\n{indent(chr(10).join((head, *(dedent(m) for m in methods))), '    ')}"
+    return f"class {name}:\n{indent(chr(10).join((head, *(dedent(str(m)) for m in methods))), '    ')}"
 
 
-def tree(name: str, **models: str) -> Case:
+def tree(name: str, utils: Piece = UTILS, layers: Piece = COMMUNICATOR, **models: Piece) -> Case:
     """A tree with these model files."""
     files = {
-        "engine/layers/moe/utils.py": UTILS,
-        "engine/layers/communicator.py": COMMUNICATOR,
+        "engine/layers/moe/utils.py": utils,
+        "engine/layers/communicator.py": layers,
+        **{f"engine/models/{stem}.py": text for stem, text in models.items()},
     }
-    return Case(name, {**files, **{f"engine/models/{stem}.py": text for stem, text in models.items()}})
+    return Case(name, lambda: {path: str(text) for path, text in files.items()})
 
 
-def layer_case(name: str, *blocks: str, **parts: str) -> Case:
+def layer_case(name: str, *blocks: Piece, **parts: str) -> Case:
     """A tree with one such model."""
-    return Case(name, lambda: tree(name, pretend=layer_model(*blocks, **parts)).files)
+    return tree(name, pretend=layer_model(*blocks, **parts))

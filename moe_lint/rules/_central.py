@@ -11,7 +11,7 @@ from moe_lint.expressions import NotBoolean
 from moe_lint.formula import Formula, State, atom_set, evaluate
 from moe_lint.index import Ref
 from moe_lint.model import Confidence, Finding, Problem, Related, Severity, SkipReason, Span
-from moe_lint.rules._cases import COMMUNICATOR, UTILS, experts, model
+from moe_lint.rules._cases import COMMUNICATOR, UTILS, Piece, experts, later, model
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
 
@@ -170,6 +170,7 @@ else:
 """
 
 
+@later
 def communicator(promise: str, step: str) -> str:
     """A communicator that promises a reduce-scatter by ``promise`` and runs it by ``step``."""
     return _COMMUNICATOR.format(
@@ -178,11 +179,12 @@ def communicator(promise: str, step: str) -> str:
     )
 
 
-def engine(name: str, utils: str = UTILS, layers: str = COMMUNICATOR, **more: str) -> Case:
+def engine(name: str, utils: Piece = UTILS, layers: Piece = COMMUNICATOR, **more: Piece) -> Case:
     """A tree with one right model; ``more`` are further files below `engine/`, `/` written as `__`."""
-    files = {
+    files: dict[str, Piece] = {
         "engine/layers/moe/utils.py": utils,
         "engine/layers/communicator.py": layers,
         "engine/models/pretend.py": model(BLOCK),
+        **{f"engine/{path.replace('__', '/')}.py": text for path, text in more.items()},
     }
-    return Case(name, files | {f"engine/{path.replace('__', '/')}.py": text for path, text in more.items()})
+    return Case(name, lambda: {path: str(text) for path, text in files.items()})

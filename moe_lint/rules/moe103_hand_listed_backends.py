@@ -41,7 +41,7 @@ def _owned(name: str, given: str, mark: str = "") -> Case:
     init += "    self.reduce_results = reduce_results\n"
     body = "\nif self.reduce_results:\n    x = reduce_moe_output(x)"
     methods = (init, method(_BY_MEMBERS.format(mark=mark)), experts(body, name="forward_normal"), _DEEPEP)
-    whole = "class Block:\n" + indent("\n".join(methods), "    ")
+    whole = "class Block:\n" + indent("\n".join(map(str, methods)), "    ")
     return layer_case(name, whole, build=f"self.mlp = Block(config{given})", layer="x = self.mlp(x)")
 
 

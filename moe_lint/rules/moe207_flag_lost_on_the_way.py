@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from moe_lint.formula import Atom, atom_set
 from moe_lint.index import Ref
 from moe_lint.model import Confidence, Finding
-from moe_lint.rules._cases import ASK, CALL, ROUTED, SETTLE, block, experts, layer_case, method
+from moe_lint.rules._cases import ASK, CALL, ROUTED, SETTLE, Piece, block, experts, layer_case, method
 from moe_lint.rules._layers import absorbs, call_finding, callee_name, launch, place, runs_in_spite_of
 from moe_lint.rules.base import Case, Context, Rule
 
@@ -21,7 +21,7 @@ _LAYER = ASK + CALL + SETTLE
 _POSITIONS = "return self.routed(x, should_allreduce_fusion, use_reduce_scatter)"
 
 
-def _handed(name: str, call: str, guard: str, parameters: str = "x, fuse=False, scatter=False", *others: str) -> Case:
+def _handed(name: str, call: str, guard: str, parameters: str = "x, fuse=False, scatter=False", *others: Piece) -> Case:
     """A block that hands its flags to a method, which has names of its own for them."""
     return layer_case(name, block(method(call), experts(guard, "routed", parameters), *others), layer=_LAYER)
 

@@ -11,7 +11,7 @@ from moe_lint.index import Ref
 from moe_lint.local_predicates import answered
 from moe_lint.model import Finding, Route
 from moe_lint.profile import Flag
-from moe_lint.rules._cases import ASK, CALL, COMMUNICATOR, ROUTED, SETTLE, block, experts, layer_case
+from moe_lint.rules._cases import ASK, CALL, COMMUNICATOR, ROUTED, SETTLE, block, experts, layer_case, when_read
 from moe_lint.rules._central import at_definition, defined
 from moe_lint.rules._layers import deferring, defers, launch
 from moe_lint.rules.base import Case, Context, Rule
@@ -51,6 +51,7 @@ _BY_A_METHOD = """return batch.fuse and self.follows()
         return not self.is_last_layer"""
 
 
+@when_read
 def _promising(name: str, old: str, new: str) -> Case:
     """A tree whose communicator promises otherwise."""
     told = layer_case(name, block(experts(ROUTED)), layer=ASK + CALL + SETTLE)

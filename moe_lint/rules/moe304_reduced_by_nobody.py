@@ -14,7 +14,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.law import no_backend
 from moe_lint.model import Confidence, Finding, Route
 from moe_lint.profile import longest_part
-from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, case, experts, layer_case, method
+from moe_lint.rules._cases import ASK, ROUTED, SETTLE, Piece, block, case, experts, layer_case, method, when_read
 from moe_lint.rules._layers import calls_a_reducer, launch
 from moe_lint.rules._own_weights import OwnExperts, nobody_sums, own_experts
 from moe_lint.rules._parts import Part, at_part, constructed, part_of, parts, told
@@ -62,7 +62,8 @@ _WIDTH = "config.width // self.tp_size"
 _DOWN = "self.down_proj = RowParallelLinear(config, reduce_results=False)"
 
 
-def _alone(name: str, *methods: str, init: str = _EXPERTS, more: str = "") -> Case:
+@when_read
+def _alone(name: str, *methods: Piece, init: str = _EXPERTS, more: str = "") -> Case:
     """A block in a layer without a communicator."""
     plain = case(name, absorber=False)
     path = "engine/models/pretend.py"
@@ -72,11 +73,12 @@ def _alone(name: str, *methods: str, init: str = _EXPERTS, more: str = "") -> Ca
     return Case(name, {**plain.files, path: f"{head}{more}{block(*methods, init=init)}\n\n{decoder}"})
 
 
+@when_read
 def _own(
     name: str,
     body: str = "",
     part: str = _WIDTH,
-    *more: str,
+    *more: Piece,
     run: str = "fused_experts(x, self.w1)",
     mark: str = "",
     build: str = "Block(config)",

@@ -14,7 +14,7 @@ from moe_lint.model import Finding, Related, Route
 from moe_lint.profile import matches
 from moe_lint.reaching import reaching
 from moe_lint.rules._blocks_below import whole_blocks
-from moe_lint.rules._cases import ROUTED, block, experts, layer_case, method
+from moe_lint.rules._cases import ROUTED, Piece, block, experts, layer_case, method, when_read
 from moe_lint.rules._layers import launch
 from moe_lint.rules._parts import Part, parts, quoted
 from moe_lint.rules._terms import counts_once
@@ -89,7 +89,7 @@ def widened(self, x, shared):
 """
 
 
-def _with_shared(name: str, arguments: str, body: str, *more: str) -> Case:
+def _with_shared(name: str, arguments: str, body: str, *more: Piece) -> Case:
     """A block with shared experts, built with these arguments, whose output is `shared` when the body starts."""
     options = f", {arguments}" if arguments else ""
     dense = "OwnedMLP" if "reduce_results" in arguments else "MLP"
@@ -98,6 +98,7 @@ def _with_shared(name: str, arguments: str, body: str, *more: str) -> Case:
     return layer_case(name, _MLP, block(forward, *more, init=init), layer=_LAYER)
 
 
+@when_read
 def _wrapped(name: str, condition: str, mark: str = "") -> Case:
     """A block that adds shared experts, replicated where the condition holds, before it calls a wrapper."""
     plain = _with_shared(
@@ -109,6 +110,7 @@ def _wrapped(name: str, condition: str, mark: str = "") -> Case:
     return Case(name, {**plain.files, path: plain.files[path] + _WRAPPER})
 
 
+@when_read
 def _in_layer(name: str, told: str, *lines: str, build: str = "", condition: str = "") -> Case:
     """A layer that sums what its block returned, whose experts are ``told`` who sums."""
     init = f"self.experts = FusedMoEFactory(config{told})"

@@ -10,7 +10,7 @@ from moe_lint.formula import atom_set
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Finding, Related
-from moe_lint.rules._cases import ASK, BARE, CALL, ROUTED, SETTLE, block, case, experts, layer_case, method
+from moe_lint.rules._cases import ASK, BARE, CALL, ROUTED, SETTLE, Piece, block, case, experts, layer_case, method
 from moe_lint.rules._in_turn import summed_in_turn
 from moe_lint.rules._layers import block_sums
 from moe_lint.rules.base import Case, Context, Rule
@@ -41,7 +41,7 @@ def _in_turn(
     second: str = "self.tp_size > 1",
     joined: str = "self.finished(x + self.scaled(y), done)",
     mark: str = "",
-) -> tuple[str, ...]:
+) -> tuple[Piece, ...]:
     """A block that sums a term in a method, and what it joins in another."""
     return (
         method(f"done = x.numel() > 9\ny = self.summed(x, done)\nx = self.experts(x)\nx = {joined}", parameters="x"),

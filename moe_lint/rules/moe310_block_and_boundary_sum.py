@@ -8,7 +8,7 @@ from moe_lint.builders import builders
 from moe_lint.formula import Atom, atom_set
 from moe_lint.index import Ref
 from moe_lint.model import Finding, Related, Span
-from moe_lint.rules._cases import BARE, UTILS, block, experts
+from moe_lint.rules._cases import BARE, UTILS, Piece, block, experts, when_read
 from moe_lint.rules._layers import launch
 from moe_lint.rules._parts import parts
 from moe_lint.rules.base import Case, Context, Rule
@@ -46,7 +46,8 @@ else:
 """
 
 
-def _case(name: str, body: str, build: str, *, boundary: bool = True, more: str = "", told: bool = True) -> Case:
+@when_read
+def _case(name: str, body: Piece, build: str, *, boundary: bool = True, more: str = "", told: bool = True) -> Case:
     """A block, and a layer that builds it behind a boundary which sums without being asked."""
     written = block(body, init=_KEPT if told else "self.experts = FusedMoE(config)").replace(
         "self, config)", "self, config, reduce_results=True)", 1

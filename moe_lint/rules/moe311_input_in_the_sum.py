@@ -11,7 +11,7 @@ from moe_lint.formula import TRUE, Formula, conj
 from moe_lint.index import Ref
 from moe_lint.model import Finding, Related
 from moe_lint.profile import Profile
-from moe_lint.rules._cases import BARE, ROUTED, case, experts, method
+from moe_lint.rules._cases import BARE, ROUTED, case, experts, method, when_read
 from moe_lint.rules._layers import launch
 from moe_lint.rules._terms import counts_once
 from moe_lint.rules.base import Case, Context, Rule
@@ -21,6 +21,7 @@ _SUM = "\nif self.tp_size > 1:\n    out = tensor_model_parallel_all_reduce(out)\
 _MARKED = _SUM.replace("(out)", "(out)  # <- MOE311")
 
 
+@when_read
 def _layer(name: str, layer: str) -> Case:
     """A block that leaves its sum to the layer around it."""
     plain = case(name, experts("return x", parameters="x"), absorber=False, layer=layer)

@@ -9,7 +9,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Confidence, Finding, Related
 from moe_lint.profile import longest_part
-from moe_lint.rules._cases import BARE, block, layer_case, method
+from moe_lint.rules._cases import BARE, Piece, block, layer_case, method
 from moe_lint.rules._handed_over import HandedOver, SumOver, handed_over, is_run, sums_behind, sums_of
 from moe_lint.rules._layers import calls_a_reducer, launch
 from moe_lint.rules._parts import Part, at_part, parts, quoted
@@ -72,7 +72,14 @@ _WHOLE_WHERE_SPLIT = "reduce_results=False, **(dict(tp_size=1) if self.split els
 
 
 def _handing(
-    name: str, shared: str, told: str = "", *, experts: str = _EXPERTS, mlp: str = _MLP, run: str = _RUN, mark: str = ""
+    name: str,
+    shared: str,
+    told: str = "",
+    *,
+    experts: str = _EXPERTS,
+    mlp: str = _MLP,
+    run: Piece = _RUN,
+    mark: str = "",
 ) -> Case:
     """A block that builds shared experts with some arguments and hands them to its experts beside others."""
     build = f"self.shared_experts = MLP(config{shared and ', '}{shared}){mark}"

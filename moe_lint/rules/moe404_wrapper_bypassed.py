@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from moe_lint.formula import Relation
 from moe_lint.model import Confidence, Finding, Related, Route, Severity
-from moe_lint.rules._cases import UTILS, experts, model
+from moe_lint.rules._cases import UTILS, Written, experts, model
 from moe_lint.rules._central import engine
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site
@@ -44,10 +44,9 @@ if self.ep_size > 1 and not should_skip_post_experts_all_reduce(is_tp_path=False
 
 
 def _tree(name: str, body: str, utils: str = _WRAPPERS) -> Case:
-    case = engine(name, utils=utils)
-    block = model(experts(body, parameters="x"))
     wrappers = "from engine.layers.moe.utils import post_experts_all_reduce, reduce_moe_output\n"
-    return Case(name, {**case.files, "engine/models/pretend.py": wrappers + block})
+    block = Written(lambda: f"{wrappers}{model(experts(body, parameters='x'))}")
+    return engine(name, utils=utils, models__pretend=block)
 
 
 class WrapperBypassed(Rule):

@@ -12,6 +12,7 @@ from moe_lint.launch import Configuration
 from moe_lint.local_predicates import answered
 from moe_lint.model import Confidence, Finding, Related, Route
 from moe_lint.profile import Flag
+from moe_lint.rules._cases import when_read
 from moe_lint.rules._central import at_definition, defined, engine
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site
@@ -72,6 +73,7 @@ _CALLS = """
 """
 
 
+@when_read
 def _fused(name: str, body: str, promise: str = _PROMISE, mark: str = "", calls: str = "") -> Case:
     return engine(
         name,
@@ -100,6 +102,7 @@ class Model:
 """
 
 
+@when_read
 def _flushed(name: str, body: str) -> Case:
     """A model that settles what its last layer may owe before it hands the tensor on."""
     return engine(name, models__flushing=_MODEL.format(body=indent(cleandoc(body), " " * 12)))

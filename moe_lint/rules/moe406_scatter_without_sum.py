@@ -10,7 +10,7 @@ from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Confidence, Finding, Related, Route, Severity
 from moe_lint.policy import Reason
-from moe_lint.rules._cases import ROUTED, experts
+from moe_lint.rules._cases import ROUTED, Piece, experts, when_read
 from moe_lint.rules._central import STEP, communicator, engine
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site
@@ -74,9 +74,13 @@ _ALWAYS = experts(
 )
 
 
-def _layer(name: str, scatter: str, block: str = experts(ROUTED)) -> Case:
+_BLOCK = experts(ROUTED)
+
+
+@when_read
+def _layer(name: str, scatter: str, block: Piece = _BLOCK) -> Case:
     body = indent(cleandoc(scatter), " " * 8)
-    return engine(name, layers=_BASE, models__own=_LAYER.format(block=indent(block, "    "), scatter=body))
+    return engine(name, layers=_BASE, models__own=_LAYER.format(block=indent(str(block), "    "), scatter=body))
 
 
 class ScatterWithoutSum(Rule):

@@ -10,7 +10,7 @@ from moe_lint.facts import Call, Conduct, is_reduction_name
 from moe_lint.formula import Atom, atom_set, conj, disj, implies, negate
 from moe_lint.index import Ref
 from moe_lint.model import Confidence, Finding
-from moe_lint.rules._cases import ASK, CALL, COMMUNICATOR, ROUTED, SETTLE, block, experts, layer_case
+from moe_lint.rules._cases import ASK, CALL, COMMUNICATOR, ROUTED, SETTLE, block, experts, layer_case, when_read
 from moe_lint.rules._layers import call_finding, launch
 from moe_lint.rules.base import Case, Context, Rule
 
@@ -23,6 +23,7 @@ if can_fuse(x) and hasattr(self.norm, "forward_with_allreduce_fusion"):
 """
 
 
+@when_read
 def _case(name: str, marked: str, behind: str = "return self.norm(x, residual)", asked: str = _MARKED) -> Case:
     """A communicator that does this with a marked tensor, and that behind it."""
     plain = layer_case(name, block(experts(ROUTED)), layer=ASK + CALL + SETTLE)
