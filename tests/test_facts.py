@@ -1521,3 +1521,13 @@ def test_an_attribute_that_the_file_also_sets_from_outside_is_not_taken_for_gran
     )
     (found,) = read.function("Model.forward").sites
     assert str(found.guard[0].formula) == guard
+
+
+def test_a_truth_value_is_the_same_however_many_functions_were_read_since() -> None:
+    functions = "".join(
+        f"def run_{n}(x, fuse):\n    done = fuse and x.ready\n    call_{n}(x, done)\n" for n in range(60)
+    )
+    found = facts(functions)
+    conducts = [found.conduct(f"run_{n}") for n in range(60)]
+    told = [conduct.calls[0].arguments[1].formula for conduct in conducts]
+    assert told == [conj((Atom("fuse"), Atom("x.ready")))] * 60

@@ -184,7 +184,7 @@ class _State(Struct):
         return _State(dict(self.env), dict(self.known), dict(self.classes))
 
 
-class _Terms:
+class Terms:
     """Truth values of expressions whose locals are put in, wherever in a function they stand.
 
     What a `Truth` needs later, without all that the reader of the function has at hand.
@@ -203,7 +203,7 @@ class _Terms:
         resolver = Resolver(self._class_env, file.aliases, file.modules, file.profile)
         return file.builder.build(resolver.resolve(self.answered(node)))
 
-    def of_argument(self, _: str, number: int) -> Formula:
+    def of_argument(self, number: int) -> Formula:
         """That of an argument; one that nests too deeply is a condition that is not taken apart."""
         written, node = self.arguments[number]
         formula = self.told(node)
@@ -225,11 +225,11 @@ class _Terms:
 class ConductReader:
     """Walks one function in execution order. Nested functions and classes are left to themselves."""
 
-    def __init__(self, file: FileContext, class_env: Callable[[str], ast.expr | None], path: str, name: str) -> None:
+    def __init__(self, file: FileContext, class_env: Callable[[str], ast.expr | None], reading: Reading) -> None:
         self.file = file
         self.profile: Profile = file.profile
-        self.terms = _Terms(file, class_env)
-        self.reading = Reading(path, name, self.terms.of_argument)
+        self.terms = Terms(file, class_env)
+        self.reading = reading
         self.state = _State()
         self.guard: list[Formula] = []
         self._reached: dict[tuple[Formula, ...], Formula] = {}

@@ -6,12 +6,12 @@ import ast
 import itertools
 import re
 from collections.abc import Callable, Collection, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from moe_lint.expressions import FormulaBuilder, NotBoolean, Resolver, boolean_body, inline, nodes
 from moe_lint.facts.alone import only_guards
 from moe_lint.facts.class_env import ClassEnv
-from moe_lint.facts.conduct import Conduct, ConductReader
+from moe_lint.facts.conduct import Conduct, ConductReader, Reading, Terms
 from moe_lint.facts.data import AttributeFact, FunctionFacts, Origins, Paths
 from moe_lint.facts.definitions import Definitions, signature_of
 from moe_lint.facts.groups import ChoiceReader, GroupChoice
@@ -40,6 +40,15 @@ _ATTRIBUTE = re.compile(r"self(?<!\wself)\.(\w+)")
 _MAX_CONDITIONS = 500
 
 
+@lru_cache(maxsize=20)
+def _conduct(file: FileFacts, qualname: str) -> tuple[Conduct, Terms]:
+    """What `FileFacts.read_conduct` reads.
+
+    Only those that were read last are kept: terms hold syntax trees, and who asks for a truth value does so at once.
+    """
+    return file.read_conduct(qualname)
+
+
 class FileFacts(Definitions):
     """What one file says: its definitions, and what each of them does."""
 
@@ -52,7 +61,7 @@ class FileFacts(Definitions):
         self.profile = profile
         self.builder = FormulaBuilder(profile)
         self._class_envs: dict[str, ClassEnv] = {}
-        self._truths: dict[str, Callable[[str, int], Formula]] = {}
+        self._told = False
         self._kept = kept
         self._answers = self._state.answers
         #: reductions whose guard another reader, too, reads as it is read here
@@ -68,7 +77,7 @@ class FileFacts(Definitions):
         """What has been found out, for a later run that finds the same text; None if something could not be read."""
         if self.errors:
             return None
-        as_it_was = self._kept is not None and self._state.answers == self._answers and not self._truths
+        as_it_was = self._kept is not None and self._state.answers == self._answers and not self._told
         return self._kept if as_it_was else encoded(self._state)
 
     def _text_of(self, qualname: str) -> str:
@@ -174,9 +183,8 @@ class FileFacts(Definitions):
     def conduct(self, qualname: str) -> Conduct:
         """What one function does as a caller. Raises ``KeyError`` for a name that the file does not define."""
         if qualname not in self._state.conducts:
-            definition = self._functions[qualname]
             try:
-                self._state.conducts[qualname] = self._conduct_reader(qualname).read(self._node(definition))
+                self._state.conducts[qualname], _ = _conduct(self, qualname)
             except RecursionError:
                 self._too_deep(qualname)
                 self._state.conducts[qualname] = Conduct.unread()
@@ -212,16 +220,18 @@ class FileFacts(Definitions):
             return (), ()
         return tuple(reader.choices), tuple(reader.called)
 
-    def _conduct_reader(self, qualname: str) -> ConductReader:
-        return ConductReader(self._context, self._env_of(self._functions[qualname].class_name), self.path, qualname)
+    def read_conduct(self, qualname: str) -> tuple[Conduct, Terms]:
+        """The conduct of a function, and what tells the truth values in it. Raises ``RecursionError``."""
+        definition = self._functions[qualname]
+        reading = Reading(self.path, qualname, self._truth)
+        reader = ConductReader(self._context, self._env_of(definition.class_name), reading)
+        return reader.read(self._node(definition)), reader.terms
 
     def _truth(self, qualname: str, number: int) -> Formula:
-        """A truth value in a function whose conduct was kept without it."""
-        if qualname not in self._truths:
-            reader = self._conduct_reader(qualname)
-            reader.read(self._node(self._functions[qualname]))
-            self._truths[qualname] = reader.terms.of_argument
-        return self._truths[qualname](qualname, number)
+        """The truth value of an argument in a function."""
+        self._told = True  # it is kept with the argument
+        _, terms = _conduct(self, qualname)
+        return terms.of_argument(number)
 
     def call_condition(self, qualname: str, span: Span) -> Formula:
         """What must hold inside a function for the call at ``span`` to be reached."""
