@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -40,13 +40,15 @@ def own_experts(context: Context) -> Iterator[OwnExperts]:
         for name in facts.classes if facts is not None else ():
             if facts is not None and {"__init__", "forward"} <= facts.classes[name].methods:
                 if facts.holds(name, "Parameter(") and not profile.is_expert_constructor(name):
-                    yield from _calls(Ref(path, name), context)
+                    running = [m for m in facts.functions_in(name) if any(facts.holds(m, stem) for stem in stems)]
+                    yield from _calls(Ref(path, name), running, context)
 
 
-def _calls(owner: Ref, context: Context) -> Iterator[OwnExperts]:
+def _calls(owner: Ref, methods: Iterable[str], context: Context) -> Iterator[OwnExperts]:
+    """The calls in some methods of a block."""
     profile, facts = context.index.profile, context.index.facts(owner.path)
     split: dict[str, str] | None = None
-    for name in facts.functions_in(owner.name) if facts is not None else ():
+    for name in methods:
         conduct = context.callers.conduct(Ref(owner.path, name))
         for call in conduct.calls if conduct is not None else ():
             if facts is not None and matches(call.callee.rsplit(".", 1)[-1], profile.expert_functions):
