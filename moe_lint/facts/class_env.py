@@ -55,7 +55,7 @@ class ClassEnv:
         return value if returned or (_is_portable(*assigned[0]) and not self._set_elsewhere(name)) else None
 
     def _assignments(self, attribute: str) -> list[tuple[_Method, ast.expr | None]]:
-        """(method, value) of each assignment; no value where it is not a plain unconditional one."""
+        """(method, value) of each assignment; no value where it is not a plain unconditional one of a condition."""
         methods = [self._method(definition) for definition in self._assigning(attribute)]
         return [(method, value) for method in methods for value in method.assigned.get(attribute, ())]
 
@@ -72,14 +72,18 @@ class ClassEnv:
 
 
 class _Method:
-    """What a method assigns to ``self``, attribute by attribute, and the names of its locals."""
+    """What a method assigns to ``self``, attribute by attribute, and the names of its locals.
+
+    Only conditions are kept of it: a constructor is full of larger syntax trees.
+    """
 
     def __init__(self, node: ast.FunctionDef | None = None) -> None:
         self.assigned: dict[str, list[ast.expr | None]] = {}
         self.local: set[str] = set()
         if node is not None:
             for name, value in self_assignments(node):
-                self.assigned.setdefault(name, []).append(value)
+                kept = value if value is not None and is_condition(value) else None
+                self.assigned.setdefault(name, []).append(kept)
             stored = {n.id for n in nodes(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
             self.local = stored | {a.arg for a in arguments_of(node)} - {"self"}
 
