@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from os.path import commonpath
 from pathlib import PurePath
 
@@ -519,21 +519,25 @@ def by_position(helper: Helper, call: ast.Call) -> Iterator[tuple[str, ast.expr]
 
 def bind(formula: Formula, values: Mapping[str, Formula], profile: Profile) -> Formula:
     """Put values in for parameters, which are atoms, or names inside atoms that are calls."""
+    if not values:
+        return formula
     spellings = profile.flag_names
     by_atom = {spellings.get(name, name): value for name, value in values.items()}
 
     def value(name: str) -> Formula | None:
         if name in by_atom:
             return by_atom[name]
-        if "(" not in name or not any(re.search(rf"\b{re.escape(p)}\b", name) for p in values):
-            return None
-        return Atom(_rewrite(name, values))
+        words = re.findall(r"\w+", name) if "(" in name else ()
+        given = tuple((parameter, value) for parameter, value in values.items() if parameter in words)
+        return Atom(_rewritten(name, given)) if given else None
 
     return substitute(formula, value)
 
 
-def _rewrite(text: str, values: Mapping[str, Formula]) -> str:
-    """A call's text with parameter names replaced by constants, flags or atoms."""
+@lru_cache(maxsize=1000)
+def _rewritten(text: str, given: tuple[tuple[str, Formula], ...]) -> str:
+    """A call's text with parameter names replaced by constants, flags or atoms: the same ones are asked for often."""
+    values = dict(given)
 
     class Rewriter(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.expr:

@@ -57,6 +57,7 @@ _OF_THE_LAUNCH = re.compile(r"args\b|config\b|settings\b|a2a|all2all|^self\.\w+\
 _ANSWER = re.compile(r"(?<![\w.])(?!isinstance\(|len\(|getattr\()\w+\(.*\).* (?:is|in|[<>=!]=?) ")
 _OWN = re.compile(r"self\.\w+$")
 _NAME = re.compile(r"[A-Za-z_]\w*$")
+_WORD = re.compile(r"\w+")
 
 
 class Way(Struct, frozen=True):
@@ -410,7 +411,7 @@ class Ways:
         ]
         unsummed = forall(unsummed, decided)
         for name in own:  # also one that is handed to the helper
-            if any(re.search(rf"\b{name}\b", atom) for atom in atom_set(unsummed)):
+            if any(name in _WORD.findall(atom) for atom in atom_set(unsummed)):
                 unsummed = conj(bind(unsummed, {name: value}, self.profile) for value in (TRUE, FALSE))
         return unsummed
 
