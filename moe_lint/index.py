@@ -367,11 +367,12 @@ class ProjectIndex(Names):
         base = self.facts(layer.path)
         if not parts or base is None or not self._replaces_constructor(sub):
             return False
+        tests = {*self.lines_of(layer.path, "isinstance(")}
         lines = [
             line
             for part in parts
             for line in self.lines_of(layer.path, part.name.rsplit(".", 1)[-1], whole=True)
-            if base.class_at(line) == layer.name and "isinstance(" not in self.line(layer.path, line)
+            if base.class_at(line) == layer.name and line not in tests
         ]
         builders = [name for line in lines for name in base.functions_at([line]) or [""]]
         return bool(builders) and all(f"{name}.".startswith(f"{layer.name}.__init__.") for name in builders)

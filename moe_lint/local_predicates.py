@@ -128,8 +128,8 @@ def _definition(call: ast.Call, class_name: str | None, path: str, index: Projec
 
 def _asked_of(name: str, path: str, index: ProjectIndex) -> Iterator[str]:
     """What a file calls a function or method of that name on."""
-    for line in dict.fromkeys(index.lines_of(path, f".{name}(") if path in index.texts else ()):
-        yield from re.findall(rf"([\w.]+)\.{name}\(", index.line(path, line))
+    if path in index.texts and index.lines_of(path, f".{name}("):
+        yield from index.texts[path].finds(rf"([\w.]+)\.{name}\(")
 
 
 def _renamed(call: ast.Call, path: str, index: ProjectIndex) -> ast.Call | None:

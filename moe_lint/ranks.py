@@ -10,22 +10,18 @@ import re
 from moe_lint.facts import RawSite
 from moe_lint.formula import Atom, Formula, substitute
 from moe_lint.index import ProjectIndex, Ref
+from moe_lint.profile import Profile
 from moe_lint.remembered import remembered
 
 _ASKED = re.compile(r"self\.(\w+)( [<>=!]+ \d+)$")
 #: A value that may be one rank although the group has several: `= 1`, `= 1 if ep_size > 1 else tp_size`.
 _ONE = re.compile(r"= *(?:1$|1 if\b)|\belse 1$")
-#: `get_moe_tp_group().all_reduce(`
-_GROUP = re.compile(r"(?:\w+\.)*(\w+)\(\)\.\w+\(")
 
 
-def group_of(raw: RawSite, path: str, index: ProjectIndex) -> str | None:
+def group_of(raw: RawSite, profile: Profile) -> str | None:
     """The size of the group that a reduction sums over: by its name, by the group that it is called on, or its axis."""
-    launch = index.profile.launch
-    facts = index.facts(path) if raw.collective not in index.profile.collectives else None
-    line = facts.lines[raw.span.line - 1] if facts is not None else ""
-    receiver = _GROUP.match(line[raw.span.column - 1 :])
-    named = dict(launch.groups).get(receiver[1]) if receiver is not None else None
+    launch = profile.launch
+    named = dict(launch.groups).get(raw.group or "") if raw.collective not in profile.collectives else None
     return named or launch.group_of(raw.collective, raw.axis)
 
 

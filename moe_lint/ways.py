@@ -347,7 +347,7 @@ class Ways:
 
     def group(self, site: Site) -> str | None:
         """The size of the group that a reduction sums over."""
-        return group_of(site.raw, site.path, self.index)
+        return group_of(site.raw, self.profile)
 
     def leaves_out_an_axis(self, sums: Mapping[Axis, Site]) -> bool:
         """Whether a block's sums are over the ranks that share an expert only: other experts are on other ranks."""

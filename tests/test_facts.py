@@ -1531,3 +1531,18 @@ def test_a_truth_value_is_the_same_however_many_functions_were_read_since() -> N
     conducts = [found.conduct(f"run_{n}") for n in range(60)]
     told = [conduct.calls[0].arguments[1].formula for conduct in conducts]
     assert told == [conj((Atom("fuse"), Atom("x.ready")))] * 60
+
+
+@pytest.mark.parametrize(
+    ("call", "group"),
+    [
+        ("get_moe_tp_group().all_reduce(x)", "get_moe_tp_group"),
+        ("parallel.get_moe_tp_group(\n    ).all_reduce(\n        x\n    )", "get_moe_tp_group"),
+        ("get_group('tp').all_reduce(x)", None),
+        ("self.group.all_reduce(x)", None),
+        (f"{REDUCE}(x)", None),
+    ],
+)
+def test_a_reduction_is_known_by_the_function_that_gives_its_group(call: str, group: str | None) -> None:
+    found = facts(f"class Block:\n    def forward(self, x):\n        x = self.experts(x)\n        return {call}\n")
+    assert [site.group for site in found.function("Block.forward").sites] == [group]

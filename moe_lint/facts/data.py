@@ -105,6 +105,8 @@ class RawSite(Struct, frozen=True, array_like=True):
     shape: str
     operand: str
     target: str | None
+    #: the function that gives the group which the call is made on: `get_moe_tp_group().all_reduce(x)`
+    group: str | None = None
 
 
 class Argument(Struct, frozen=True, array_like=True):

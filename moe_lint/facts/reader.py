@@ -666,6 +666,7 @@ class FunctionReader(Operands):
                 shape,
                 unparse(operand) if operand is not None else "",
                 target,
+                _group(node.func),
             )
         )
 
@@ -731,6 +732,14 @@ def _backend_members(condition: Formula, profile: Profile) -> frozenset[str]:
         if isinstance(p, Atom) and p.name.startswith(prefix) and p.name.endswith("()")
     ]
     return frozenset(members) if len(members) == len(parts) else frozenset()
+
+
+def _group(called: ast.expr) -> str | None:
+    """`get_moe_tp_group` of `distributed.get_moe_tp_group().all_reduce`."""
+    group = called.value if isinstance(called, ast.Attribute) else None
+    if not isinstance(group, ast.Call) or group.args or group.keywords:
+        return None
+    return (dotted(group.func) or "").rpartition(".")[2] or None
 
 
 def _shape(statement: ast.stmt, call: ast.Call) -> tuple[str, str | None]:
