@@ -53,7 +53,7 @@ def _in_turn(
     )
 
 
-def _one_by_one(init: str, first: str, mark: str = "") -> tuple[str, ...]:
+def _one_by_one(init: str, first: str, mark: str = "") -> tuple[Piece, ...]:
     """A constructor, and a block that sums its shared experts under a condition of their own, then what they join."""
     return (
         f"def __init__(self, config):\n    self.ep_size = config.ep_size\n{indent(cleandoc(init), '    ')}\n",
