@@ -77,6 +77,8 @@ class Profile(Struct, frozen=True, dict=True):
     last_stage: tuple[str, ...]
     send: tuple[str, ...]
     captures: tuple[str, ...]
+    #: what a model of a single layer holds that stands behind all the others
+    heads: tuple[str, ...]
     pipeline_option: str
     reducing: tuple[str, ...]
     replicating: tuple[str, ...]
@@ -178,7 +180,7 @@ _SCHEMA: dict[str, dict[str, str]] = {
         "plain_scatters": "list",
         "combines": "list",
     },
-    "pipeline": {"last_stage": "list", "send": "list", "captures": "list", "option": "str"},
+    "pipeline": {"last_stage": "list", "send": "list", "captures": "list", "heads": "list", "option": "str"},
     "experts": {
         "attributes": "list",
         "functions": "list",
@@ -397,6 +399,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         last_stage=names("pipeline", "last_stage"),
         send=names("pipeline", "send"),
         captures=names("pipeline", "captures"),
+        heads=names("pipeline", "heads"),
         pipeline_option=table("pipeline").get("option", ""),
         reducing=names("context", "reducing"),
         replicating=names("context", "replicating"),

@@ -87,6 +87,7 @@ def test_a_profile_needs_collectives_and_a_helper_only(tmp_path: Path) -> None:
         last_stage=(),
         send=(),
         captures=(),
+        heads=(),
         pipeline_option="",
         reducing=(),
         replicating=(),
