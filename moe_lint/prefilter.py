@@ -23,8 +23,7 @@ class Prefilter:
         central = [*profile.helpers, *([f"class {profile.backend_enum}"] if profile.backend_enum else [])]
         plain = [constructor.strip("*") for constructor in profile.absorber_constructors]
         absorbers = [name for name in plain if "*" not in name]
-        sums = [name for flag in profile.flags for name in flag.sums]
-        absorbers += [f"def {name}(" for name in (*profile.combines, *sums)]
+        absorbers += [f"def {name}(" for name in (*profile.combines, *profile.summing)]
         absorbers += [f"{name}(" for name in profile.plain_scatters]
         if any(flag.last for flag in profile.flags):
             absorbers += profile.heads  # they build a layer of another file, perhaps the last one

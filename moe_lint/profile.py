@@ -63,6 +63,8 @@ class Profile(Struct, frozen=True, dict=True):
     axis_parameter: str
     wrappers: tuple[str, ...]
     flags: tuple[Flag, ...]
+    #: what sums in place of a block, whichever flags a tree spells
+    summing: tuple[str, ...]
     skip_predicates: tuple[str, ...]
     publishers: tuple[str, ...]
     markers: tuple[str, ...]
@@ -387,6 +389,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
             )
             for flag in data.get("flags", ())
         ),
+        summing=tuple(name for flag in data.get("flags", ()) for name in flag.get("sums", ())),
         skip_predicates=names("predicates", "skip"),
         publishers=names("context", "publish"),
         markers=names("context", "markers"),

@@ -8,7 +8,6 @@ from textwrap import dedent, indent
 from moe_lint.formula import Atom
 from moe_lint.index import Ref
 from moe_lint.model import Confidence, Finding, Related, Severity, Span
-from moe_lint.profile import Flag
 from moe_lint.rules._central import defined, engine
 from moe_lint.rules._declined import normed
 from moe_lint.rules._layers import launch
@@ -141,11 +140,10 @@ class FallbackWithoutSum(Rule):
     )
 
     def check(self, context: Context) -> Iterable[Finding]:
-        for flag in context.index.profile.flags:
-            for function in dict.fromkeys(_summing(flag, context)):
-                yield from self._lost(function, flag, context)
+        for function in dict.fromkeys(_summing(context)):
+            yield from self._lost(function, context)
 
-    def _lost(self, function: Ref, flag: Flag, context: Context) -> Iterator[Finding]:
+    def _lost(self, function: Ref, context: Context) -> Iterator[Finding]:
         facts, tree = context.index.facts(function.path), _parsed(function, context)
         if facts is None or tree is None:
             return
@@ -174,7 +172,7 @@ class FallbackWithoutSum(Rule):
                     self.severity,
                     self.confidence,
                     f"where `{kernel}` declines, this norm takes what owes the sum, and nobody has summed it: each "
-                    f"rank goes on with its own partial sum{launch(context, Atom(flag.name))}",
+                    f"rank goes on with its own partial sum{_shown(context)}",
                     name,
                     owner or None,
                     related=(Related(target.path, line.header(target.name)[0], "it declines by returning None"),)
@@ -184,9 +182,15 @@ class FallbackWithoutSum(Rule):
                 )
 
 
-def _summing(flag: Flag, context: Context) -> Iterator[Ref]:
+def _shown(context: Context) -> str:
+    """A launch in which a block leaves its sum to the norm, where the tree spells the flag that says so."""
+    flags = [flag for flag in context.index.profile.flags if flag.sums]
+    return launch(context, Atom(flags[0].name)) if len(flags) == 1 else ""
+
+
+def _summing(context: Context) -> Iterator[Ref]:
     """The functions that sum instead of a block, and those that they hand the tensor on to."""
-    level = [ref for name in flag.sums for ref in defined(name, context)]
+    level = [ref for name in context.index.profile.summing for ref in defined(name, context)]
     for _ in range(_DEPTH):
         yield from level
         below = []
