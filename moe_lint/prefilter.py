@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import blake2b
+from itertools import takewhile
 
 from moe_lint.profile import Profile, longest_part
 
 DIGEST_SIZE = 16
+#: How many characters words must begin with alike to be looked for together.
+_ALIKE = 8
 #: How a file speaks of experts, whatever the profile calls them.
 _EXPERTS = ("expert", "moe", "MoE", "Moe", "MOE")
 #: What the name of a reduction holds that the profile does not list.
@@ -23,9 +26,10 @@ class Prefilter:
         central = [*profile.helpers, *([f"class {profile.backend_enum}"] if profile.backend_enum else [])]
         plain = [constructor.strip("*") for constructor in profile.absorber_constructors]
         absorbers = [name for name in plain if "*" not in name]
-        sums = [name for flag in profile.flags for name in flag.sums]
-        absorbers += [f"def {name}(" for name in (*profile.combines, *sums)]
+        absorbers += [f"def {name}(" for name in (*profile.combines, *profile.summing)]
         absorbers += [f"{name}(" for name in profile.plain_scatters]
+        if any(flag.last for flag in profile.flags):
+            absorbers += profile.heads  # they build a layer of another file, perhaps the last one
         ours = ["moe-lint"]  # a directive may silence something, or nothing
         experts = [*profile.expert_attributes, *profile.expert_functions, *profile.expert_constructors]
         self._experts = _shortest([*_EXPERTS, *map(longest_part, experts)]) if experts else [""]
@@ -36,7 +40,8 @@ class Prefilter:
         self._run = [f"{name}(".encode() for name in profile.expert_functions if "*" not in name]
         self._words = [word.encode() for word in _shortest([*names, *absorbers, *central, *ours])]
         #: each of the words, and each other reduction, holds one of these
-        self._stems = [stem.encode() for stem in _shortest([*_REDUCTIONS, *names, *absorbers, *central, *ours])]
+        looked_for = _shortest([*_REDUCTIONS, *names, *absorbers, *central, *ours])
+        self._stems = [stem.encode() for stem in _stems(looked_for)]
         #: what the name of a reduction may hold
         self.call_words = _shortest([*_REDUCTIONS, *names])
 
@@ -72,6 +77,19 @@ def _holds(data: bytes, words: Iterable[bytes]) -> bool:
         if word in data:
             return True
     return False
+
+
+def _stems(words: Iterable[str]) -> list[str]:
+    """The words, those that begin alike by what they have in common: a file without that is done with sooner."""
+    found: list[str] = []
+    for word in sorted(words):
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(found[-1] if found else "", word, strict=False))
+        alike = sum(1 for _ in same)
+        if alike >= _ALIKE:
+            found[-1] = word[:alike]
+        else:
+            found.append(word)
+    return found
 
 
 def _shortest(words: Iterable[str]) -> list[str]:

@@ -65,6 +65,8 @@ class Profile(Struct, frozen=True, dict=True):
     axis_parameter: str
     wrappers: tuple[str, ...]
     flags: tuple[Flag, ...]
+    #: what sums in place of a block, whichever flags a tree spells
+    summing: tuple[str, ...]
     skip_predicates: tuple[str, ...]
     publishers: tuple[str, ...]
     markers: tuple[str, ...]
@@ -79,6 +81,8 @@ class Profile(Struct, frozen=True, dict=True):
     last_stage: tuple[str, ...]
     send: tuple[str, ...]
     captures: tuple[str, ...]
+    #: what a model of a single layer holds that stands behind all the others
+    heads: tuple[str, ...]
     pipeline_option: str
     reducing: tuple[str, ...]
     replicating: tuple[str, ...]
@@ -185,7 +189,7 @@ _SCHEMA: dict[str, dict[str, str]] = {
         "plain_scatters": "list",
         "combines": "list",
     },
-    "pipeline": {"last_stage": "list", "send": "list", "captures": "list", "option": "str"},
+    "pipeline": {"last_stage": "list", "send": "list", "captures": "list", "heads": "list", "option": "str"},
     "experts": {
         "attributes": "list",
         "functions": "list",
@@ -393,6 +397,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
             )
             for flag in data.get("flags", ())
         ),
+        summing=tuple(name for flag in data.get("flags", ()) for name in flag.get("sums", ())),
         skip_predicates=names("predicates", "skip"),
         publishers=names("context", "publish"),
         markers=names("context", "markers"),
@@ -405,6 +410,7 @@ def _build(data: Mapping[str, Any], where: str) -> Profile:
         last_stage=names("pipeline", "last_stage"),
         send=names("pipeline", "send"),
         captures=names("pipeline", "captures"),
+        heads=names("pipeline", "heads"),
         pipeline_option=table("pipeline").get("option", ""),
         reducing=names("context", "reducing"),
         replicating=names("context", "replicating"),

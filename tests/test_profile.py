@@ -63,6 +63,12 @@ def test_the_sglang_profile_knows_the_two_flags() -> None:
     assert all(names[name] == name for name in names.values())
 
 
+def test_what_sums_in_place_of_a_block_stays_where_a_tree_spells_another_flag_only() -> None:
+    profile = load_profile("sglang").within(lambda name: name == "use_reduce_scatter")
+    assert [flag.name for flag in profile.flags] == ["use_reduce_scatter"]
+    assert profile.summing == ("forward_with_allreduce_fusion",)
+
+
 # --- what a minimal profile is
 
 
@@ -75,6 +81,7 @@ def test_a_profile_needs_collectives_and_a_helper_only(tmp_path: Path) -> None:
         axis_parameter="",
         wrappers=(),
         flags=(),
+        summing=(),
         skip_predicates=(),
         publishers=(),
         markers=(),
@@ -87,6 +94,7 @@ def test_a_profile_needs_collectives_and_a_helper_only(tmp_path: Path) -> None:
         last_stage=(),
         send=(),
         captures=(),
+        heads=(),
         pipeline_option="",
         reducing=(),
         replicating=(),

@@ -1,19 +1,18 @@
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.callers import Built, Callers, Layer
-from moe_lint.expressions import dotted
 from moe_lint.formula import FALSE, Atom, TooManyAtoms, atom_set, conj, satisfiable
 from moe_lint.index import Ref
 from moe_lint.local_predicates import answered
-from moe_lint.model import Finding, Route
+from moe_lint.model import Finding, Route, Severity
 from moe_lint.profile import Flag
 from moe_lint.rules._cases import ASK, CALL, COMMUNICATOR, ROUTED, SETTLE, block, experts, layer_case, when_read
 from moe_lint.rules._central import at_definition, defined
 from moe_lint.rules._layers import deferring, defers, launch
+from moe_lint.rules._lone_layers import Lone, holds_for_none, lone_layers
 from moe_lint.rules.base import Case, Context, Rule
 
 _MODEL = """
@@ -51,6 +50,33 @@ _BY_A_METHOD = """return batch.fuse and self.follows()
         return not self.is_last_layer"""
 
 
+_COUNTED = "layer_id == config.num_hidden_layers - 1"
+_NEVER = "alone or layer_id == config.num_hidden_layers"
+_HEAD = """
+class Head:
+    def __init__(self, config):
+        self.start_index = config.num_hidden_layers
+        self.eh_proj = Linear(config.hidden_size)
+        self.decoder = DecoderLayer(config, 0)
+
+    def forward(self, x, batch):
+        x, residual = self.decoder(self.eh_proj(x), None, batch)
+        return self.norm(x, residual)
+"""
+_ONE = "DecoderLayer(config, 0)"
+
+
+@when_read
+def _headed(name: str, head: str, last: str = f"alone or {_COUNTED}", mark: str = "") -> Case:
+    """A tree with a next-token head, whose layer's constructor can be told that it is the only one."""
+    told = f"LayerCommunicator(config, is_last_layer={last}){mark}"
+    path = "engine/models/pretend.py"
+    made = layer_case(name, block(experts(ROUTED)), communicator=told, layer=ASK + CALL + SETTLE).files
+    model = made[path].replace("config, layer_id):", "config, layer_id, alone=False):")
+    building = f"from engine.models.pretend import DecoderLayer\n{head}"
+    return Case(name, {**made, path: model, "engine/models/head.py": building})
+
+
 @when_read
 def _promising(name: str, old: str, new: str) -> Case:
     """A tree whose communicator promises otherwise."""
@@ -76,7 +102,9 @@ class LastLayerDefers(Rule):
             ..., allow_reduce_scatter=True, is_last_layer=layer_id == config.num_hidden_layers - 1
         )
 
-    Layers count from 0: the index of the last one is not the number of layers.
+    Layers count from 0: the index of the last one is not the number of layers. A next-token head that reuses a layer of
+    the model builds one layer alone, and no count of the model's layers makes that the last: its constructor has to be
+    told. That is a warning, since drafts that are wrong are rejected later.
 
     A model that settles the marked tensor itself behind its layers is not reported. Reported at the constructor call,
     or at the communicator's promise where that is told which layer is the last and never asks.
@@ -99,6 +127,16 @@ class LastLayerDefers(Rule):
             _BUILDING,
             communicator="make(config, layer_id)",
             layer=ASK + CALL + SETTLE,
+        ),
+        _headed("alone-and-told", _HEAD.replace(_ONE, "DecoderLayer(config, 0, alone=True)")),
+        _headed(
+            "alone-and-counted", _HEAD.replace("self.start_index =", "config.num_hidden_layers = 1\n        self.n =")
+        ),
+        _headed("alone-where-one-may-be-all", _HEAD.replace("self.start_index", "self.depth")),
+        _headed("one-of-several", _HEAD.replace(_ONE, "[DecoderLayer(config, i) for i in range(config.heads)]")),
+        _headed(
+            "alone-and-told-later",
+            _HEAD.replace(_ONE, f"{_ONE}\n        self.decoder.layer_communicator.is_last_layer = True"),
         ),
         _promising(
             "asked-before", _ASKS, "if self.is_last_layer:\n            return False\n        return batch.fuse"
@@ -156,6 +194,15 @@ class LastLayerDefers(Rule):
             f"(self, batch):\n        {_ASKS}",
             "(self, batch):  # <- MOE302\n        return batch.fuse",
         ),
+        _headed("alone-and-not-told", _HEAD.replace(_ONE, f"{_ONE}  # <- MOE302")),
+        _headed(
+            "alone-with-the-number-of-all",
+            _HEAD.replace(_ONE, "DecoderLayer(config, index)  # <- MOE302").replace(
+                "self.eh_proj =", "index = 45\n        self.eh_proj ="
+            ),
+            _COUNTED,
+        ),
+        _headed("told-for-an-index-that-no-layer-has-or-alone", "", _NEVER, "  # <- MOE302"),
         layer_case(
             "told-that-it-never-is",
             block(experts(ROUTED)),
@@ -182,6 +229,9 @@ class LastLayerDefers(Rule):
         told: set[tuple[str, int]] = set()
         for flag in context.index.profile.flags:
             layers = [one for one in callers.layers if flag.last and defers(callers, one, flag)]
+            for layer in layers:
+                for lone in lone_layers(context, layer, flag):
+                    yield self._alone(lone, layer, flag, context)
             layers = [one for one in layers if not _settled(context, one)]
             for promise, kept in _unasking(flag, context) if layers else ():
                 yield at_definition(
@@ -212,6 +262,23 @@ class LastLayerDefers(Rule):
                         related=tuple(deferring(callers, layer)),
                         remedy=f"pass `{flag.last}=…` (the layer's index is that of the last one) to the constructor",
                     )
+
+    def _alone(self, lone: Lone, layer: Layer, flag: Flag, context: Context) -> Finding:
+        return Finding(
+            self.code,
+            self.name,
+            lone.built.path,
+            lone.built.call.span,
+            Severity.WARNING,
+            self.confidence,
+            f"`{lone.model.name}` builds `{layer.owner.name}` alone, as layer {lone.index}: it takes itself for the "
+            f"last one only where `{lone.count}` is {lone.index + 1}. Elsewhere it defers its sum, and no layer "
+            f"follows to sum: each rank keeps its own partial sum{launch(context, Atom(flag.name))}",
+            "__init__",
+            lone.model.name,
+            related=tuple(deferring(context.callers, layer)),
+            remedy=f"let the layer's constructor be told that it is the only one, and pass that on as `{flag.last}`",
+        )
 
 
 def _unasking(flag: Flag, context: Context) -> Iterator[tuple[Ref, str]]:
@@ -246,7 +313,7 @@ def _untold(callers: Callers, layer: Layer, flag: Flag) -> Iterator[tuple[Built,
         given = {b.parameter: b.passed for b in callers.bind(built.call, constructor, skip_first=True)}
         if flag.last not in given or given[flag.last].literal is False:
             yield built, f"without `{flag.last}`"
-        elif _is_never_true(given[flag.last].text):
+        elif holds_for_none(callers, layer, given[flag.last].text):
             yield built, f"with `{flag.last}={given[flag.last].text}`, which holds for no layer: they count from 0"
 
 
@@ -258,15 +325,6 @@ def _factory_tells(callers: Callers, built: Built, layer: Layer, last: str) -> b
     if factory is None or facts is None or factory.name not in facts.functions:
         return False
     return last not in facts.header(factory.name)[1] and last in facts.function_text(factory.name)
-
-
-def _is_never_true(text: str) -> bool:
-    """Whether a condition is that a layer's index is the number of layers: `layer_id == config.num_hidden_layers`."""
-    node = ast.parse(text, mode="eval").body
-    if not isinstance(node, ast.Compare) or len(node.ops) != 1 or not isinstance(node.ops[0], ast.Eq):
-        return False
-    sides = [dotted(side) for side in (node.left, *node.comparators)]
-    return None not in sides and any(re.search(r"\bnum_(?:\w+_)?layers$", side or "") for side in sides)
 
 
 def _settled(context: Context, layer: Layer) -> bool:
