@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from moe_lint.dataflow import Dataflow, Where, elements_at
-from moe_lint.facts import CallResult, Exit, Experts, Origins, Param, Summed
+from moe_lint.facts import CallResult, Exit, Experts, Origins, Param, Summed, element_of
 from moe_lint.formula import (
     FALSE,
     TRUE,
@@ -77,10 +77,14 @@ class Way(Struct, frozen=True):
 
 
 class _Left(Struct, frozen=True):
-    """A value that leaves a function: its experts' output (None), or what it was given for a parameter."""
+    """A value that leaves a function: its experts' output (None), or what it was given for a parameter.
+
+    ``element`` is the part of that which is asked for, where it is handed on as it is.
+    """
 
     param: str | None
     way: Way
+    element: int | None = None
 
 
 class _Asked(Struct, frozen=True):
@@ -268,7 +272,8 @@ class Ways:
                     continue
                 beside = tuple(site for site in inside if site not in sums and site.raw.span < out.span)
                 way = Way(function, out.span, condition, sums, beside, bool(inside))
-                yield from self._sources(origins, way, asked, seen)
+                part = element if len(out.elements) == 1 else None
+                yield from self._sources(origins, way, asked, seen, part)
 
     def _may_sum(self, origins: Origins, function: Ref, asked: _Asked, seen: tuple[Ref, ...]) -> bool:
         """Whether a value may have been summed by what is not known: by a call that cannot be followed, for one."""
@@ -367,7 +372,9 @@ class Ways:
         reached = by_getters(meaning(out.condition, class_name, function.path, self.index), owner, self.index)
         runs = disj(by_getters(conj(part.formula for part in site.raw.guard), owner, self.index) for site in sums)
         made = disj(conj(part.formula for part in site.raw.guard) for site in inside) if runs == FALSE else runs
-        own = [name for name in params if name not in self.profile.flag_names]  # a flag may have another name here
+        own = [
+            p for p in params if p != "self" and p not in self.profile.flag_names
+        ]  # a flag may have another name here
         left = {name: TRUE if given else FALSE for name in own if (given := defaults.get(name)) is not None}
         reached, runs = bind(reached, left, self.profile), bind(runs, left, self.profile)
         reached = replace_atoms(reached, self._no_backend(reached))
@@ -398,10 +405,18 @@ class Ways:
             if _OWN.match(name) is not None or self._may_choose(name, function.path)
         ]
         unsummed = forall(unsummed, decided)
-        for name in own:  # also one that is handed to the helper
-            if any(re.search(rf"\b{name}\b", atom) for atom in atom_set(unsummed)):
-                unsummed = conj(bind(unsummed, {name: value}, self.profile) for value in (TRUE, FALSE))
+        for name in own:
+            told = [atom for atom in atom_set(unsummed) if atom == name or self._hands_on(atom, name)]
+            if told:
+                unsummed = conj(
+                    replace_atoms(unsummed, {atom: bind(Atom(atom), {name: value}, self.profile) for atom in told})
+                    for value in (TRUE, FALSE)
+                )
         return unsummed
+
+    def _hands_on(self, atom: str, name: str) -> bool:
+        """Whether a condition is a question to the helper that is handed a parameter."""
+        return bool(self.policy.helper_calls(Atom(atom))) and re.search(rf"\b{name}\b", atom) is not None
 
     def _no_backend(self, formula: Formula) -> dict[str, Formula]:
         """What the questions about the a2a backend in a formula are worth where none is in use."""
@@ -455,10 +470,12 @@ class Ways:
 
     # --- where what leaves comes from
 
-    def _sources(self, origins: Origins, way: Way, asked: _Asked, seen: tuple[Ref, ...]) -> Iterator[_Left]:
+    def _sources(
+        self, origins: Origins, way: Way, asked: _Asked, seen: tuple[Ref, ...], element: int | None
+    ) -> Iterator[_Left]:
         for origin in sorted(origins, key=repr):
             if isinstance(origin, Param):
-                yield _Left(origin.name, way)
+                yield _Left(origin.name, way, element)
             elif isinstance(origin, CallResult):
                 yield from self._called(origin, way, asked, seen)
             elif isinstance(origin, Experts) and not asked.attribute:
@@ -468,12 +485,11 @@ class Ways:
         where = Where(way.function.path, asked.owner.name, way.function.name)
         last = call.callee.rsplit(".", 1)[-1]
         experts = self.dataflow.is_run(call, where) and self._method(call.callee, asked) is None
-        if call.callee == f"self.{asked.attribute}" or (
-            experts and not asked.attribute and not matches(last, self.profile.combines)
-        ):
+        routed = experts and not asked.attribute and not self._is_shared(call)
+        if call.callee == f"self.{asked.attribute}" or (routed and not matches(last, self.profile.combines)):
             yield _Left(None, way)
             return
-        if experts and asked.attribute:
+        if experts and (asked.attribute or self._is_shared(call)):
             return  # what is handed to the experts is another quantity
         for target in self._callees(call.callee, way.function, asked):
             for left in self._leaving(target, asked, call.element, seen):
@@ -488,7 +504,12 @@ class Ways:
                     yield _Left(None, joined)
                 else:
                     through = replace(way, condition=both, sums=sums, beside=beside)
-                    yield from self._sources(call.inputs, through, asked, seen)
+                    handed = self.dataflow.handed(call, way.function, target, (left.param,))
+                    yield from self._sources(element_of(handed, left.element), through, asked, seen, left.element)
+
+    def _is_shared(self, call: CallResult) -> bool:
+        """Whether it is the shared experts' part of what a run of the experts returns."""
+        return call.element is not None and call.element == self.profile.shared_element
 
     def _method(self, callee: str, asked: _Asked) -> Ref | None:
         """The block's own method of that name."""

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+
+from msgspec import Struct
 
 from moe_lint.callers import Callers, Frame, Instance, Layer
-from moe_lint.facts import Call
-from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, atom_set, conj, negate, substitute
+from moe_lint.facts import Call, Conduct, FileFacts
+from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, atom_set, conj, negate, replace_atoms, substitute
 from moe_lint.index import Ref
 from moe_lint.model import Finding, FixPlan, Severity, Span
 from moe_lint.profile import Flag, Profile, matches
@@ -209,19 +211,21 @@ class DeferredSumLeaves(Rule):
             for layer in callers.layers if flag.last else ():
                 if not defers(callers, layer, flag):
                     continue
-                for frame in _runs(context, layer):
-                    for call, leaks, runs in _leaks(context, frame):
+                for frame, passage in _frames(context, layer):
+                    for sent, call, leaks in _leaks(context, frame, passage):
                         if (frame.path, call.span.line) in told:
                             continue
                         told.add((frame.path, call.span.line))
-                        fix = plan_settle(context, layer, flag.name, frame, runs, leaks)
-                        yield self._found(context, layer, flag, frame, call, fix)
+                        fix: FixPlan | str = "the layers run in a function of their own"
+                        if passage.direct:
+                            fix = plan_settle(context, layer, flag.name, frame, passage.runs, leaks)
+                        yield self._found(context, layer, flag, frame, (sent, call), fix)
 
     def _found(
-        self, context: Context, layer: Layer, flag: Flag, frame: Frame, call: Call, fix: FixPlan | str
+        self, context: Context, layer: Layer, flag: Flag, frame: Frame, leak: tuple[bool, Call], fix: FixPlan | str
     ) -> Finding:
         profile = context.index.profile
-        sent = _is_sent(call, profile)
+        sent, call = leak
         marker = profile.markers[0]
         if sent:
             consequence = (
@@ -248,8 +252,21 @@ class DeferredSumLeaves(Rule):
         )
 
 
-def _runs(context: Context, layer: Layer) -> Iterator[Frame]:
-    """The functions of the models that run the layers: their `forward` and what else names what leaves."""
+class _Passage(Struct, frozen=True):
+    """What one function does with the layers: the calls that run them, and those that hand on what they returned."""
+
+    runs: tuple[Call, ...]
+    #: the loops in which they run; none where a function of their own runs them
+    loops: frozenset[Span]
+    #: whether each run is one of a layer itself
+    direct: bool
+
+
+def _frames(context: Context, layer: Layer) -> Iterator[tuple[Frame, _Passage]]:
+    """The functions of the models that run the layers, and what else names what leaves.
+
+    Their `forward`, and a method that runs the loop over the layers for it.
+    """
     index = context.index
     around: dict[Ref, None] = {}
     for user in sorted(index.users(layer.owner)):
@@ -260,27 +277,57 @@ def _runs(context: Context, layer: Layer) -> Iterator[Frame]:
         if index.constructs_absorber(owner):
             continue  # a layer among the layers
         function = index.method(owner, "forward")
-        if function is not None and function not in seen:
+        queue = [function] if function is not None else []
+        while queue:
+            function = queue.pop()
+            if function in seen:
+                continue
             seen.add(function)
-            yield Frame(function, Instance(owner))
+            frame = Frame(function, Instance(owner))
+            passage = _passage(context, frame)
+            yield frame, passage
+            queue += [target for call in passage.runs if (target := _target(context, frame, call)) is not None]
 
 
-def _leaks(context: Context, frame: Frame) -> Iterator[tuple[Call, list[Call], list[Call]]]:
+def _passage(context: Context, frame: Frame) -> _Passage:
+    conduct = context.callers.conduct(frame.function)
+    calls = conduct.calls if conduct is not None else ()
+    direct = [call for call in calls if call.loop is not None and _RUNS_LAYER.search(call.callee)]
+    if direct:
+        return _Passage(tuple(direct), frozenset(call.loop for call in direct if call.loop is not None), True)
+    runs = [call for call in calls if _runs_layers(context, frame, call)]
+    return _Passage(tuple(runs), frozenset(call.loop for call in runs if call.loop is not None), False)
+
+
+def _runs_layers(context: Context, frame: Frame, call: Call) -> bool:
+    """Whether a call is one of a method of the model that runs a layer, or in a loop all of them."""
+    target = _target(context, frame, call) if call.callee.startswith("self.") else None
+    inner = context.callers.conduct(target) if target is not None else None
+    runs = [one for one in inner.calls if _RUNS_LAYER.search(one.callee)] if inner is not None else []
+    return any(call.loop is not None or one.loop is not None for one in runs)
+
+
+def _target(context: Context, frame: Frame, call: Call) -> Ref | None:
+    """The one method of the model, or function, that a call runs."""
+    if "?" in call.callee or call.callee.count(".") > call.callee.startswith("self."):
+        return None
+    targets = context.index.targets(frame.path, frame.class_name, call.callee)
+    return targets[0].function if len(targets) == 1 else None
+
+
+def _leaks(context: Context, frame: Frame, passage: _Passage) -> Iterator[tuple[bool, Call, list[Call]]]:
     """The calls that hand on what a layer returned, unsettled.
 
-    Of each kind: the one under the fewest conditions, all of them, and the calls of the layers.
+    Of each kind (sent or not): the one under the fewest conditions, and all of them.
     """
     conduct = context.callers.conduct(frame.function)
-    if conduct is None:
-        return
-    runs = [call for call in conduct.calls if call.loop is not None and _RUNS_LAYER.search(call.callee)]
-    running = {call.loop for call in runs if call.loop is not None}
     found: dict[bool, list[Call]] = {}
-    for call in conduct.calls if running else ():
-        if _leaves(context, call, running) and not _is_settled(context, frame, call, conduct.calls):
-            found.setdefault(_is_sent(call, context.index.profile), []).append(call)
-    for calls in found.values():
-        yield min(calls, key=lambda call: (_demands(call.condition), call.span)), calls, runs
+    for call in conduct.calls if conduct is not None and passage.runs else ():
+        sent = _leaves(context, frame, call, passage)
+        if sent is not None and conduct is not None and not _is_settled(context, frame, call, conduct.calls):
+            found.setdefault(sent, []).append(call)
+    for sent, calls in found.items():
+        yield sent, min(calls, key=lambda call: (_demands(call.condition), call.span)), calls
 
 
 def _demands(condition: Formula) -> int:
@@ -289,18 +336,61 @@ def _demands(condition: Formula) -> int:
     return sum(not isinstance(part, Not) for part in parts)
 
 
-def _is_sent(call: Call, profile: Profile) -> bool:
-    return call.callee.rsplit(".", 1)[-1] in profile.send
+def _leaves(context: Context, frame: Frame, call: Call, passage: _Passage) -> bool | None:
+    """Whether a call sends hidden states to the next stage, or (False) captures them in the loop over the layers.
+
+    None where it does neither. It may do so in a method or function of its own, which is handed the tensor.
+    """
+    looped = call.loop in passage.loops
+    if _sends(context, call, call.condition):
+        return True
+    if _captures(context, call.callee, {}):
+        return False if looped else None
+    handed = {word for run in passage.runs for passed in run.arguments for word in _WORD.findall(passed.text)}
+    if call in passage.runs or not any(handed.intersection(_WORD.findall(p.text)) for p in call.arguments):
+        return None
+    target = _target(context, frame, call)
+    inner, facts = _knowing_no_mark(context, target)
+    if target is None or inner is None or facts is None:
+        return None
+    callers = context.callers
+    bound = callers.bind(call, target, skip_first="." in target.name)
+    given = {b.parameter: b.passed.text for b in bound if b.parameter is not None}
+    known = dict(callers.values(target, bound))
+    for one in inner.calls:
+        if not any(given.keys() & set(_WORD.findall(passed.text)) for passed in one.arguments):
+            continue
+        if _sends(context, one, conj((call.condition, replace_atoms(one.condition, known)))):
+            return True
+        if looped and _captures(context, one.callee, given):
+            return False
+    return None
 
 
-def _leaves(context: Context, call: Call, running: set[Span]) -> bool:
-    """Whether a call hands on hidden states: to the next stage or, in the loop over the layers, to who captures."""
+def _knowing_no_mark(context: Context, function: Ref | None) -> tuple[Conduct | None, FileFacts | None]:
+    """A function that does not know the mark: one that does may settle what it is given."""
+    facts = context.index.facts(function.path) if function is not None else None
+    if function is None or facts is None or function.name not in facts.functions:
+        return None, None
+    if any(facts.holds(function.name, marker) for marker in context.index.profile.markers):
+        return None, None
+    return context.callers.conduct(function), facts
+
+
+def _sends(context: Context, call: Call, condition: Formula) -> bool:
     profile = context.index.profile
-    *owner, last = call.callee.split(".")
-    if _is_sent(call, profile):
-        return context.callers.possible(conj((call.condition, *(negate(Atom(name)) for name in profile.last_stage))))
-    captures = last in ("append", "extend") and bool(owner) and matches(owner[-1], profile.captures)
-    return captures and call.loop in running
+    if call.callee.rsplit(".", 1)[-1] not in profile.send:
+        return False
+    return context.callers.possible(conj((condition, *(negate(Atom(name)) for name in profile.last_stage))))
+
+
+def _captures(context: Context, callee: str, given: Mapping[str, str]) -> bool:
+    """Whether a call appends to what is captured: by its name, or by that of what was handed over for it."""
+    *owner, last = callee.split(".")
+    if last not in ("append", "extend") or not owner:
+        return False
+    name = given.get(owner[0], owner[0]).split(".")[-1] if len(owner) == 1 else owner[-1]
+    return matches(name, context.index.profile.captures)
 
 
 def _is_settled(context: Context, frame: Frame, call: Call, calls: Iterable[Call]) -> bool:
