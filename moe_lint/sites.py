@@ -116,7 +116,7 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
     where = Where(path, raw.class_name, raw.function.removesuffix(".<lambda>"), reached)
     inside = raw.function.removesuffix(".<lambda>").rsplit(".", 1)[-1]
     wrappers = index.profile.wrappers
-    post_experts = raw.collective in wrappers or inside in wrappers or _serves_wrapper(path, raw, index)
+    post_experts = raw.collective in wrappers or inside in wrappers or serves_wrapper(path, raw, index)
     if not post_experts and not is_collective_name(inside):  # the body of a collective is not a site of its own
         post_experts = dataflow.is_post_experts(raw.origins, where)
     absorber: bool | None = None
@@ -154,7 +154,7 @@ def _asks_one(atom: str, params: set[str]) -> bool:
     return atom in params or ("(" in atom and not params.isdisjoint(re.findall(r"(?<![\w.])\w+(?![\w.\[(])", atom)))
 
 
-def _serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:
+def serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:
     """Whether a site stands in a function that a wrapper of its file calls, told from the text."""
     facts = index.facts(path)
     if facts is None or raw.class_name is not None:
@@ -171,7 +171,7 @@ def _is_handed_its_condition(found: FoundSite, index: ProjectIndex) -> bool:
     """Whether a wrapper decides about a site in a function that serves it, by a parameter."""
     facts, function = index.facts(found.path), found.raw.function
     params = facts.header(function)[1] if facts is not None and function in facts.functions else ()
-    return bool(set(params) & atom_set(found.guard)) and _serves_wrapper(found.path, found.raw, index)
+    return bool(set(params) & atom_set(found.guard)) and serves_wrapper(found.path, found.raw, index)
 
 
 def skip_atoms_used(sites: Iterable[FoundSite], profile: Profile) -> list[tuple[Axis, str]]:
