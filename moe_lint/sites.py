@@ -109,7 +109,7 @@ def owner_of(site: Site | FoundSite) -> Ref:
 
 def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) -> FoundSite:
     """Everything about a site that does not depend on the helper. Raises ``RecursionError`` for too deep a guard."""
-    raw = opened(raw, path, index)
+    raw = _over_the_axis_inside(opened(raw, path, index), path, index)
     reached = conj(part.formula for part in raw.guard)
     if nests_too_deeply(reached):
         raise RecursionError
@@ -127,6 +127,16 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
         raw, handed = _in_flags(raw, path, index)
         reached = conj(part.formula for part in raw.guard)
     return FoundSite(path, raw, post_experts, without_topology(reached, index.profile), absorber, handed)
+
+
+def _over_the_axis_inside(raw: RawSite, path: str, index: ProjectIndex) -> RawSite:
+    """A call of a method that only sums (`self._all_reduce(x)`) is a sum over the axis that is summed there."""
+    if raw.axis != "other" or raw.class_name is None or raw.callee.rpartition(".")[0] != "self":
+        return raw
+    method = index.method(Ref(path, raw.class_name), raw.collective)
+    body = index.function(method) if method is not None else None
+    inside = body.sites if body is not None else ()
+    return replace(raw, axis=inside[0].axis) if len(inside) == 1 and not inside[0].guard else raw
 
 
 def _in_flags(raw: RawSite, path: str, index: ProjectIndex) -> tuple[RawSite, tuple[tuple[str, str], ...]]:

@@ -265,7 +265,8 @@ class Ways:
                 spans = set(_summed(origins))
                 sums = tuple(site for site in inside if site.raw.span in spans)
                 try:
-                    condition = self._unsummed(function, asked.owner, out, sums, inside)
+                    called = self._sums_called(origins, function, asked)
+                    condition = self._unsummed(function, asked.owner, out, sums, inside, called)
                 except TooManyAtoms:
                     continue
                 if condition == FALSE or nests_too_deeply(condition):
@@ -357,20 +358,42 @@ class Ways:
         narrow = [n for n, axis in profile.collectives.items() if axis == "TP"]
         return any(profile.launch.group_of(n, "TP") != whole and self.index.holding(f"def {n}(") for n in narrow)
 
-    def _unsummed(self, function: Ref, owner: Ref, out: Exit, sums: Iterable[Site], inside: Iterable[Site]) -> Formula:
+    def _sums_called(self, origins: Origins, function: Ref, asked: _Asked) -> Formula:
+        """When a function has a value summed by a method or function that does nothing but sum what it is given."""
+        facts, body = self.index.facts(function.path), self.index.function(function)
+        found: list[Formula] = []
+        for callee in sorted({origin.callee for origin in origins if isinstance(origin, CallResult)}):
+            targets = self._callees(callee, function, asked)
+            if facts is not None and body is not None and len(targets) == 1 and self._always_sums(targets[0], asked):
+                spans = {call.span for call in body.calls if call.callee == callee}
+                found += [facts.call_condition(function.name, span) for span in sorted(spans)]
+        return disj(found)
+
+    def _always_sums(self, function: Ref, asked: _Asked) -> bool:
+        facts = self.index.facts(function.path)
+        paths = facts.paths(function.name) if facts is not None and function.name in facts.functions else None
+        known = [self.sites.get((function.path, span)) for span, _ in paths.summed] if paths is not None else []
+        spans = {s.raw.span for s in known if s is not None and not s.raw.guard and self._over(s, asked.axis)}
+        exits = paths.exits if paths is not None else ()
+        return bool(exits) and all(spans & set(_summed(origins)) for out in exits for origins in out.elements)
+
+    def _unsummed(
+        self, function: Ref, owner: Ref, out: Exit, sums: Iterable[Site], inside: Iterable[Site], called: Formula
+    ) -> Formula:
         """When a `return` is reached and none of some reductions, of those that the function makes, ran before.
 
-        What the caller decides (a parameter, who owns the sum) is as the caller leaves it by default, or such that the
-        reductions run; so are switches of the block (`self.fast`), and what is not known to be a condition on the
-        batch, on the launch or on the platform. The batch holds tokens, and no a2a backend is in use: its combine may
-        have summed.
+        ``called`` is when what it calls sums. What the caller decides (a parameter, who owns the sum) is as the caller
+        leaves it by default, or such that the reductions run; so are switches of the block (`self.fast`), and what is
+        not known to be a condition on the batch, on the launch or on the platform. The batch holds tokens, and no a2a
+        backend is in use: its combine may have summed.
         """
         facts = self.index.facts(function.path)
         assert facts is not None
         _, params, defaults = facts.header(function.name)
         class_name = owner.name if "." in function.name else None
         reached = by_getters(meaning(out.condition, class_name, function.path, self.index), owner, self.index)
-        runs = disj(by_getters(conj(part.formula for part in site.raw.guard), owner, self.index) for site in sums)
+        guards = [called, *(conj(part.formula for part in site.raw.guard) for site in sums)]
+        runs = disj(by_getters(guard, owner, self.index) for guard in guards)
         made = disj(conj(part.formula for part in site.raw.guard) for site in inside) if runs == FALSE else runs
         own = [
             p for p in params if p != "self" and p not in self.profile.flag_names

@@ -195,7 +195,8 @@ def _leaves(runs: Formula, flag: Flag, added: Formula, context: Context) -> bool
         return False  # it runs in spite of the flag: that is another rule's finding
     # it must be the flag that keeps the reduction from running, on a path that otherwise comes to it
     otherwise = conj((added, policy.with_helper(runs)))
-    if on_one_rank(conj((policy.expanded(added), set_))):
+    added = policy.expanded(policy.with_helper(added))
+    if on_one_rank(conj((added, set_))):
         return False  # a predicate of the tree sees to that
     return callers.possible(conj((added, set_)), unknown=False) and callers.possible(otherwise)
 
