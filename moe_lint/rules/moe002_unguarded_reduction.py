@@ -9,6 +9,8 @@ from moe_lint.rules._cases import BARE, ROUTED, block, case, experts, method, mo
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.moe306_reduced_by_experts_too import reduces_what_is_whole
+from moe_lint.rules.moe309_reduced_twice import one_too_many
 
 #: A layer that derives from the model's own, and has a communicator.
 _DERIVED = """
@@ -168,6 +170,8 @@ class UnguardedReduction(Rule):
                 continue
             if site.raw.shape == "consumed":
                 continue  # the block needs the whole sum itself
+            if site in one_too_many(context) or reduces_what_is_whole(site, context):
+                continue  # it has to go, whatever its guard: told by the rules about that
             yield self.finding(
                 site,
                 f"all-reduce after the experts ignores every skip reason, but an absorber surrounds "

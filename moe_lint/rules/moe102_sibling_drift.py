@@ -9,6 +9,7 @@ from moe_lint.rules._cases import case, experts, method
 from moe_lint.rules._planning import plan
 from moe_lint.rules._wording import named, witness
 from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.moe309_reduced_twice import one_too_many
 from moe_lint.sites import Site
 
 
@@ -185,6 +186,8 @@ def _classes(context: Context) -> dict[Ref, list[Site]]:
     """The judged reductions, class by class; one in a function belongs to the classes whose methods call it."""
     found: dict[Ref, list[Site]] = {}
     for site in context.judged():
+        if site in one_too_many(context):
+            continue
         if site.raw.class_name is not None:
             owners = [Ref(site.path, site.raw.class_name)]
         elif in_wrapper(site, context):

@@ -14,6 +14,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.law import no_backend
 from moe_lint.model import Confidence, Finding, Route
 from moe_lint.profile import longest_part
+from moe_lint.remembered import remembered
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import calls_a_reducer, launch
 from moe_lint.rules._own_weights import OwnExperts, nobody_sums, own_experts
@@ -278,18 +279,17 @@ class ReducedByNobody(Rule):
     )
 
     def check(self, context: Context) -> Iterable[Finding]:
-        if context.policy.helper is None or not absorbers_of(context.policy).asked or _experts_decide(context):
-            return  # who sums is not known, or the layer boundary takes sums by contract, or the experts decide
-        for part in _partial(context):
-            if _leaves_unsummed(part, context):
-                yield at_part(
-                    self,
-                    part,
-                    f"`self.{part.attribute}` is built {_as_told(part)}, and nobody reduces what it returns, neither "
-                    f"`{part.owner.name}` nor the layer around it: each rank keeps its own partial sum"
-                    f"{launch(context, TRUE)}",
-                    f"reduce in `{part.owner.name}`, or build it with `{context.index.profile.reducing[0]}=True`",
-                )
+        if not _may_be_told(context):
+            return
+        for part in unreduced(context):
+            yield at_part(
+                self,
+                part,
+                f"`self.{part.attribute}` is built {_as_told(part)}, and nobody reduces what it returns, neither "
+                f"`{part.owner.name}` nor the layer around it: each rank keeps its own partial sum"
+                f"{launch(context, TRUE)}",
+                f"reduce in `{part.owner.name}`, or build it with `{context.index.profile.reducing[0]}=True`",
+            )
         for own in own_experts(context):
             if nobody_sums(own, context):
                 yield self._of_own_weights(own, context)
@@ -309,6 +309,24 @@ class ReducedByNobody(Rule):
             block,
             remedy=f"reduce what `{callee}` returns",
         )
+
+
+def _may_be_told(context: Context) -> bool:
+    """Not where it is not known who sums, where the layer boundary takes sums by contract, or the experts decide."""
+    policy = context.policy
+    return policy.helper is not None and absorbers_of(policy).asked and not _experts_decide(context)
+
+
+@remembered
+def unreduced(context: Context) -> tuple[Part, ...]:
+    """The layers of blocks of experts whose output nobody reduces.
+
+    The shared experts of a block are left out where nobody reduces its routed ones either: one sum is missing.
+    """
+    found = [part for part in _partial(context) if _leaves_unsummed(part, context)] if _may_be_told(context) else []
+    is_routed = context.index.profile.is_expert_attribute
+    routed = {part.owner for part in found if is_routed(part.attribute)}
+    return tuple(part for part in found if part.owner not in routed or is_routed(part.attribute))
 
 
 def _as_told(part: Part) -> str:

@@ -11,6 +11,7 @@ from moe_lint.model import Axis, Confidence, Finding, Related
 from moe_lint.rules._cases import ASK, BARE, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import has_experts
 from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.moe304_reduced_by_nobody import unreduced
 from moe_lint.sites import Site
 from moe_lint.ways import Way
 
@@ -319,6 +320,8 @@ class PathWithoutReduction(Rule):
             own = any((s.path, s.raw.function) == (edge.frame.path, edge.frame.function.name) for s in context.sites)
             if own or not any(edge.passes(flag.name) for flag in flags) or callers.sums(edge):
                 continue
+            if any(part.owner in context.index.mro(block) for part in unreduced(context)):
+                continue  # told where its experts are built
             for way in context.ways.unsummed(block, "TP"):
                 shown = context.ways.shown(way, "TP")
                 if shown is not None and block not in told:

@@ -157,15 +157,14 @@ if not should_allreduce_fusion and not use_reduce_scatter:
                         addition.span,
                         self.severity,
                         self.confidence,
-                        f"`{addition.term}` joins a partial sum where `{flag.name}` leaves out the reduction on line "
-                        f"{found.span.line}: {flag.absorber} then counts it once for every rank{shown}",
+                        f"`{addition.term}` counts once for every rank where `{flag.name}` leaves the reduction on "
+                        f"line {found.span.line} to others{shown}",
                         found.frame.function.name.removeprefix(f"{class_name}."),
                         class_name,
                         related=(
                             Related(site.path, site.raw.span.line, "this reduction may be left to somebody else"),
                         ),
-                        remedy=f"do not leave the sum to others where `{addition.term}` is whole on every rank, or add "
-                        "it only where the reduction runs",
+                        remedy=f"leave no sum to others where `{addition.term}` is added, or add it on one rank only",
                     )
 
 

@@ -7,7 +7,8 @@ from moe_lint.facts import CallResult
 from moe_lint.formula import atom_set
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
-from moe_lint.model import Finding, Related
+from moe_lint.model import Finding, Related, Route
+from moe_lint.remembered import remembered
 from moe_lint.rules._cases import ASK, BARE, CALL, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._in_turn import summed_in_turn
 from moe_lint.rules._layers import block_sums
@@ -177,7 +178,7 @@ class ReducedTwice(Rule):
 
     def check(self, context: Context) -> Iterable[Finding]:
         told = set()
-        for site, before, shown in (*context.ways.summed_before(), *_behind_blocks(context), *summed_in_turn(context)):
+        for site, before, shown in summed_twice(context):
             if (site.path, site.raw.span) in told:
                 continue
             told.add((site.path, site.raw.span))
@@ -191,6 +192,24 @@ class ReducedTwice(Rule):
                 related=(Related(before.path, before.raw.span.line, "summed here"),),
                 remedy="sum once, behind everything that the ranks share",
             )
+
+
+@remembered
+def summed_twice(context: Context) -> tuple[tuple[Site, Site, Configuration], ...]:
+    """Every sum of what was summed before: (again, before, when)."""
+    return (*context.ways.summed_before(), *_behind_blocks(context), *summed_in_turn(context))
+
+
+@remembered
+def one_too_many(context: Context) -> frozenset[Site]:
+    """The bare reductions behind which their function sums once more: one of the two has to go."""
+    return frozenset(
+        before
+        for site, before, _ in summed_twice(context)
+        if before.route is Route.NONE
+        and site.route in (Route.HELPER, Route.INLINE, Route.WRAPPER, Route.NONE)
+        and (site.path, site.raw.function) == (before.path, before.raw.function)
+    )
 
 
 def _where(before: Site, site: Site) -> str:

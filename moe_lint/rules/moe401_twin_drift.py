@@ -166,7 +166,7 @@ class TwinDrift(Rule):
                 over, under = _differences(twin, context)
             except TooManyAtoms:
                 continue
-            step = twin.step.name
+            step, promise = twin.step.name.rpartition(".")[2], twin.flag.predicate
             sums = Related(twin.step.path, twin.line, f"`{step}` sums here")
             flag = f"`{twin.flag.name}`"
             broken = conj((twin.summed, negate(twin.promised)))
@@ -176,28 +176,27 @@ class TwinDrift(Rule):
                 yield at_definition(
                     self,
                     twin.promise,
-                    f"`{step}` sums in states in which `{twin.flag.predicate}` promises nothing: "
-                    f"layers that go by {flag}{' alone' if knows else ''} sum, too",
+                    f"`{promise}` says no where `{step}` sums: a layer that goes by {flag}{' alone' if knows else ''} "
+                    "has summed by then",
                     context,
                     severity=Severity.WARNING if knows else None,
                     witness=_told(
                         over,
                         broken,
-                        "the step sums again what such a layer has summed: its output is multiplied by the group size",
+                        "the output of such a layer is summed twice: multiplied by the group size",
                         context,
                     ),
-                    remedy=f"ask in `{twin.flag.predicate}` what `{step}` asks",
+                    remedy=f"ask in `{promise}` what `{step}` asks",
                     related=(sums,),
                 )
             if under is not None:
                 yield at_definition(
                     self,
                     twin.promise,
-                    f"`{twin.flag.predicate}` promises a sum that `{step}` does not run: "
-                    f"blocks that are told {flag} leave it out",
+                    f"`{promise}` says yes where `{step}` does not sum: a block that goes by {flag} leaves its sum out",
                     context,
                     witness=_told(under, kept, "nobody sums: each rank keeps its own partial sum", context),
-                    remedy=f"ask in `{twin.flag.predicate}` what `{step}` asks",
+                    remedy=f"ask in `{promise}` what `{step}` asks",
                     related=(sums,),
                 )
 
