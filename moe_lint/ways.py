@@ -72,7 +72,7 @@ class Way(Struct, frozen=True):
     condition: Formula
     sums: tuple[Site, ...]
     beside: tuple[Site, ...]
-    #: the function of the `return` makes sums over the axis: on other ways
+    #: the function of the `return` makes sums over the axis, or calls what does nothing else: on other ways
     owns: bool
 
 
@@ -258,6 +258,8 @@ class Ways:
         paths = facts.paths(function.name)
         known = [self.sites.get((function.path, span)) for span, _ in paths.summed]
         inside = [site for site in known if site is not None and self._over(site, asked.axis)]
+        every = frozenset(origin for out in paths.exits for origins in out.elements for origin in origins)
+        owns = bool(inside) or self._sums_called(every, function, asked) != FALSE
         for out in paths.exits:
             for origins in elements_at(out.elements, element):
                 if self._may_sum(origins, function, asked, seen):
@@ -272,7 +274,7 @@ class Ways:
                 if condition == FALSE or nests_too_deeply(condition):
                     continue
                 beside = tuple(site for site in inside if site not in sums and site.raw.span < out.span)
-                way = Way(function, out.span, condition, sums, beside, bool(inside))
+                way = Way(function, out.span, condition, sums, beside, owns)
                 part = element if len(out.elements) == 1 else None
                 yield from self._sources(origins, way, asked, seen, part)
 

@@ -12,6 +12,15 @@ from moe_lint.rules.base import Context, Rule
 from moe_lint.rules.moe309_reduced_twice import one_too_many
 from moe_lint.sites import Site
 
+_BOTH = """
+if not should_allreduce_fusion and not use_reduce_scatter:
+    x = tensor_model_parallel_all_reduce(x)
+"""
+_ONE = """
+if not should_allreduce_fusion:
+    x = tensor_model_parallel_all_reduce(x)
+"""
+
 
 class SiblingDrift(Rule):
     """Two `forward…` methods of one class reduce the same sum and skip for different reasons.
@@ -22,7 +31,8 @@ class SiblingDrift(Rule):
 
     Instead of one method with `not should_allreduce_fusion` beside one that asks the helper, let both ask it. Methods
     that do not reduce at all (`forward_deepep`, whose combine has already summed) are not compared. Reported at the
-    reduction that lacks the reason; the rewrite is that of MOE001 or MOE002.
+    reduction that lacks the reason, which may stand in a method or function that a sibling calls; the rewrite is that
+    of MOE001 or MOE002.
     """
 
     code = "MOE102"
@@ -71,6 +81,18 @@ class SiblingDrift(Rule):
             ),
         ),
         case(
+            "same-reasons-in-a-method",
+            experts(_BOTH, name="forward_normal"),
+            experts("x = self.reduced(x, should_allreduce_fusion, use_reduce_scatter)", name="forward_cpu"),
+            method(_BOTH, name="reduced", parameters="x, should_allreduce_fusion, use_reduce_scatter"),
+        ),
+        case(
+            "one-method-for-both",
+            experts("x = self.reduced(x, should_allreduce_fusion)", name="forward_normal"),
+            experts("x = self.reduced(x, should_allreduce_fusion)", name="forward_cpu"),
+            method(_ONE, name="reduced", parameters="x, should_allreduce_fusion"),
+        ),
+        case(
             "deepep-does-not-reduce",
             experts(
                 """
@@ -91,6 +113,19 @@ class SiblingDrift(Rule):
         ),
     )
     INVALID = (
+        case(
+            "in-a-method-of-its-own",
+            experts(_BOTH, name="forward_normal"),
+            experts("x = self.reduced(x, should_allreduce_fusion)", name="forward_cpu"),
+            method(_ONE.rstrip() + "  # <- MOE102", name="reduced", parameters="x, should_allreduce_fusion"),
+        ),
+        case(
+            "each-in-a-method-of-its-own",
+            experts("x = self.both(x, should_allreduce_fusion, use_reduce_scatter)", name="forward_normal"),
+            experts("x = self.one(x, should_allreduce_fusion)", name="forward_cpu"),
+            method(_BOTH, name="both", parameters="x, should_allreduce_fusion, use_reduce_scatter"),
+            method(_ONE.rstrip() + "  # <- MOE102", name="one", parameters="x, should_allreduce_fusion"),
+        ),
         case(
             "cpu-forgets",
             experts(

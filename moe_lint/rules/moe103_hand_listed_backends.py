@@ -13,7 +13,7 @@ from moe_lint.launch import Configuration
 from moe_lint.model import Axis, Confidence, Finding, Related, Severity
 from moe_lint.policy import Policy
 from moe_lint.rules._backends import Group, question, reducing_classes, runs_with
-from moe_lint.rules._cases import BARE, UTILS, case, experts, layer_case, method
+from moe_lint.rules._cases import BARE, UTILS, block, case, experts, layer_case, method
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site, asked_before
@@ -76,6 +76,16 @@ _PAIR = experts(
 )
 
 
+_MEMBERS = "get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake()"
+_LISTED = "def sums_in_combine():\n    return {}"
+_ASKS = method("if sums_in_combine():\n    return self.forward_deepep(x)\nreturn self.forward_normal(x)")
+
+
+def _with_function(name: str, function: str, *methods: str) -> Case:
+    """A block beside a function of its file."""
+    return layer_case(name, function, block(*methods), layer="x = self.mlp(x)")
+
+
 class HandListedBackends(Rule):
     """A path to the all-reduce is chosen by a2a backends listed by hand, fewer than the tree's own class predicate.
 
@@ -108,6 +118,23 @@ class HandListedBackends(Rule):
     severity = Severity.WARNING
     confidence = Confidence.MEDIUM
     VALID = (
+        _with_function(
+            "a-function-asks-the-class-predicate", _LISTED.format("is_deepep_class_backend()"), _ASKS, _ROUTED, _DEEPEP
+        ),
+        _with_function(
+            "a-function-lists-all",
+            _LISTED.format(_MEMBERS + " or get_moe_a2a_backend().is_mori()"),
+            _ASKS,
+            _ROUTED,
+            _DEEPEP,
+        ),
+        _with_function(
+            "a-function-that-does-not-decide",
+            _LISTED.format(_MEMBERS),
+            method("x = self.padded(x) if sums_in_combine() else x\nreturn self.forward_normal(x)"),
+            _ROUTED,
+            "def padded(self, x):\n    return x",
+        ),
         case(
             "all-members-and-one-of-another-family",
             method(
@@ -233,6 +260,20 @@ class HandListedBackends(Rule):
         ),
     )
     INVALID = (
+        _with_function(
+            "listed-by-a-function",
+            _LISTED.format(_MEMBERS),
+            _ASKS.replace("combine():", "combine():  # <- MOE103"),
+            _ROUTED,
+            _DEEPEP,
+        ),
+        _with_function(
+            "reduced-by-a-function",
+            "def reduced(x):\n    return tensor_model_parallel_all_reduce(x)",
+            method(_BY_MEMBERS.format(mark="  # <- MOE103")),
+            experts("x = reduced(x)", name="forward_normal"),
+            _DEEPEP,
+        ),
         case(
             "through-another-method",
             method(_BY_MEMBERS.format(mark="  # <- MOE103")),

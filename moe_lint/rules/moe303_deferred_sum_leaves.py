@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from textwrap import dedent
 
 from msgspec import Struct
 
@@ -78,6 +79,22 @@ _RUNS_LAYER = re.compile(r"(?:^|\.)(?:layer|layers|block|blocks)(?:\.forward)?$"
 _WORD = re.compile(r"\b[A-Za-z_]\w*\b")
 
 
+def _by_a_method(of: str, text: str, call: str, *methods: str) -> str:
+    """A model in which a method does what some lines of `forward` do."""
+    head, found, tail = of.partition(text)
+    assert found
+    return head + call + tail.rstrip() + "\n\n" + "\n\n".join(_indented(method, 4) for method in methods) + "\n"
+
+
+_SENDS = 'return PPProxyTensors({"hidden_states": x, "residual": residual})'
+_SENT = _MODEL.format("            self.sent += 1", "")
+_STEP = "            x, residual = layer(x, residual, batch)\n"
+_LOOP = "        for layer in self.layers:\n" + _STEP
+_RUN = f"def run(self, x, residual, batch):\n{_indented(dedent(_LOOP), 4)}\n"
+_CAPTURED = "aux_hidden_states.append(x + residual)"
+_SEEN = _CAPTURING.format("            self.seen += 1", "")
+
+
 class DeferredSumLeaves(Rule):
     """A model hands on hidden states between two layers although the first may still owe their sum.
 
@@ -101,7 +118,8 @@ class DeferredSumLeaves(Rule):
 
     Not reported: a model that reduces marked tensors before it hands them on, one that calls a function which knows
     the marker, and layers that capture for themselves after their communicator has summed. One finding for each
-    function and kind; what is captured is a warning, since the text stays right.
+    function and kind; what is captured is a warning, since the text stays right. A method or function that is handed
+    the tensor may do it for the model, and a method may run the layers.
 
     The fix writes the lines above in front of whatever hands the tensor on, once for all of it. It is offered where
     the model has one name for what the layer returns first and marks, and where the layer's blocks leave out a sum over
@@ -143,6 +161,50 @@ class DeferredSumLeaves(Rule):
             block(experts(ROUTED)),
             _MODEL.format(_indented(_SETTLED, 12), ""),
             communicator="chosen(config)(config, is_last_layer=layer_id == config.num_hidden_layers - 1)",
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-by-the-method-that-sends",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _SENT,
+                _SENDS,
+                "return self.sent_on(x, residual)",
+                f"def sent_on(self, x, residual):\n{_indented(_SETTLED, 4)}\n    {_SENDS}",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-before-a-method-captures",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _CAPTURING.format(_indented(_SETTLED, 12), ""),
+                _CAPTURED,
+                "self.capture(aux_hidden_states, x, residual)",
+                "def capture(self, captured, x, residual):\n    captured.append(x + residual)",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-by-the-method-that-runs-the-layers",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _SENT,
+                _LOOP,
+                "        x, residual = self.run(x, residual, batch)\n",
+                f"{_RUN}{_indented(_SETTLED, 4)}\n    return x, residual",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "a-method-counts-tokens",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _MODEL.format(_indented(_SETTLED, 12), ""),
+                _STEP,
+                _STEP + "            self.count(x)\n",
+                "def count(self, x):\n    self.counts.append(x.shape[0])",
+            ),
             layer=_LAYER,
         ),
         layer_case(
@@ -191,6 +253,50 @@ class DeferredSumLeaves(Rule):
             block(experts(ROUTED)),
             _looked_up("DecoderLayer"),
             communicator="chosen(config)(config, is_last_layer=layer_id == config.num_hidden_layers - 1)",
+            layer=_LAYER,
+        ),
+        layer_case(
+            "sent-by-a-method",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _SENT,
+                _SENDS,
+                "return self.sent_on(x, residual)  # <- MOE303",
+                f"def sent_on(self, x, residual):\n    {_SENDS}",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "captured-by-a-method",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _SEEN,
+                _CAPTURED,
+                "self.capture(aux_hidden_states, x, residual)  # <- MOE303",
+                "def capture(self, captured, x, residual):\n    captured.append(x + residual)",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "layers-run-by-a-method",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _MODEL.format("            self.sent += 1", "  # <- MOE303"),
+                _LOOP,
+                "        x, residual = self.run(x, residual, batch)\n",
+                f"{_RUN}    return x, residual",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "each-layer-run-by-a-method",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _MODEL.format("            self.sent += 1", "  # <- MOE303"),
+                _STEP,
+                "            x, residual = self.run(layer, x, residual, batch)\n",
+                "def run(self, layer, x, residual, batch):\n    return layer(x, residual, batch)",
+            ),
             layer=_LAYER,
         ),
         layer_case(

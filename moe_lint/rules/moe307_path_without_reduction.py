@@ -60,6 +60,22 @@ if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
 """
 
 
+#: Shared experts that are summed apart; what says how is handed over beside them, and comes from the routed ones.
+_APART = """
+x, summed = self.early(self.experts(x), self.summed)
+shared = self.apart(self.shared(x), summed)
+x = self.late(x)
+x = x + shared if shared is not None else x
+"""
+_PARTS = (
+    "def early(self, x, summed):\n    return x, summed\n",
+    method(
+        "if y is not None and self.tp_size > 1:\n    y = tensor_model_parallel_all_reduce(y)\nreturn y", "apart", "y, z"
+    ),
+    method(BARE, "late", "x"),
+)
+
+
 class PathWithoutReduction(Rule):
     """On one path a block hands on what its experts returned without the sum that its other paths make.
 
@@ -117,6 +133,14 @@ class PathWithoutReduction(Rule):
             method("x = self.routed(x)\n" + ROUTED.strip()),
             experts("\nif x.shape[0] == 0:\n    return x", "routed", "x"),
         ),
+        case("shared-experts-summed-apart", method(_APART, parameters="x"), *_PARTS, absorber=False),
+        case(
+            "reduced-by-a-method-that-only-sums",
+            method("x = self.routed(x)\nif self.tp_size > 1:\n    x = self.summed(x)", parameters="x"),
+            experts("", "routed", "x"),
+            "def summed(self, x):\n    return tensor_model_parallel_all_reduce(x)\n",
+            absorber=False,
+        ),
         case("reduced-in-a-method", method("return self.reduced(self.experts(x))"), method(BARE, "reduced", "x")),
         case(
             "flags-by-other-names",
@@ -164,6 +188,17 @@ class PathWithoutReduction(Rule):
         case("over-a-named-group", experts(BARE.replace(_SUM, "get_tp_group().all_reduce")), absorber=False),
     )
     INVALID = (
+        case(
+            "a-method-that-only-sums-is-not-always-called",
+            method(
+                "x = self.routed(x)\nif self.shared is None:\n    return x  # <- MOE307\nx = x + self.shared(x)\n"
+                "if self.tp_size > 1:\n    x = self.summed(x)",
+                parameters="x",
+            ),
+            experts("", "routed", "x"),
+            "def summed(self, x):\n    return tensor_model_parallel_all_reduce(x)\n",
+            absorber=False,
+        ),
         *(
             case(f"size-of-{name}", _SIZE.format(size), experts(_LOST), absorber=False)
             for name, size in (

@@ -16,6 +16,10 @@ from moe_lint.sites import without_topology
 _LAYER = ASK + "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)" + SETTLE
 
 
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
 def _forward(behind: str, before: str = "") -> str:
     body = f"""
 shared = self.shared_experts(x)
@@ -27,6 +31,22 @@ return x
 """
     lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
     return f"def forward(self, x, should_allreduce_fusion=False, use_reduce_scatter=False):\n{lines}\n"
+
+
+def _calling(forward: str, *methods: str) -> str:
+    """A block whose `forward` runs some lines behind its experts, with methods of its own."""
+    lines = f"shared = self.shared_experts(x)\nx = self.experts(x)\n{forward.strip()}\nreturn x"
+    body = "\n".join(f"    {line}" for line in lines.splitlines())
+    return block(f"def forward(self, x, should_allreduce_fusion=False, use_reduce_scatter=False):\n{body}\n", *methods)
+
+
+_REDUCED = """
+def reduced(self, x, fuse, use_reduce_scatter):
+    if fuse or use_reduce_scatter:
+        return x
+    return tensor_model_parallel_all_reduce(x)
+"""
+_REDUCE = "x = self.reduced(x, should_allreduce_fusion, use_reduce_scatter)\n"
 
 
 class AddedBehindADeferredSum(Rule):
@@ -51,7 +71,8 @@ class AddedBehindADeferredSum(Rule):
 
     Reported at the addition. A term that is added before the reduction, or only where the reduction runs, is not
     reported, nor one divided by the number of ranks or added on the first rank alone, nor a block that no layer ever
-    asks to leave its sum. There is no fix.
+    asks to leave its sum. The reduction, or the addition, may stand in a method or function that is called for it.
+    There is no fix.
     """
 
     code = "MOE308"
@@ -97,6 +118,33 @@ if not should_allreduce_fusion and not use_reduce_scatter:
             block(_forward("", "if self.tp_rank == 0:\n    x += shared")),
             layer=_LAYER,
         ),
+        layer_case("before-a-method", _calling("x = x + shared\n" + _REDUCE, _REDUCED), layer=_LAYER),
+        layer_case(
+            "by-a-method-on-the-first-rank-alone",
+            _calling(
+                f"{ROUTED.strip()}\nx = self.joined(x, shared)",
+                "def joined(self, x, whole):\n    if self.tp_rank == 0:\n        x = x + whole\n    return x\n",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "another-tensor-has-the-sum",
+            _calling(
+                f"{ROUTED.strip()}\nself.seen = self.joined(x, shared)",
+                "def joined(self, routed, whole):\n    return routed + whole\n",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "added-where-the-helper-says",
+            _calling(
+                _REDUCE + "if not should_skip_post_experts_all_reduce(\n    is_tp_path=True, "
+                "use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion\n):\n"
+                "    x = x + shared",
+                _REDUCED,
+            ),
+            layer=_LAYER,
+        ),
         layer_case(
             "never-deferred",
             block(
@@ -113,6 +161,31 @@ if not should_allreduce_fusion and not use_reduce_scatter:
         ),
     )
     INVALID = (
+        layer_case("behind-a-method", _calling(_REDUCE + "x = x + shared  # <- MOE308", _REDUCED), layer=_LAYER),
+        layer_case(
+            "behind-a-function",
+            "def reduced(x, fuse, scatter):\n    if not fuse and not scatter:\n"
+            "        x = tensor_model_parallel_all_reduce(x)\n    return x",
+            _calling(_REDUCE.replace("self.", "") + "x = x + shared  # <- MOE308"),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "by-a-method",
+            _calling(
+                f"{ROUTED.strip()}\nx = self.joined(x, shared)  # <- MOE308",
+                "def joined(self, routed, whole):\n    return routed + whole\n",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "both-in-a-method",
+            _calling(
+                "return self.finished(x, shared, should_allreduce_fusion, use_reduce_scatter)",
+                "def finished(self, x, whole, should_allreduce_fusion, use_reduce_scatter):\n"
+                f"{_indented(ROUTED.strip())}\n    x = x + whole  # <- MOE308\n    return x\n",
+            ),
+            layer=_LAYER,
+        ),
         layer_case("added-behind", block(_forward("x = x + shared  # <- MOE308")), layer=_LAYER),
         layer_case(
             "under-another-condition",
