@@ -51,7 +51,8 @@ class UnguardedReduction(Rule):
     layer-context flags, and hands down those that are not in scope: the functions on the way get the parameter, False
     by default, and the layer asks its communicator. Where that cannot be done surely the fix says why. Behind a
     boundary that takes sums by contract the sum itself may be the mistake: there the fix is unsafe. Blocks without an
-    absorber are right as they are and are not reported (see MOE003).
+    absorber are right as they are and are not reported (see MOE003). Nor is a reduction that has to go whatever its
+    guard: of what the experts have summed for themselves (MOE306), or in front of another one (MOE309).
     """
 
     code = "MOE002"

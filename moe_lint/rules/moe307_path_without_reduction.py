@@ -109,7 +109,7 @@ class PathWithoutReduction(Rule):
     to leave its sum, but that makes none. Not reported: paths of an a2a backend, whose combine has summed; what the
     caller decides by an argument or a switch of the block (`self.fast`), or an option that is not known; blocks behind
     a boundary that takes sums by contract; what is handed to a function that cannot be followed; a block that is told
-    nothing and never sums. Reported at the `return`, or at
+    nothing and never sums, or whose experts were built not to (MOE304). Reported at the `return`, or at
     the reduction where that is what a condition holds back. There is no fix.
     """
 

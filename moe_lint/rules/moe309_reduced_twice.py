@@ -72,8 +72,8 @@ class ReducedTwice(Rule):
 
     So is a layer that sums what its block has summed, and a block whose `forward` hands to one method that sums what
     another has summed. Not reported: an EP and a TP sum of one tensor, which are over different ranks, and sums that
-    run under opposite
-    conditions. Reported at the second sum. There is no fix: which of the two may go is for the model to say.
+    run under opposite conditions. Reported at the second sum; that the first one has no guard, or drifts from a
+    sibling, is not told beside it. There is no fix: which of the two may go is for the model to say.
     """
 
     code = "MOE309"
