@@ -118,11 +118,11 @@ class ReducedByNobody(Rule):
     Experts that are told nothing are looked at where their class does not reduce by default. So are shared experts, and
     other layers of a class that holds experts, if they are told: a shared expert that joins behind the reduction is
     reported although the routed experts are summed, and not beside routed experts that nobody sums either, where one
-    reduction is missing for both. Not reported: a layer that is built for one rank, one that is handed on as a value, one that only a path of an a2a backend runs, a block
-    that calls something else with `reduce` or `scatter` in its name, a block or layer that hands the output to
-    something that cannot be followed, trees in which nothing answers who sums, and those in which the layer boundary
-    takes sums by contract. Reported at the constructor call, or where the function is called. There is no fix: who sums
-    is for the model to say.
+    reduction is missing for both. Not reported: a layer that is built for one rank, one that is handed on as a value,
+    one that only a path of an a2a backend runs, a block that calls something else with `reduce` or `scatter` in its
+    name, a block or layer that hands the output to something that cannot be followed, trees in which nothing answers
+    who sums, and those in which the layer boundary takes sums by contract. Reported at the constructor call, or where
+    the function is called. There is no fix: who sums is for the model to say.
     """
 
     code = "MOE304"
