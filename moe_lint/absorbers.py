@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
 from pathlib import PurePath
 
 from msgspec import Struct
 
 from moe_lint.expressions import NotBoolean
+from moe_lint.facts import Call
 from moe_lint.formula import FALSE, TRUE, Atom, Formula, assign, atom_set, conj, disj, negate, substitute
 from moe_lint.helper import find_definition, is_skip_predicate
 from moe_lint.index import ProjectIndex, Ref
+from moe_lint.local_predicates import answered
 from moe_lint.model import Axis
-from moe_lint.policy import Policy
+from moe_lint.policy import Policy, bind
 from moe_lint.profile import Flag, Profile
 from moe_lint.text import Text
 
@@ -224,7 +226,7 @@ def _twins(policy: Policy) -> Iterator[Twin]:
                 if facts is None or method != flag.predicate or not owner:
                     continue
                 try:
-                    promised = facts.condition(name)
+                    promised = answered(facts.condition(name), owner, path, index)
                 except NotBoolean:
                     continue
                 yield from _twins_of(flag, Ref(path, name), promised, policy)
@@ -237,7 +239,8 @@ def _twins_of(flag: Flag, promise: Ref, promised: Formula, policy: Policy) -> It
         owner = index.resolve(promise.path, match[2])
         step = index.method(owner, match[3]) if owner is not None else None
         body = index.function(step) if step is not None else None
-        if step is None or body is None or not body.scatters:
+        scatters = list(_scatters(step, index)) if step is not None else []
+        if step is None or body is None or not scatters:
             continue
         here = promised
         for other, its in chosen.items():
@@ -245,11 +248,40 @@ def _twins_of(flag: Flag, promise: Ref, promised: Formula, policy: Policy) -> It
                 here = assign(here, other, TRUE if other == name else FALSE)
         arguments = _arguments(promise, body.params, index)
         bound = partial(_bound, arguments=arguments)
-        conditions = disj(scatter.condition for scatter in body.scatters)
+        conditions = disj(condition for condition, _ in scatters)
         if any(name in body.params and name not in arguments for name in atom_set(conditions)):
             continue  # what the communicator passes for that parameter is not seen
         summed = substitute(conditions, bound)
-        yield Twin(flag, promise, step, here, summed, body.scatters[0].span.line)
+        yield Twin(flag, promise, step, here, summed, scatters[0][1])
+
+
+def _scatters(step: Ref, index: ProjectIndex) -> Iterator[tuple[Formula, int]]:
+    """(condition, line) of each call of a step that sums and scatters: by itself, or in a function that it calls."""
+    body, facts = index.function(step), index.facts(step.path)
+    owner = step.name.rpartition(".")[0] or None
+    if body is None or facts is None:
+        return
+    if body.scatters:
+        yield from ((scatter.condition, scatter.span.line) for scatter in body.scatters)
+        return
+    for call in facts.conduct(step.name).calls:
+        targets = index.targets(step.path, owner, call.callee)
+        inner = index.function(targets[0].function) if len(targets) == 1 else None
+        if inner is None or not inner.scatters or any(passed.hides for passed in call.arguments):
+            continue
+        values = _given(call, inner.params, inner.defaults)
+        conditions = [bind(scatter.condition, values, index.profile) for scatter in inner.scatters]
+        left = {name for condition in conditions for name in atom_set(condition)} & set(inner.params) - {*body.params}
+        if not left:
+            yield disj(conj((call.condition, condition)) for condition in conditions), call.span.line
+
+
+def _given(call: Call, params: tuple[str, ...], defaults: Mapping[str, bool | None]) -> dict[str, Formula]:
+    """Parameter of a function -> what a call passes for it."""
+    order = [name for name in params if name not in ("self", "cls")]
+    values = {name: TRUE if default else FALSE for name, default in defaults.items() if default is not None}
+    values |= {n: Atom(p.text) for n, p in zip(order, (p for p in call.arguments if p.keyword is None), strict=False)}
+    return values | {passed.keyword: Atom(passed.text) for passed in call.arguments if passed.keyword is not None}
 
 
 def _arguments(promise: Ref, params: tuple[str, ...], index: ProjectIndex) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec import Struct
 
-from moe_lint.facts import CallFact, CallResult, Experts, Origin, Origins, Param, element_of, is_run
+from moe_lint.facts import NOTHING, CallFact, CallResult, Experts, Origin, Origins, Param, element_of, is_run
 from moe_lint.formula import TRUE, Formula, TooManyAtoms, conj, satisfiable
 from moe_lint.index import ProjectIndex, Ref
 from moe_lint.profile import matches
@@ -132,8 +134,8 @@ class Dataflow:
             if returned.experts:
                 return _EXPERTS
             if returned.params:
-                inputs = element_of(call.inputs, call.element) if returned.whole else call.inputs
-                found |= self._sources(inputs, where)
+                inputs = self.handed(call, Ref(where.path, where.function), target, returned.params)
+                found |= self._sources(element_of(inputs, call.element) if returned.whole else inputs, where)
         return found
 
     def _local_function(self, callee: str, where: Where) -> Ref | None:
@@ -145,6 +147,20 @@ class Dataflow:
                 return Ref(where.path, f"{outer}.{callee}")
             outer = outer.rpartition(".")[0]
         return None
+
+    def handed(self, call: CallResult, caller: Ref, target: Ref, params: Iterable[str]) -> Origins:
+        """What a call hands over for some parameters; all that it hands over where these cannot be told apart."""
+        body, facts = self.index.function(caller), self.index.function(target)
+        calls = [one for one in body.calls if one.callee == call.callee] if body is not None else []
+        if facts is None or len({one.span for one in calls}) != 1:
+            return call.inputs
+        order = [name for name in facts.params if name not in ("self", "cls")]
+        handed: set[Origin] = set()
+        for passed in (_passed_for(one, order, name) for one in calls for name in params):
+            if passed is None or not passed <= call.inputs:
+                return call.inputs  # in a loop, what is passed may be the result of the call itself
+            handed |= passed
+        return frozenset(handed)
 
     def _is_something_else(self, call: CallResult, where: Where) -> bool:
         """Whether a call returns the shared experts' output beside the experts', and this is it."""
@@ -282,12 +298,17 @@ def _cheapest_first(origin: Origin) -> tuple[int, str]:
 
 def argument_origins(call: CallFact, params: list[str], param: str) -> Origins:
     """The origins of what a call passes for a parameter, bound by the callee's parameter order."""
-    position = params.index(param)
+    return _passed_for(call, params, param) or NOTHING
+
+
+def _passed_for(call: CallFact, params: list[str], param: str) -> Origins | None:
+    """The same; None where nothing is seen to be passed for it."""
+    position = params.index(param) if param in params else len(call.arguments)
     positional = [a for a in call.arguments if a.keyword is None]
     for argument in call.arguments:
         if argument.keyword == param:
             return argument.origins
-    return positional[position].origins if position < len(positional) else frozenset()
+    return positional[position].origins if position < len(positional) else None
 
 
 def elements_at(elements: tuple[Origins, ...], element: int | None) -> tuple[Origins, ...]:

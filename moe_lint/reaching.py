@@ -14,15 +14,16 @@ _DEPTH = 3
 
 
 def reaching(index: ProjectIndex, function: Ref, class_name: str | None, depth: int = 0) -> Formula:
-    """What holds at every call of a method: TRUE unless each of its calls is one by its own class and was read.
+    """What holds at every call of a method or function: TRUE unless each of its calls was read.
 
-    ``if not skip(): x = self._reduce(x)`` guards the reduction in `_reduce` as well as if it stood there.
+    Those of a method must be by its own class. ``if not skip(): x = self._reduce(x)`` guards the reduction in
+    `_reduce` as well as if it stood there.
     """
     short = function.name.rsplit(".", 1)[-1]
     if depth >= _DEPTH or short in ("forward", "__call__"):
         return TRUE
     calls = {(path, call.span): call for path, call in index.calls_of(function)}
-    if not calls or len(calls) != _count(index, function, class_name):
+    if not calls or len(calls) != _called(index, function, class_name):
         return TRUE
     conditions = []
     for (path, span), call in calls.items():
@@ -44,8 +45,7 @@ def handed_flags(index: ProjectIndex, function: Ref, class_name: str | None) -> 
         return {}
     _, params, _ = facts.header(function.name)
     calls = {(path, call.span): call for path, call in index.calls_of(function)}
-    uses = _uses(index, short) if short == function.name else _count(index, function, class_name)
-    if not calls or len(calls) != uses:
+    if not calls or len(calls) != _called(index, function, class_name):
         return {}
     order = [name for name in params if name != "self" and name not in facts.keyword_only(function.name)]
     told: dict[str, set[str | None]] = {}
@@ -58,6 +58,12 @@ def handed_flags(index: ProjectIndex, function: Ref, class_name: str | None) -> 
     found = [(flag, name) for name, (flag, *others) in told.items() if flag is not None and not others]
     named = {flag: name for flag, name in found if flag not in own}
     return named if len(named) == sum(flag not in own for flag, _ in found) else {}  # two of one flag: which is asked?
+
+
+def _called(index: ProjectIndex, function: Ref, class_name: str | None) -> int | None:
+    """How often a method or function is called; None when it may be in a way that is not looked for."""
+    module_level = "." not in function.name
+    return _uses(index, function.name) if module_level else _count(index, function, class_name)
 
 
 def _uses(index: ProjectIndex, name: str) -> int | None:

@@ -109,14 +109,14 @@ def owner_of(site: Site | FoundSite) -> Ref:
 
 def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) -> FoundSite:
     """Everything about a site that does not depend on the helper. Raises ``RecursionError`` for too deep a guard."""
-    raw = opened(raw, path, index)
+    raw = _over_the_axis_inside(opened(raw, path, index), path, index)
     reached = conj(part.formula for part in raw.guard)
     if nests_too_deeply(reached):
         raise RecursionError
     where = Where(path, raw.class_name, raw.function.removesuffix(".<lambda>"), reached)
     inside = raw.function.removesuffix(".<lambda>").rsplit(".", 1)[-1]
     wrappers = index.profile.wrappers
-    post_experts = raw.collective in wrappers or inside in wrappers or _serves_wrapper(path, raw, index)
+    post_experts = raw.collective in wrappers or inside in wrappers or serves_wrapper(path, raw, index)
     if not post_experts and not is_collective_name(inside):  # the body of a collective is not a site of its own
         post_experts = dataflow.is_post_experts(raw.origins, where)
     absorber: bool | None = None
@@ -127,6 +127,16 @@ def find_site(path: str, raw: RawSite, index: ProjectIndex, dataflow: Dataflow) 
         raw, handed = _in_flags(raw, path, index)
         reached = conj(part.formula for part in raw.guard)
     return FoundSite(path, raw, post_experts, without_topology(reached, index.profile), absorber, handed)
+
+
+def _over_the_axis_inside(raw: RawSite, path: str, index: ProjectIndex) -> RawSite:
+    """A call of a method that only sums (`self._all_reduce(x)`) is a sum over the axis that is summed there."""
+    if raw.axis != "other" or raw.class_name is None or raw.callee.rpartition(".")[0] != "self":
+        return raw
+    method = index.method(Ref(path, raw.class_name), raw.collective)
+    body = index.function(method) if method is not None else None
+    inside = body.sites if body is not None else ()
+    return replace(raw, axis=inside[0].axis) if len(inside) == 1 and not inside[0].guard else raw
 
 
 def _in_flags(raw: RawSite, path: str, index: ProjectIndex) -> tuple[RawSite, tuple[tuple[str, str], ...]]:
@@ -154,7 +164,7 @@ def _asks_one(atom: str, params: set[str]) -> bool:
     return atom in params or ("(" in atom and not params.isdisjoint(re.findall(r"(?<![\w.])\w+(?![\w.\[(])", atom)))
 
 
-def _serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:
+def serves_wrapper(path: str, raw: RawSite, index: ProjectIndex) -> bool:
     """Whether a site stands in a function that a wrapper of its file calls, told from the text."""
     facts = index.facts(path)
     if facts is None or raw.class_name is not None:
@@ -171,7 +181,7 @@ def _is_handed_its_condition(found: FoundSite, index: ProjectIndex) -> bool:
     """Whether a wrapper decides about a site in a function that serves it, by a parameter."""
     facts, function = index.facts(found.path), found.raw.function
     params = facts.header(function)[1] if facts is not None and function in facts.functions else ()
-    return bool(set(params) & atom_set(found.guard)) and _serves_wrapper(found.path, found.raw, index)
+    return bool(set(params) & atom_set(found.guard)) and serves_wrapper(found.path, found.raw, index)
 
 
 def skip_atoms_used(sites: Iterable[FoundSite], profile: Profile) -> list[tuple[Axis, str]]:

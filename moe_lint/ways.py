@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from moe_lint.dataflow import Dataflow, Where, elements_at
-from moe_lint.facts import CallResult, Exit, Experts, Origins, Param, Summed
+from moe_lint.facts import CallResult, Exit, Experts, Origins, Param, Summed, element_of
 from moe_lint.formula import (
     FALSE,
     TRUE,
@@ -73,15 +73,19 @@ class Way(Struct, frozen=True):
     condition: Formula
     sums: tuple[Site, ...]
     beside: tuple[Site, ...]
-    #: the function of the `return` makes sums over the axis: on other ways
+    #: the function of the `return` makes sums over the axis, or calls what does nothing else: on other ways
     owns: bool
 
 
 class _Left(Struct, frozen=True):
-    """A value that leaves a function: its experts' output (None), or what it was given for a parameter."""
+    """A value that leaves a function: its experts' output (None), or what it was given for a parameter.
+
+    ``element`` is the part of that which is asked for, where it is handed on as it is.
+    """
 
     param: str | None
     way: Way
+    element: int | None = None
 
 
 class _Asked(Struct, frozen=True):
@@ -266,6 +270,8 @@ class Ways:
         paths = facts.paths(function.name)
         known = [self.sites.get((function.path, span)) for span, _ in paths.summed]
         inside = [site for site in known if site is not None and self._over(site, asked.axis)]
+        every = frozenset(origin for out in paths.exits for origins in out.elements for origin in origins)
+        owns = bool(inside) or self._sums_called(every, function, asked) != FALSE
         for out in paths.exits:
             for origins in elements_at(out.elements, element):
                 if self._may_sum(origins, function, asked, seen):
@@ -273,14 +279,16 @@ class Ways:
                 spans = set(_summed(origins))
                 sums = tuple(site for site in inside if site.raw.span in spans)
                 try:
-                    condition = self._unsummed(function, asked.owner, out, sums, inside)
+                    called = self._sums_called(origins, function, asked)
+                    condition = self._unsummed(function, asked.owner, out, sums, inside, called)
                 except TooManyAtoms:
                     continue
                 if condition == FALSE or nests_too_deeply(condition):
                     continue
                 beside = tuple(site for site in inside if site not in sums and site.raw.span < out.span)
-                way = Way(function, out.span, condition, sums, beside, bool(inside))
-                yield from self._sources(origins, way, asked, seen)
+                way = Way(function, out.span, condition, sums, beside, owns)
+                part = element if len(out.elements) == 1 else None
+                yield from self._sources(origins, way, asked, seen, part)
 
     def _may_sum(self, origins: Origins, function: Ref, asked: _Asked, seen: tuple[Ref, ...]) -> bool:
         """Whether a value may have been summed by what is not known: by a call that cannot be followed, for one."""
@@ -364,22 +372,46 @@ class Ways:
         narrow = [n for n, axis in profile.collectives.items() if axis == "TP"]
         return any(profile.launch.group_of(n, "TP") != whole and self.index.holding(f"def {n}(") for n in narrow)
 
-    def _unsummed(self, function: Ref, owner: Ref, out: Exit, sums: Iterable[Site], inside: Iterable[Site]) -> Formula:
+    def _sums_called(self, origins: Origins, function: Ref, asked: _Asked) -> Formula:
+        """When a function has a value summed by a method or function that does nothing but sum what it is given."""
+        facts, body = self.index.facts(function.path), self.index.function(function)
+        found: list[Formula] = []
+        for callee in sorted({origin.callee for origin in origins if isinstance(origin, CallResult)}):
+            targets = self._callees(callee, function, asked)
+            if facts is not None and body is not None and len(targets) == 1 and self._always_sums(targets[0], asked):
+                spans = {call.span for call in body.calls if call.callee == callee}
+                found += [facts.call_condition(function.name, span) for span in sorted(spans)]
+        return disj(found)
+
+    def _always_sums(self, function: Ref, asked: _Asked) -> bool:
+        facts = self.index.facts(function.path)
+        paths = facts.paths(function.name) if facts is not None and function.name in facts.functions else None
+        known = [self.sites.get((function.path, span)) for span, _ in paths.summed] if paths is not None else []
+        spans = {s.raw.span for s in known if s is not None and not s.raw.guard and self._over(s, asked.axis)}
+        exits = paths.exits if paths is not None else ()
+        return bool(exits) and all(spans & set(_summed(origins)) for out in exits for origins in out.elements)
+
+    def _unsummed(
+        self, function: Ref, owner: Ref, out: Exit, sums: Iterable[Site], inside: Iterable[Site], called: Formula
+    ) -> Formula:
         """When a `return` is reached and none of some reductions, of those that the function makes, ran before.
 
-        What the caller decides (a parameter, who owns the sum) is as the caller leaves it by default, or such that the
-        reductions run; so are switches of the block (`self.fast`), and what is not known to be a condition on the
-        batch, on the launch or on the platform. The batch holds tokens, and no a2a backend is in use: its combine may
-        have summed.
+        ``called`` is when what it calls sums. What the caller decides (a parameter, who owns the sum) is as the caller
+        leaves it by default, or such that the reductions run; so are switches of the block (`self.fast`), and what is
+        not known to be a condition on the batch, on the launch or on the platform. The batch holds tokens, and no a2a
+        backend is in use: its combine may have summed.
         """
         facts = self.index.facts(function.path)
         assert facts is not None
         _, params, defaults = facts.header(function.name)
         class_name = owner.name if "." in function.name else None
         reached = by_getters(meaning(out.condition, class_name, function.path, self.index), owner, self.index)
-        runs = disj(by_getters(conj(part.formula for part in site.raw.guard), owner, self.index) for site in sums)
+        guards = [called, *(conj(part.formula for part in site.raw.guard) for site in sums)]
+        runs = disj(by_getters(guard, owner, self.index) for guard in guards)
         made = disj(conj(part.formula for part in site.raw.guard) for site in inside) if runs == FALSE else runs
-        own = [name for name in params if name not in self.profile.flag_names]  # a flag may have another name here
+        own = [
+            p for p in params if p != "self" and p not in self.profile.flag_names
+        ]  # a flag may have another name here
         left = {name: TRUE if given else FALSE for name in own if (given := defaults.get(name)) is not None}
         reached, runs = bind(reached, left, self.profile), bind(runs, left, self.profile)
         reached = replace_atoms(reached, self._no_backend(reached))
@@ -410,10 +442,18 @@ class Ways:
             if _OWN.match(name) is not None or self._may_choose(name, function.path)
         ]
         unsummed = forall(unsummed, decided)
-        for name in own:  # also one that is handed to the helper
-            if any(name in _WORD.findall(atom) for atom in atom_set(unsummed)):
-                unsummed = conj(bind(unsummed, {name: value}, self.profile) for value in (TRUE, FALSE))
+        for name in own:
+            told = [atom for atom in atom_set(unsummed) if atom == name or self._hands_on(atom, name)]
+            if told:
+                unsummed = conj(
+                    replace_atoms(unsummed, {atom: bind(Atom(atom), {name: value}, self.profile) for atom in told})
+                    for value in (TRUE, FALSE)
+                )
         return unsummed
+
+    def _hands_on(self, atom: str, name: str) -> bool:
+        """Whether a condition is a question to the helper that is handed a parameter."""
+        return name in _WORD.findall(atom) and bool(self.policy.helper_calls(Atom(atom)))
 
     def _no_backend(self, formula: Formula) -> dict[str, Formula]:
         """What the questions about the a2a backend in a formula are worth where none is in use."""
@@ -467,10 +507,12 @@ class Ways:
 
     # --- where what leaves comes from
 
-    def _sources(self, origins: Origins, way: Way, asked: _Asked, seen: tuple[Ref, ...]) -> Iterator[_Left]:
+    def _sources(
+        self, origins: Origins, way: Way, asked: _Asked, seen: tuple[Ref, ...], element: int | None
+    ) -> Iterator[_Left]:
         for origin in sorted(origins, key=repr):
             if isinstance(origin, Param):
-                yield _Left(origin.name, way)
+                yield _Left(origin.name, way, element)
             elif isinstance(origin, CallResult):
                 yield from self._called(origin, way, asked, seen)
             elif isinstance(origin, Experts) and not asked.attribute:
@@ -480,12 +522,11 @@ class Ways:
         where = Where(way.function.path, asked.owner.name, way.function.name)
         last = call.callee.rsplit(".", 1)[-1]
         experts = self.dataflow.is_run(call, where) and self._method(call.callee, asked) is None
-        if call.callee == f"self.{asked.attribute}" or (
-            experts and not asked.attribute and not matches(last, self.profile.combines)
-        ):
+        routed = experts and not asked.attribute and not self._is_shared(call)
+        if call.callee == f"self.{asked.attribute}" or (routed and not matches(last, self.profile.combines)):
             yield _Left(None, way)
             return
-        if experts and asked.attribute:
+        if experts and (asked.attribute or self._is_shared(call)):
             return  # what is handed to the experts is another quantity
         for target in self._callees(call.callee, way.function, asked):
             for left in self._leaving(target, asked, call.element, seen):
@@ -500,7 +541,12 @@ class Ways:
                     yield _Left(None, joined)
                 else:
                     through = replace(way, condition=both, sums=sums, beside=beside)
-                    yield from self._sources(call.inputs, through, asked, seen)
+                    handed = self.dataflow.handed(call, way.function, target, (left.param,))
+                    yield from self._sources(element_of(handed, left.element), through, asked, seen, left.element)
+
+    def _is_shared(self, call: CallResult) -> bool:
+        """Whether it is the shared experts' part of what a run of the experts returns."""
+        return call.element is not None and call.element == self.profile.shared_element
 
     def _method(self, callee: str, asked: _Asked) -> Ref | None:
         """The block's own method of that name."""

@@ -132,7 +132,9 @@ class Callers(Constructions):
             if not callees:
                 continue
             if when not in held:
-                held[when] = conj((frame.holds, self.told(frame, when)))
+                asks_helper = self.policy.helper_calls(when)
+                told = self._with_helper(frame, when) if asks_helper else self.told(frame, when)
+                held[when] = conj((frame.holds, told))
             holds = held[when]
             for callee in callees if holds != FALSE else ():
                 condition = self._narrowed_to(callee.built, frame, holds)
@@ -503,7 +505,11 @@ class Callers(Constructions):
         return tuple(found)
 
     def guard(self, frame: Frame, site: Site) -> Formula:
-        """A site's guard in the layer's terms: the helper and other predicates that read flags are opened."""
+        """A site's guard in the layer's terms."""
+        return self._with_helper(frame, site.guard)
+
+    def _with_helper(self, frame: Frame, condition: Formula) -> Formula:
+        """A condition in the layer's terms: the helper and other predicates that read flags are opened."""
         flags = {flag.name for flag in self.index.profile.flags}
         context = dict(frame.context)
         helper = self.policy.helper
@@ -522,7 +528,7 @@ class Callers(Constructions):
                 return self._opened(handed, flags - own, published)
             return self._opened(Atom(atom), flags, published)
 
-        return substitute(site.guard, lambda atom: value(atom) if "(" in atom else self.told(frame, Atom(atom)))
+        return substitute(condition, lambda atom: value(atom) if "(" in atom else self.told(frame, Atom(atom)))
 
     def _opened(self, formula: Formula, flags: set[str], published: Callable[[Formula], Formula]) -> Formula:
         """Predicates that read published flags replaced by what they mean."""

@@ -16,7 +16,7 @@ from moe_lint.facts.data import AttributeFact, FunctionFacts, Origins, Paths
 from moe_lint.facts.definitions import Definitions, signature_of
 from moe_lint.facts.groups import ChoiceReader, GroupChoice
 from moe_lint.facts.handed import hands_on
-from moe_lint.facts.leaving import Leaving, first_returned, leaving
+from moe_lint.facts.leaving import Leaving, first_returned, leaving, result_name
 from moe_lint.facts.paths import PathReader
 from moe_lint.facts.reader import FileContext, FunctionReader
 from moe_lint.facts.state import Definition, Unclear, decoded, encoded
@@ -263,6 +263,10 @@ class FileFacts(Definitions):
         if key not in places:
             places[key] = leaving(self._node(self._functions[qualname]), layers, leaks, self.lines)
         return places[key]
+
+    def result_name(self, qualname: str, call: Span) -> str | None:
+        """The one name that a function gives to what a call returns."""
+        return result_name(self._node(self._functions[qualname]), call, self.lines)
 
     def first_returned(self, qualname: str) -> frozenset[str | None]:
         """The names of what a function returns, or of the first part of it."""

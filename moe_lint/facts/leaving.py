@@ -44,6 +44,13 @@ def leaving(function: ast.AST, layers: Collection[Span], leaks: Collection[Span]
     return Leaving(name, part, span_of(statement, lines))
 
 
+def result_name(function: ast.AST, call: Span, lines: Lines) -> str | None:
+    """The one name that a function gives to what a call returns."""
+    assigns = filter(None, map(assignment, nodes(function)))
+    given = [a for a, value in assigns if isinstance(value, ast.Call) and span_of(value, lines) == call]
+    return dotted(given[0][0]) if len(given) == 1 and len(given[0]) == 1 else None
+
+
 def first_returned(function: ast.AST) -> frozenset[str | None]:
     """The names of what a function returns, or of the first part of it."""
     returns = (n.value for n in nodes(function) if isinstance(n, ast.Return) and n.value is not None)

@@ -9,6 +9,8 @@ from moe_lint.rules._cases import BARE, ROUTED, block, case, experts, method, mo
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.moe306_reduced_by_experts_too import reduces_what_is_whole
+from moe_lint.rules.moe309_reduced_twice import one_too_many
 
 #: A layer that derives from the model's own, and has a communicator.
 _DERIVED = """
@@ -49,7 +51,8 @@ class UnguardedReduction(Rule):
     layer-context flags, and hands down those that are not in scope: the functions on the way get the parameter, False
     by default, and the layer asks its communicator. Where that cannot be done surely the fix says why. Behind a
     boundary that takes sums by contract the sum itself may be the mistake: there the fix is unsafe. Blocks without an
-    absorber are right as they are and are not reported (see MOE003).
+    absorber are right as they are and are not reported (see MOE003). Nor is a reduction that has to go whatever its
+    guard: of what the experts have summed for themselves (MOE306), or in front of another one (MOE309).
     """
 
     code = "MOE002"
@@ -168,6 +171,8 @@ class UnguardedReduction(Rule):
                 continue
             if site.raw.shape == "consumed":
                 continue  # the block needs the whole sum itself
+            if site in one_too_many(context) or reduces_what_is_whole(site, context):
+                continue  # it has to go, whatever its guard: told by the rules about that
             yield self.finding(
                 site,
                 f"all-reduce after the experts ignores every skip reason, but an absorber surrounds "

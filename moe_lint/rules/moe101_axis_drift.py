@@ -126,8 +126,8 @@ class AxisDrift(Rule):
         if lacking:
             yield self.finding(
                 site,
-                f"the {site.axis} reduction ignores {named(lacking)}, the {twin.axis} reduction of the same tensor "
-                f"on line {twin.raw.span.line} does not",
+                f"the {site.axis} reduction does not skip for {named(lacking)}, as the {twin.axis} reduction on line "
+                f"{twin.raw.span.line} does",
                 context,
                 witness=witness(site, context.policy),
                 remedy="guard both with the helper, each with its own axis",

@@ -1,21 +1,24 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from textwrap import indent
 
 from msgspec.structs import replace
 
 from moe_lint.facts import BackendTest
+from moe_lint.formula import Atom, Or, conj, implies, negate
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Axis, Confidence, Finding, Related, Severity
 from moe_lint.policy import Policy
-from moe_lint.rules._backends import groups, question, runs_with
-from moe_lint.rules._cases import BARE, UTILS, case, experts, layer_case, method
+from moe_lint.rules._backends import Group, question, reducing_classes, runs_with
+from moe_lint.rules._cases import BARE, UTILS, Piece, block, case, experts, layer_case, method
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
-from moe_lint.sites import Site, owner_of
+from moe_lint.sites import Site, asked_before
 
+_FUNCTION = re.compile(r"[A-Za-z_]\w*$")
 _BY_MEMBERS = """
     if get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake():{mark}
         return self.forward_deepep(x)
@@ -73,6 +76,16 @@ _PAIR = experts(
 )
 
 
+_MEMBERS = "get_moe_a2a_backend().is_deepep() or get_moe_a2a_backend().is_mooncake()"
+_LISTED = "def sums_in_combine():\n    return {}"
+_ASKS = method("if sums_in_combine():\n    return self.forward_deepep(x)\nreturn self.forward_normal(x)")
+
+
+def _with_function(name: str, function: str, *methods: Piece) -> Case:
+    """A block beside a function of its file."""
+    return layer_case(name, function, block(*methods), layer="x = self.mlp(x)")
+
+
 class HandListedBackends(Rule):
     """A path to the all-reduce is chosen by a2a backends listed by hand, fewer than the tree's own class predicate.
 
@@ -105,6 +118,23 @@ class HandListedBackends(Rule):
     severity = Severity.WARNING
     confidence = Confidence.MEDIUM
     VALID = (
+        _with_function(
+            "a-function-asks-the-class-predicate", _LISTED.format("is_deepep_class_backend()"), _ASKS, _ROUTED, _DEEPEP
+        ),
+        _with_function(
+            "a-function-lists-all",
+            _LISTED.format(_MEMBERS + " or get_moe_a2a_backend().is_mori()"),
+            _ASKS,
+            _ROUTED,
+            _DEEPEP,
+        ),
+        _with_function(
+            "a-function-that-does-not-decide",
+            _LISTED.format(_MEMBERS),
+            method("x = self.padded(x) if sums_in_combine() else x\nreturn self.forward_normal(x)"),
+            _ROUTED,
+            "def padded(self, x):\n    return x",
+        ),
         case(
             "all-members-and-one-of-another-family",
             method(
@@ -230,6 +260,20 @@ class HandListedBackends(Rule):
         ),
     )
     INVALID = (
+        _with_function(
+            "listed-by-a-function",
+            _LISTED.format(_MEMBERS),
+            _ASKS.replace("combine():", "combine():  # <- MOE103"),
+            _ROUTED,
+            _DEEPEP,
+        ),
+        _with_function(
+            "reduced-by-a-function",
+            "def reduced(x):\n    return tensor_model_parallel_all_reduce(x)",
+            method(_BY_MEMBERS.format(mark="  # <- MOE103")),
+            experts("x = reduced(x)", name="forward_normal"),
+            _DEEPEP,
+        ),
         case(
             "through-another-method",
             method(_BY_MEMBERS.format(mark="  # <- MOE103")),
@@ -349,10 +393,10 @@ class HandListedBackends(Rule):
         classes = context.policy.backend_classes()
         if not classes:
             return
-        for group in groups(context):
-            site = group[0]
+        for group in reducing_classes(context):
+            site = group.sites[0]
             reducing = _reducing(group, context)
-            for test in _tests(site, reducing, context):
+            for test in (*_tests(group.owner, reducing, context), *_asked_tests(group, reducing, context)):
                 if not (test.leaves or test.chooses & reducing):
                     continue
                 for name, (members, ref) in sorted(classes.items()):
@@ -360,7 +404,8 @@ class HandListedBackends(Rule):
                     common = test.members & members
                     if common and left_out:
                         finding = self._report(site, test, name, left_out, ref, context)
-                        sure = len(common) > 1 or _is_built_alike(site, common, left_out, context)
+                        finding = replace(finding, path=group.owner.path, class_name=group.owner.name)
+                        sure = len(common) > 1 or _is_built_alike(group.owner, common, left_out, context)
                         yield finding if sure else replace(finding, confidence=Confidence.LOW)
                         break
 
@@ -387,10 +432,10 @@ class HandListedBackends(Rule):
         )
 
 
-def _is_built_alike(site: Site, listed: frozenset[str], left_out: list[str], context: Context) -> bool:
+def _is_built_alike(owner: Ref, listed: frozenset[str], left_out: list[str], context: Context) -> bool:
     """Whether the block's experts are the same with a backend that it lists and with one that it leaves out."""
     index = context.index
-    for ref in index.mro(owner_of(site)):
+    for ref in index.mro(owner):
         facts = index.facts(ref.path)
         if facts is None or ref.name not in facts.classes:
             continue
@@ -403,14 +448,15 @@ def _is_built_alike(site: Site, listed: frozenset[str], left_out: list[str], con
     return False
 
 
-def _reduces_with(member: str, group: Iterable[Site], policy: Policy) -> bool:
+def _reduces_with(member: str, group: Group, policy: Policy) -> bool:
     """Whether the reductions over some axis can run with that backend: the helper may know what the list does not.
 
     Where only some of those over an axis can, their guards have drifted apart, which is another rule's business.
     """
     runs: dict[Axis, bool] = {}
-    for site in group:
-        runs[site.axis] = runs.get(site.axis, True) and runs_with(member, site, policy)
+    for site in group.sites:
+        above = asked_before(site, policy)
+        runs[site.axis] = runs.get(site.axis, True) and runs_with(member, site, policy, above)
     return any(runs.values())
 
 
@@ -428,27 +474,64 @@ def _shown(left_out: list[str], axis: Axis, policy: Policy) -> str | None:
     return f"with {shown[first]}{more} the backend's combine has summed, and this block sums again"
 
 
-def _tests(site: Site, reducing: set[str], context: Context) -> Iterable[BackendTest]:
-    """The backend tests in the methods of a site's class that reduce, or call one that does."""
-    facts = context.index.facts(site.path)
-    if facts is None or site.raw.class_name is None:
-        return
-    calls = _calls(reducing)
-    for name in facts.functions_in(site.raw.class_name):
-        if name.rsplit(".", 1)[-1] in reducing or facts.matches(name, calls):
+def _tests(owner: Ref, reducing: set[str], context: Context) -> Iterator[BackendTest]:
+    """The backend tests in the methods of a class that reduce, or call one that does."""
+    facts = context.index.facts(owner.path)
+    for name in _calling(owner, reducing, context) if facts is not None else ():
+        if facts is not None:
             yield from facts.function(name).backend_tests
+
+
+def _asked_tests(group: Group, reducing: set[str], context: Context) -> Iterator[BackendTest]:
+    """The same where a function of the tree lists the backends: the reductions run where it denies them all."""
+    index, owner = context.index, group.owner
+    facts = index.facts(owner.path)
+    for name in _calling(owner, reducing, context) if facts is not None else ():
+        conduct = context.callers.conduct(Ref(owner.path, name))
+        calls = conduct.calls if conduct is not None else ()
+        asked = {call.callee: call for call in calls if _FUNCTION.match(call.callee) and not call.arguments}
+        tests = {callee: members for callee in asked if (members := _listed(callee, owner.path, context))}
+        own = [site for site in group.sites if (site.path, site.raw.function) == (owner.path, name)]
+        reached = [call.condition for call in calls if call.callee.removeprefix("self.") in reducing]
+        reached += [conj(part.formula for part in site.raw.guard) for site in own]
+        for callee, members in tests.items():
+            denied = negate(Atom(f"{callee}()"))
+            if reached and all(implies(condition, denied) for condition in reached):
+                span = asked[callee].span
+                yield BackendTest(members, span, name, owner.name, frozenset(reducing), True)
+
+
+def _listed(callee: str, path: str, context: Context) -> frozenset[str]:
+    """The backends that a function of the tree asks for, and nothing else."""
+    index, policy = context.index, context.policy
+    ref = index.resolve(path, callee) if callee not in policy.profile.helpers else None
+    body = index.condition(ref) if ref is not None and ref.path in index.texts else None
+    if body is None or callee in policy.backend_classes():
+        return frozenset()
+    prefix = f"{policy.profile.backend_getter}.is_"
+    parts = body.operands if isinstance(body, Or) else (body,)
+    names = [part.name for part in parts if isinstance(part, Atom)]
+    listed = [name[len(prefix) : -2] for name in names if name.startswith(prefix) and name.endswith("()")]
+    return frozenset(listed) if len(listed) == len(parts) else frozenset()
+
+
+def _calling(owner: Ref, reducing: set[str], context: Context) -> Iterator[str]:
+    """The methods of a class that reduce, or call one that does."""
+    facts, calls = context.index.facts(owner.path), _calls(reducing)
+    for name in facts.functions_in(owner.name) if facts is not None else ():
+        if facts is not None and (name.rsplit(".", 1)[-1] in reducing or facts.matches(name, calls)):
+            yield name
 
 
 def _calls(methods: set[str]) -> str:
     return rf"self\.(?:{'|'.join(sorted(methods)) or '(?!)'})\("
 
 
-def _reducing(group: Iterable[Site], context: Context) -> set[str]:
+def _reducing(group: Group, context: Context) -> set[str]:
     """The methods of a class that hold its reductions, and those beside `forward` that hand the output on to them."""
-    found = {site.method for site in group}
-    path, owner = next((site.path, site.raw.class_name) for site in group)
-    facts = context.index.facts(path)
-    names = facts.functions_in(owner) if facts is not None and owner is not None else ()
+    found, owner = set(group.methods), group.owner
+    facts = context.index.facts(owner.path)
+    names = facts.functions_in(owner.name) if facts is not None else ()
     while facts is not None:
         calling = {name.rsplit(".", 1)[-1] for name in names if facts.matches(name, _calls(found))} - {"forward"}
         if calling <= found:

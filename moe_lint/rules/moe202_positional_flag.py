@@ -209,10 +209,17 @@ def _flags_in(formula: Formula, edge: Edge, context: Context) -> frozenset[str]:
 
 
 def _is_no_flag(text: str, edge: Edge, context: Context) -> bool:
-    """Whether a name stands for an object, not for a truth value, as far as its name and declaration say."""
+    """Whether a name stands for an object, not for a truth value, as far as its name and declaration say.
+
+    What a method of the caller returned may be one: `fuse, scatter = self._asked(batch)`.
+    """
     conduct = context.callers.conduct(edge.frame.function)
     truths = conduct.truths if conduct is not None else frozenset()
-    return text.isidentifier() and text not in truths and not _TRUTH.match(text)
+    if not text.isidentifier() or text in truths or _TRUTH.match(text):
+        return False
+    facts = context.index.facts(edge.frame.path)
+    returned = rf"(?m)^[ \t]*(?:[\w, \t]*,)?[ \t]*{text}[ \t]*(?:,[\w, \t]*)?=[ \t]*self\.\w+\("
+    return facts is None or not facts.matches(edge.frame.function.name, returned)
 
 
 def _may_take_flags(parameter: str, edge: Edge, index: ProjectIndex) -> bool:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from textwrap import dedent
+
+from msgspec import Struct
 
 from moe_lint.callers import Callers, Frame, Instance, Layer
-from moe_lint.facts import Call
-from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, atom_set, conj, negate, substitute
+from moe_lint.facts import Call, Conduct, FileFacts
+from moe_lint.formula import FALSE, TRUE, And, Atom, Formula, Not, atom_set, conj, negate, replace_atoms, substitute
 from moe_lint.index import Ref
 from moe_lint.model import Finding, FixPlan, Severity, Span
 from moe_lint.profile import Flag, Profile, matches
@@ -76,6 +79,22 @@ _RUNS_LAYER = re.compile(r"(?:^|\.)(?:layer|layers|block|blocks)(?:\.forward)?$"
 _WORD = re.compile(r"\b[A-Za-z_]\w*\b")
 
 
+def _by_a_method(of: str, text: str, call: str, *methods: str) -> str:
+    """A model in which a method does what some lines of `forward` do."""
+    head, found, tail = of.partition(text)
+    assert found
+    return head + call + tail.rstrip() + "\n\n" + "\n\n".join(_indented(method, 4) for method in methods) + "\n"
+
+
+_SENDS = 'return PPProxyTensors({"hidden_states": x, "residual": residual})'
+_SENT = _MODEL.format("            self.sent += 1", "")
+_STEP = "            x, residual = layer(x, residual, batch)\n"
+_LOOP = "        for layer in self.layers:\n" + _STEP
+_RUN = f"def run(self, x, residual, batch):\n{_indented(dedent(_LOOP), 4)}\n"
+_CAPTURED = "aux_hidden_states.append(x + residual)"
+_SEEN = _CAPTURING.format("            self.seen += 1", "")
+
+
 class DeferredSumLeaves(Rule):
     """A model hands on hidden states between two layers although the first may still owe their sum.
 
@@ -99,7 +118,8 @@ class DeferredSumLeaves(Rule):
 
     Not reported: a model that reduces marked tensors before it hands them on, one that calls a function which knows
     the marker, and layers that capture for themselves after their communicator has summed. One finding for each
-    function and kind; what is captured is a warning, since the text stays right.
+    function and kind; what is captured is a warning, since the text stays right. A method or function that is handed
+    the tensor may do it for the model, and a method may run the layers.
 
     The fix writes the lines above in front of whatever hands the tensor on, once for all of it. It is offered where
     the model has one name for what the layer returns first and marks, and where the layer's blocks leave out a sum over
@@ -141,6 +161,50 @@ class DeferredSumLeaves(Rule):
             block(experts(ROUTED)),
             _MODEL.format(_indented(_SETTLED, 12), ""),
             communicator="chosen(config)(config, is_last_layer=layer_id == config.num_hidden_layers - 1)",
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-by-the-method-that-sends",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _SENT,
+                _SENDS,
+                "return self.sent_on(x, residual)",
+                f"def sent_on(self, x, residual):\n{_indented(_SETTLED, 4)}\n    {_SENDS}",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-before-a-method-captures",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _CAPTURING.format(_indented(_SETTLED, 12), ""),
+                _CAPTURED,
+                "self.capture(aux_hidden_states, x, residual)",
+                "def capture(self, captured, x, residual):\n    captured.append(x + residual)",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "settled-by-the-method-that-runs-the-layers",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _SENT,
+                _LOOP,
+                "        x, residual = self.run(x, residual, batch)\n",
+                f"{_RUN}{_indented(_SETTLED, 4)}\n    return x, residual",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "a-method-counts-tokens",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _MODEL.format(_indented(_SETTLED, 12), ""),
+                _STEP,
+                _STEP + "            self.count(x)\n",
+                "def count(self, x):\n    self.counts.append(x.shape[0])",
+            ),
             layer=_LAYER,
         ),
         layer_case(
@@ -192,6 +256,50 @@ class DeferredSumLeaves(Rule):
             layer=_LAYER,
         ),
         layer_case(
+            "sent-by-a-method",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _SENT,
+                _SENDS,
+                "return self.sent_on(x, residual)  # <- MOE303",
+                f"def sent_on(self, x, residual):\n    {_SENDS}",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "captured-by-a-method",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _SEEN,
+                _CAPTURED,
+                "self.capture(aux_hidden_states, x, residual)  # <- MOE303",
+                "def capture(self, captured, x, residual):\n    captured.append(x + residual)",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "layers-run-by-a-method",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _MODEL.format("            self.sent += 1", "  # <- MOE303"),
+                _LOOP,
+                "        x, residual = self.run(x, residual, batch)\n",
+                f"{_RUN}    return x, residual",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "each-layer-run-by-a-method",
+            block(experts(ROUTED)),
+            _by_a_method(
+                _MODEL.format("            self.sent += 1", "  # <- MOE303"),
+                _STEP,
+                "            x, residual = self.run(layer, x, residual, batch)\n",
+                "def run(self, layer, x, residual, batch):\n    return layer(x, residual, batch)",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
             "settled-on-another-path",
             block(experts(ROUTED)),
             _MODEL.format(
@@ -209,19 +317,21 @@ class DeferredSumLeaves(Rule):
             for layer in callers.layers if flag.last else ():
                 if not defers(callers, layer, flag):
                     continue
-                for frame in _runs(context, layer):
-                    for call, leaks, runs in _leaks(context, frame):
+                for frame, passage in _frames(context, layer):
+                    for sent, call, leaks in _leaks(context, frame, passage):
                         if (frame.path, call.span.line) in told:
                             continue
                         told.add((frame.path, call.span.line))
-                        fix = plan_settle(context, layer, flag.name, frame, runs, leaks)
-                        yield self._found(context, layer, flag, frame, call, fix)
+                        fix: FixPlan | str = "the layers run in a function of their own"
+                        if passage.direct:
+                            fix = plan_settle(context, layer, flag.name, frame, passage.runs, leaks)
+                        yield self._found(context, layer, flag, frame, (sent, call), fix)
 
     def _found(
-        self, context: Context, layer: Layer, flag: Flag, frame: Frame, call: Call, fix: FixPlan | str
+        self, context: Context, layer: Layer, flag: Flag, frame: Frame, leak: tuple[bool, Call], fix: FixPlan | str
     ) -> Finding:
         profile = context.index.profile
-        sent = _is_sent(call, profile)
+        sent, call = leak
         marker = profile.markers[0]
         if sent:
             consequence = (
@@ -248,8 +358,21 @@ class DeferredSumLeaves(Rule):
         )
 
 
-def _runs(context: Context, layer: Layer) -> Iterator[Frame]:
-    """The functions of the models that run the layers: their `forward` and what else names what leaves."""
+class _Passage(Struct, frozen=True):
+    """What one function does with the layers: the calls that run them, and those that hand on what they returned."""
+
+    runs: tuple[Call, ...]
+    #: the loops in which they run; none where a function of their own runs them
+    loops: frozenset[Span]
+    #: whether each run is one of a layer itself
+    direct: bool
+
+
+def _frames(context: Context, layer: Layer) -> Iterator[tuple[Frame, _Passage]]:
+    """The functions of the models that run the layers, and what else names what leaves.
+
+    Their `forward`, and a method that runs the loop over the layers for it.
+    """
     index = context.index
     around: dict[Ref, None] = {}
     for user in sorted(index.users(layer.owner)):
@@ -260,27 +383,57 @@ def _runs(context: Context, layer: Layer) -> Iterator[Frame]:
         if index.constructs_absorber(owner):
             continue  # a layer among the layers
         function = index.method(owner, "forward")
-        if function is not None and function not in seen:
+        queue = [function] if function is not None else []
+        while queue:
+            function = queue.pop()
+            if function in seen:
+                continue
             seen.add(function)
-            yield Frame(function, Instance(owner))
+            frame = Frame(function, Instance(owner))
+            passage = _passage(context, frame)
+            yield frame, passage
+            queue += [target for call in passage.runs if (target := _target(context, frame, call)) is not None]
 
 
-def _leaks(context: Context, frame: Frame) -> Iterator[tuple[Call, list[Call], list[Call]]]:
+def _passage(context: Context, frame: Frame) -> _Passage:
+    conduct = context.callers.conduct(frame.function)
+    calls = conduct.calls if conduct is not None else ()
+    direct = [call for call in calls if call.loop is not None and _RUNS_LAYER.search(call.callee)]
+    if direct:
+        return _Passage(tuple(direct), frozenset(call.loop for call in direct if call.loop is not None), True)
+    runs = [call for call in calls if _runs_layers(context, frame, call)]
+    return _Passage(tuple(runs), frozenset(call.loop for call in runs if call.loop is not None), False)
+
+
+def _runs_layers(context: Context, frame: Frame, call: Call) -> bool:
+    """Whether a call is one of a method of the model that runs a layer, or in a loop all of them."""
+    target = _target(context, frame, call) if call.callee.startswith("self.") else None
+    inner = context.callers.conduct(target) if target is not None else None
+    runs = [one for one in inner.calls if _RUNS_LAYER.search(one.callee)] if inner is not None else []
+    return any(call.loop is not None or one.loop is not None for one in runs)
+
+
+def _target(context: Context, frame: Frame, call: Call) -> Ref | None:
+    """The one method of the model, or function, that a call runs."""
+    if "?" in call.callee or call.callee.count(".") > call.callee.startswith("self."):
+        return None
+    targets = context.index.targets(frame.path, frame.class_name, call.callee)
+    return targets[0].function if len(targets) == 1 else None
+
+
+def _leaks(context: Context, frame: Frame, passage: _Passage) -> Iterator[tuple[bool, Call, list[Call]]]:
     """The calls that hand on what a layer returned, unsettled.
 
-    Of each kind: the one under the fewest conditions, all of them, and the calls of the layers.
+    Of each kind (sent or not): the one under the fewest conditions, and all of them.
     """
     conduct = context.callers.conduct(frame.function)
-    if conduct is None:
-        return
-    runs = [call for call in conduct.calls if call.loop is not None and _RUNS_LAYER.search(call.callee)]
-    running = {call.loop for call in runs if call.loop is not None}
     found: dict[bool, list[Call]] = {}
-    for call in conduct.calls if running else ():
-        if _leaves(context, call, running) and not _is_settled(context, frame, call, conduct.calls):
-            found.setdefault(_is_sent(call, context.index.profile), []).append(call)
-    for calls in found.values():
-        yield min(calls, key=lambda call: (_demands(call.condition), call.span)), calls, runs
+    for call in conduct.calls if conduct is not None and passage.runs else ():
+        sent = _leaves(context, frame, call, passage)
+        if sent is not None and conduct is not None and not _is_settled(context, frame, call, conduct.calls):
+            found.setdefault(sent, []).append(call)
+    for sent, calls in found.items():
+        yield sent, min(calls, key=lambda call: (_demands(call.condition), call.span)), calls
 
 
 def _demands(condition: Formula) -> int:
@@ -289,18 +442,61 @@ def _demands(condition: Formula) -> int:
     return sum(not isinstance(part, Not) for part in parts)
 
 
-def _is_sent(call: Call, profile: Profile) -> bool:
-    return call.callee.rsplit(".", 1)[-1] in profile.send
+def _leaves(context: Context, frame: Frame, call: Call, passage: _Passage) -> bool | None:
+    """Whether a call sends hidden states to the next stage, or (False) captures them in the loop over the layers.
+
+    None where it does neither. It may do so in a method or function of its own, which is handed the tensor.
+    """
+    looped = call.loop in passage.loops
+    if _sends(context, call, call.condition):
+        return True
+    if _captures(context, call.callee, {}):
+        return False if looped else None
+    handed = {word for run in passage.runs for passed in run.arguments for word in _WORD.findall(passed.text)}
+    if call in passage.runs or not any(handed.intersection(_WORD.findall(p.text)) for p in call.arguments):
+        return None
+    target = _target(context, frame, call)
+    inner, facts = _knowing_no_mark(context, target)
+    if target is None or inner is None or facts is None:
+        return None
+    callers = context.callers
+    bound = callers.bind(call, target, skip_first="." in target.name)
+    given = {b.parameter: b.passed.text for b in bound if b.parameter is not None}
+    known = dict(callers.values(target, bound))
+    for one in inner.calls:
+        if not any(given.keys() & set(_WORD.findall(passed.text)) for passed in one.arguments):
+            continue
+        if _sends(context, one, conj((call.condition, replace_atoms(one.condition, known)))):
+            return True
+        if looped and _captures(context, one.callee, given):
+            return False
+    return None
 
 
-def _leaves(context: Context, call: Call, running: set[Span]) -> bool:
-    """Whether a call hands on hidden states: to the next stage or, in the loop over the layers, to who captures."""
+def _knowing_no_mark(context: Context, function: Ref | None) -> tuple[Conduct | None, FileFacts | None]:
+    """A function that does not know the mark: one that does may settle what it is given."""
+    facts = context.index.facts(function.path) if function is not None else None
+    if function is None or facts is None or function.name not in facts.functions:
+        return None, None
+    if any(facts.holds(function.name, marker) for marker in context.index.profile.markers):
+        return None, None
+    return context.callers.conduct(function), facts
+
+
+def _sends(context: Context, call: Call, condition: Formula) -> bool:
     profile = context.index.profile
-    *owner, last = call.callee.split(".")
-    if _is_sent(call, profile):
-        return context.callers.possible(conj((call.condition, *(negate(Atom(name)) for name in profile.last_stage))))
-    captures = last in ("append", "extend") and bool(owner) and matches(owner[-1], profile.captures)
-    return captures and call.loop in running
+    if call.callee.rsplit(".", 1)[-1] not in profile.send:
+        return False
+    return context.callers.possible(conj((condition, *(negate(Atom(name)) for name in profile.last_stage))))
+
+
+def _captures(context: Context, callee: str, given: Mapping[str, str]) -> bool:
+    """Whether a call appends to what is captured: by its name, or by that of what was handed over for it."""
+    *owner, last = callee.split(".")
+    if last not in ("append", "extend") or not owner:
+        return False
+    name = given.get(owner[0], owner[0]).split(".")[-1] if len(owner) == 1 else owner[-1]
+    return matches(name, context.index.profile.captures)
 
 
 def _is_settled(context: Context, frame: Frame, call: Call, calls: Iterable[Call]) -> bool:

@@ -14,6 +14,7 @@ from moe_lint.index import ProjectIndex, Ref
 from moe_lint.law import no_backend
 from moe_lint.model import Confidence, Finding, Route
 from moe_lint.profile import longest_part
+from moe_lint.remembered import remembered
 from moe_lint.rules._cases import ASK, ROUTED, SETTLE, Piece, block, case, experts, layer_case, method, when_read
 from moe_lint.rules._layers import calls_a_reducer, launch
 from moe_lint.rules._own_weights import OwnExperts, nobody_sums, own_experts
@@ -117,13 +118,13 @@ class ReducedByNobody(Rule):
     them by a function.
 
     Experts that are told nothing are looked at where their class does not reduce by default. So are shared experts, and
-    other layers of a class that holds experts, if they are told, each for itself: a shared expert that joins behind the
-    reduction is reported although the routed experts are summed. Not reported: a layer
-    that is built for one rank, one that is handed on as a value, one that only a path of an a2a backend runs, a block
-    that calls something else with `reduce` or `scatter` in its name, a block or layer that hands the output to
-    something that cannot be followed, trees in which nothing answers who sums, and those in which the layer boundary
-    takes sums by contract. Reported at the constructor call, or where the function is called. There is no fix: who sums
-    is for the model to say.
+    other layers of a class that holds experts, if they are told: a shared expert that joins behind the reduction is
+    reported although the routed experts are summed, and not beside routed experts that nobody sums either, where one
+    reduction is missing for both. Not reported: a layer that is built for one rank, one that is handed on as a value,
+    one that only a path of an a2a backend runs, a block that calls something else with `reduce` or `scatter` in its
+    name, a block or layer that hands the output to something that cannot be followed, trees in which nothing answers
+    who sums, and those in which the layer boundary takes sums by contract. Reported at the constructor call, or where
+    the function is called. There is no fix: who sums is for the model to say.
     """
 
     code = "MOE304"
@@ -280,18 +281,17 @@ class ReducedByNobody(Rule):
     )
 
     def check(self, context: Context) -> Iterable[Finding]:
-        if context.policy.helper is None or not absorbers_of(context.policy).asked or _experts_decide(context):
-            return  # who sums is not known, or the layer boundary takes sums by contract, or the experts decide
-        for part in _partial(context):
-            if _leaves_unsummed(part, context):
-                yield at_part(
-                    self,
-                    part,
-                    f"`self.{part.attribute}` is built {_as_told(part)}, and nobody reduces what it returns, neither "
-                    f"`{part.owner.name}` nor the layer around it: each rank keeps its own partial sum"
-                    f"{launch(context, TRUE)}",
-                    f"reduce in `{part.owner.name}`, or build it with `{context.index.profile.reducing[0]}=True`",
-                )
+        if not _may_be_told(context):
+            return
+        for part in unreduced(context):
+            yield at_part(
+                self,
+                part,
+                f"`self.{part.attribute}` is built {_as_told(part)}, and nobody reduces what it returns, neither "
+                f"`{part.owner.name}` nor the layer around it: each rank keeps its own partial sum"
+                f"{launch(context, TRUE)}",
+                f"reduce in `{part.owner.name}`, or build it with `{context.index.profile.reducing[0]}=True`",
+            )
         for own in own_experts(context):
             if nobody_sums(own, context):
                 yield self._of_own_weights(own, context)
@@ -311,6 +311,24 @@ class ReducedByNobody(Rule):
             block,
             remedy=f"reduce what `{callee}` returns",
         )
+
+
+def _may_be_told(context: Context) -> bool:
+    """Not where it is not known who sums, where the layer boundary takes sums by contract, or the experts decide."""
+    policy = context.policy
+    return policy.helper is not None and absorbers_of(policy).asked and not _experts_decide(context)
+
+
+@remembered
+def unreduced(context: Context) -> tuple[Part, ...]:
+    """The layers of blocks of experts whose output nobody reduces.
+
+    The shared experts of a block are left out where nobody reduces its routed ones either: one sum is missing.
+    """
+    found = [part for part in _partial(context) if _leaves_unsummed(part, context)] if _may_be_told(context) else []
+    is_routed = context.index.profile.is_expert_attribute
+    routed = {part.owner for part in found if is_routed(part.attribute)}
+    return tuple(part for part in found if part.owner not in routed or is_routed(part.attribute))
 
 
 def _as_told(part: Part) -> str:

@@ -19,6 +19,7 @@ from moe_lint.rules._layers import launch
 from moe_lint.rules._parts import Part, parts, quoted
 from moe_lint.rules._terms import counts_once
 from moe_lint.rules.base import Case, Context, Rule
+from moe_lint.rules.moe309_reduced_twice import one_too_many
 from moe_lint.sites import Site, is_skip_atom
 
 _LAYER = "x = self.mlp(x)\nx, residual = self.layer_communicator.postprocess_layer(x, residual, batch)"
@@ -302,19 +303,20 @@ class ReducedByExpertsToo(Rule):
         for site in context.sites:
             if not site.post_experts or site.axis == "other" or _owned(site, context):
                 continue
+            if site in one_too_many(context):
+                continue
             method = _method(site, context)
             for part, shown in _whole_parts(site, method, context) if method is not None else ():
-                why, state = (
-                    (f" with {quoted(part.by)}", "has summed already")
+                why = (
+                    f"has summed already, built with {quoted(part.by)}"
                     if part.sums is True
-                    else ("", "is whole on every rank")
+                    else "is whole on every rank"
                 )
                 told = f" (for example {shown})" if shown is not None else ""
                 yield self._report(
                     site,
                     part,
-                    f"`self.{part.attribute}` is built{why} (line {part.call.span.line}) and {state}: "
-                    f"this reduction {_consequence(part, context)}{told}",
+                    f"what `self.{part.attribute}` returns {why}: this reduction {_consequence(part, context)}{told}",
                     context,
                 )
                 break
@@ -328,8 +330,8 @@ class ReducedByExpertsToo(Rule):
             yield self._report(
                 site,
                 part,
-                f"`self.{below.attribute}` is a `{below.owner.name}`, whose experts are built with {quoted(part.by)} "
-                f"and have summed already: this reduction scales every token by the group size{launch(context, TRUE)}",
+                f"what `self.{below.attribute}` returns has been summed by the experts of `{below.owner.name}`, built "
+                f"with {quoted(part.by)}: this reduction scales every token by the group size{launch(context, TRUE)}",
                 context,
             )
             break
@@ -339,10 +341,18 @@ class ReducedByExpertsToo(Rule):
         return self.finding(site, message, context, related=(built,), remedy=_remedy(part, context))
 
 
+def reduces_what_is_whole(site: Site, context: Context) -> bool:
+    """Whether a reduction is one of what its block's experts were built to sum for themselves, and is told here."""
+    method = _method(site, context) if site.axis != "other" and not _owned(site, context) else None
+    found = _whole_parts(site, method, context) if method is not None else ()
+    profile = context.index.profile
+    return any(part.sums is True and profile.is_expert_attribute(part.attribute) for part, _ in found)
+
+
 def _consequence(part: Part, context: Context) -> str:
     if context.index.profile.is_expert_attribute(part.attribute):
         return "scales every token by the group size"
-    return "counts their term once for every rank"
+    return "counts it once for every rank"
 
 
 def _remedy(part: Part, context: Context) -> str:

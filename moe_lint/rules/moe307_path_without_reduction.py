@@ -11,6 +11,7 @@ from moe_lint.model import Axis, Confidence, Finding, Related
 from moe_lint.rules._cases import ASK, BARE, ROUTED, SETTLE, block, case, experts, layer_case, method
 from moe_lint.rules._layers import has_experts
 from moe_lint.rules.base import Context, Rule
+from moe_lint.rules.moe304_reduced_by_nobody import unreduced
 from moe_lint.sites import Site
 from moe_lint.ways import Way
 
@@ -59,6 +60,22 @@ if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
 """
 
 
+#: Shared experts that are summed apart; what says how is handed over beside them, and comes from the routed ones.
+_APART = """
+x, summed = self.early(self.experts(x), self.summed)
+shared = self.apart(self.shared(x), summed)
+x = self.late(x)
+x = x + shared if shared is not None else x
+"""
+_PARTS = (
+    "def early(self, x, summed):\n    return x, summed\n",
+    method(
+        "if y is not None and self.tp_size > 1:\n    y = tensor_model_parallel_all_reduce(y)\nreturn y", "apart", "y, z"
+    ),
+    method(BARE, "late", "x"),
+)
+
+
 class PathWithoutReduction(Rule):
     """On one path a block hands on what its experts returned without the sum that its other paths make.
 
@@ -92,7 +109,7 @@ class PathWithoutReduction(Rule):
     to leave its sum, but that makes none. Not reported: paths of an a2a backend, whose combine has summed; what the
     caller decides by an argument or a switch of the block (`self.fast`), or an option that is not known; blocks behind
     a boundary that takes sums by contract; what is handed to a function that cannot be followed; a block that is told
-    nothing and never sums. Reported at the `return`, or at
+    nothing and never sums, or whose experts were built not to (MOE304). Reported at the `return`, or at
     the reduction where that is what a condition holds back. There is no fix.
     """
 
@@ -115,6 +132,14 @@ class PathWithoutReduction(Rule):
             "reduced-by-the-caller",
             method("x = self.routed(x)\n" + ROUTED.strip()),
             experts("\nif x.shape[0] == 0:\n    return x", "routed", "x"),
+        ),
+        case("shared-experts-summed-apart", method(_APART, parameters="x"), *_PARTS, absorber=False),
+        case(
+            "reduced-by-a-method-that-only-sums",
+            method("x = self.routed(x)\nif self.tp_size > 1:\n    x = self.summed(x)", parameters="x"),
+            experts("", "routed", "x"),
+            "def summed(self, x):\n    return tensor_model_parallel_all_reduce(x)\n",
+            absorber=False,
         ),
         case("reduced-in-a-method", method("return self.reduced(self.experts(x))"), method(BARE, "reduced", "x")),
         case(
@@ -163,6 +188,17 @@ class PathWithoutReduction(Rule):
         case("over-a-named-group", experts(BARE.replace(_SUM, "get_tp_group().all_reduce")), absorber=False),
     )
     INVALID = (
+        case(
+            "a-method-that-only-sums-is-not-always-called",
+            method(
+                "x = self.routed(x)\nif self.shared is None:\n    return x  # <- MOE307\nx = x + self.shared(x)\n"
+                "if self.tp_size > 1:\n    x = self.summed(x)",
+                parameters="x",
+            ),
+            experts("", "routed", "x"),
+            "def summed(self, x):\n    return tensor_model_parallel_all_reduce(x)\n",
+            absorber=False,
+        ),
         *(
             case(f"size-of-{name}", _SIZE.format(size), experts(_LOST), absorber=False)
             for name, size in (
@@ -319,6 +355,8 @@ class PathWithoutReduction(Rule):
             own = any((s.path, s.raw.function) == (edge.frame.path, edge.frame.function.name) for s in context.sites)
             if own or not any(edge.passes(flag.name) for flag in flags) or callers.sums(edge):
                 continue
+            if any(part.owner in context.index.mro(block) for part in unreduced(context)):
+                continue  # told where its experts are built
             for way in context.ways.unsummed(block, "TP"):
                 shown = context.ways.shown(way, "TP")
                 if shown is not None and block not in told:

@@ -1,21 +1,23 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from moe_lint.facts.conduct import Addition
-from moe_lint.formula import Atom, Formula, conj, negate
-from moe_lint.index import Ref
+from moe_lint.formula import Atom, Formula, conj
 from moe_lint.model import Confidence, Finding, Related
-from moe_lint.profile import Flag, matches
-from moe_lint.rules._cases import ASK, ROUTED, SETTLE, block, layer_case
+from moe_lint.profile import Flag
+from moe_lint.rules._cases import ASK, ROUTED, SETTLE, Written, block, layer_case
+from moe_lint.rules._extracted import Reduction, additions, is_shared, reductions
 from moe_lint.rules._layers import launch
 from moe_lint.rules._terms import counts_once, on_one_rank
-from moe_lint.rules.base import Context, Rule, short_name
-from moe_lint.sites import Site, without_topology
+from moe_lint.rules.base import Context, Rule
+from moe_lint.sites import without_topology
 
 _LAYER = ASK + "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)" + SETTLE
-_WORD = re.compile(r"\b[A-Za-z_]\w*\b")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _forward(behind: str, before: str = "") -> str:
@@ -29,6 +31,22 @@ return x
 """
     lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
     return f"def forward(self, x, should_allreduce_fusion=False, use_reduce_scatter=False):\n{lines}\n"
+
+
+def _calling(forward: str, *methods: str) -> Written:
+    """A block whose `forward` runs some lines behind its experts, with methods of its own."""
+    lines = f"shared = self.shared_experts(x)\nx = self.experts(x)\n{forward.strip()}\nreturn x"
+    body = "\n".join(f"    {line}" for line in lines.splitlines())
+    return block(f"def forward(self, x, should_allreduce_fusion=False, use_reduce_scatter=False):\n{body}\n", *methods)
+
+
+_REDUCED = """
+def reduced(self, x, fuse, use_reduce_scatter):
+    if fuse or use_reduce_scatter:
+        return x
+    return tensor_model_parallel_all_reduce(x)
+"""
+_REDUCE = "x = self.reduced(x, should_allreduce_fusion, use_reduce_scatter)\n"
 
 
 class AddedBehindADeferredSum(Rule):
@@ -53,7 +71,8 @@ class AddedBehindADeferredSum(Rule):
 
     Reported at the addition. A term that is added before the reduction, or only where the reduction runs, is not
     reported, nor one divided by the number of ranks or added on the first rank alone, nor a block that no layer ever
-    asks to leave its sum. There is no fix.
+    asks to leave its sum. The reduction, or the addition, may stand in a method or function that is called for it.
+    There is no fix.
     """
 
     code = "MOE308"
@@ -99,6 +118,33 @@ if not should_allreduce_fusion and not use_reduce_scatter:
             block(_forward("", "if self.tp_rank == 0:\n    x += shared")),
             layer=_LAYER,
         ),
+        layer_case("before-a-method", _calling("x = x + shared\n" + _REDUCE, _REDUCED), layer=_LAYER),
+        layer_case(
+            "by-a-method-on-the-first-rank-alone",
+            _calling(
+                f"{ROUTED.strip()}\nx = self.joined(x, shared)",
+                "def joined(self, x, whole):\n    if self.tp_rank == 0:\n        x = x + whole\n    return x\n",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "another-tensor-has-the-sum",
+            _calling(
+                f"{ROUTED.strip()}\nself.seen = self.joined(x, shared)",
+                "def joined(self, routed, whole):\n    return routed + whole\n",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "added-where-the-helper-says",
+            _calling(
+                _REDUCE + "if not should_skip_post_experts_all_reduce(\n    is_tp_path=True, "
+                "use_reduce_scatter=use_reduce_scatter, should_allreduce_fusion=should_allreduce_fusion\n):\n"
+                "    x = x + shared",
+                _REDUCED,
+            ),
+            layer=_LAYER,
+        ),
         layer_case(
             "never-deferred",
             block(
@@ -115,6 +161,31 @@ if not should_allreduce_fusion and not use_reduce_scatter:
         ),
     )
     INVALID = (
+        layer_case("behind-a-method", _calling(_REDUCE + "x = x + shared  # <- MOE308", _REDUCED), layer=_LAYER),
+        layer_case(
+            "behind-a-function",
+            "def reduced(x, fuse, scatter):\n    if not fuse and not scatter:\n"
+            "        x = tensor_model_parallel_all_reduce(x)\n    return x",
+            _calling(_REDUCE.replace("self.", "") + "x = x + shared  # <- MOE308"),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "by-a-method",
+            _calling(
+                f"{ROUTED.strip()}\nx = self.joined(x, shared)  # <- MOE308",
+                "def joined(self, routed, whole):\n    return routed + whole\n",
+            ),
+            layer=_LAYER,
+        ),
+        layer_case(
+            "both-in-a-method",
+            _calling(
+                "return self.finished(x, shared, should_allreduce_fusion, use_reduce_scatter)",
+                "def finished(self, x, whole, should_allreduce_fusion, use_reduce_scatter):\n"
+                f"{_indented(ROUTED.strip())}\n    x = x + whole  # <- MOE308\n    return x\n",
+            ),
+            layer=_LAYER,
+        ),
         layer_case("added-behind", block(_forward("x = x + shared  # <- MOE308")), layer=_LAYER),
         layer_case(
             "under-another-condition",
@@ -145,72 +216,75 @@ if not should_allreduce_fusion and not use_reduce_scatter:
         for site in context.sites:
             if not site.post_experts or not site.absorber:
                 continue
-            for addition, flag in _late_terms(site, context):
-                if (site.path, addition.span.line) in told:
-                    continue
-                told.add((site.path, addition.span.line))
-                yield Finding(
-                    self.code,
-                    self.name,
-                    site.path,
-                    addition.span,
-                    self.severity,
-                    self.confidence,
-                    f"`{addition.term}` is added behind the reduction on line {site.raw.span.line}, which does not run "
-                    f"when `{flag.name}` is set: it joins a partial sum, and {flag.absorber} counts it once for every "
-                    f"rank{launch(context, conj((Atom(flag.name), without_topology(addition.condition, profile))))}",
-                    short_name(site),
-                    site.raw.class_name,
-                    related=(Related(site.path, site.raw.span.line, "this reduction may be left to somebody else"),),
-                    remedy=f"do not leave the sum to others where `{addition.term}` is whole on every rank, or add it "
-                    "only where the reduction runs",
-                )
+            for found in reductions(site, context):
+                for addition, flag in _late_terms(found, context):
+                    if (found.frame.path, addition.span.line) in told:
+                        continue
+                    told.add((found.frame.path, addition.span.line))
+                    shown = launch(context, conj((Atom(flag.name), without_topology(addition.condition, profile))))
+                    class_name = found.frame.class_name
+                    yield Finding(
+                        self.code,
+                        self.name,
+                        found.frame.path,
+                        addition.span,
+                        self.severity,
+                        self.confidence,
+                        f"`{addition.term}` counts once for every rank where `{flag.name}` leaves the reduction on "
+                        f"line {found.span.line} to others{shown}",
+                        found.frame.function.name.removeprefix(f"{class_name}."),
+                        class_name,
+                        related=(
+                            Related(site.path, site.raw.span.line, "this reduction may be left to somebody else"),
+                        ),
+                        remedy=f"leave no sum to others where `{addition.term}` is added, or add it on one rank only",
+                    )
 
 
-def _late_terms(site: Site, context: Context) -> Iterator[tuple[Addition, Flag]]:
+def _late_terms(found: Reduction, context: Context) -> Iterator[tuple[Addition, Flag]]:
     """The shared experts' terms that join a site's tensor behind it, with a flag under which it was not reduced."""
-    callers, profile = context.callers, context.index.profile
-    conduct = callers.conduct(Ref(site.path, site.raw.function))
-    if conduct is None or site.raw.target is None:
-        return
-    for addition in conduct.additions:
-        shared = any(matches(word, profile.shared) for word in _WORD.findall(addition.term))
-        if addition.span < site.raw.span or addition.target != site.raw.target or not shared:
+    callers, profile, site = context.callers, context.index.profile, found.site
+    for addition in additions(found.frame, context) if found.target is not None else ():
+        if addition.span < found.span or addition.target != found.target:
             continue
-        if counts_once(addition, profile) or _summed_between(site, addition, context):
+        if not is_shared(addition.term, found.frame.function, context):
+            continue
+        if counts_once(addition, profile) or _summed_between(found, addition, context):
             continue
         added = without_topology(addition.condition, profile)
         live = callers.flags_at.get((site.path, site.raw.span), frozenset())
         for flag in profile.flags:
-            if flag.name in live and _leaves(site, flag, added, context):
+            if flag.name in live and _leaves(found.runs, flag, added, context):
                 yield addition, flag
                 break
 
 
-def _leaves(site: Site, flag: Flag, added: Formula, context: Context) -> bool:
-    """Whether there is a state in which the flag is set, the site does not run for it, and the term is added."""
-    callers = context.callers
-    runs = context.policy.expanded(context.policy.with_helper(site.guard))
+def _leaves(runs: Formula, flag: Flag, added: Formula, context: Context) -> bool:
+    """Whether there is a state in which the flag is set, the reduction does not run for it, and the term is added."""
+    callers, policy = context.callers, context.policy
     set_ = Atom(flag.name)
-    if callers.possible(conj((runs, set_))):
+    if callers.possible(conj((policy.expanded(policy.with_helper(runs)), set_))):
         return False  # it runs in spite of the flag: that is another rule's finding
     # it must be the flag that keeps the reduction from running, on a path that otherwise comes to it
-    otherwise = conj((added, negate(_skips(site, context))))
-    if on_one_rank(conj((context.policy.expanded(added), set_))):
+    otherwise = conj((added, policy.with_helper(runs)))
+    added = policy.expanded(policy.with_helper(added))
+    if on_one_rank(conj((added, set_))):
         return False  # a predicate of the tree sees to that
     return callers.possible(conj((added, set_)), unknown=False) and callers.possible(otherwise)
 
 
-def _skips(site: Site, context: Context) -> Formula:
-    return negate(context.policy.with_helper(site.guard))
-
-
-def _summed_between(site: Site, addition: Addition, context: Context) -> bool:
-    """Whether another reduction of the tensor follows the site and comes before the term, or behind it."""
+def _summed_between(found: Reduction, addition: Addition, context: Context) -> bool:
+    """Whether another reduction of the tensor follows the first and comes before the term, or behind it."""
+    callers, function = context.callers, found.frame.function
     for other in context.sites:
-        same = other.path == site.path and other.raw.function == site.raw.function
-        if same and other.raw.target == addition.target and other.raw.span > addition.span:
+        same = other.path == function.path and other.raw.function == function.name
+        if same and other.raw.target == addition.target and other.raw.span > found.span:
             reached = conj((addition.condition, *(part.formula for part in other.raw.guard)))
-            if context.callers.possible(reached):
+            if callers.possible(reached):
+                return True
+    for edge in callers.edges(found.frame):
+        handed = any(passed.text == addition.target for passed in edge.call.arguments)
+        if edge.call.span > found.span and handed and callers.sums(edge):
+            if callers.possible(conj((addition.condition, edge.target.holds))):
                 return True
     return False

@@ -9,7 +9,8 @@ from moe_lint.facts import CallResult
 from moe_lint.formula import atom_set
 from moe_lint.index import Ref
 from moe_lint.launch import Configuration
-from moe_lint.model import Finding, Related
+from moe_lint.model import Finding, Related, Route
+from moe_lint.remembered import remembered
 from moe_lint.rules._cases import ASK, BARE, CALL, ROUTED, SETTLE, Piece, block, case, experts, layer_case, method
 from moe_lint.rules._in_turn import summed_in_turn
 from moe_lint.rules._layers import block_sums
@@ -96,8 +97,8 @@ class ReducedTwice(Rule):
 
     So is a layer that sums what its block has summed, and a block whose `forward` hands to one method that sums what
     another has summed. Not reported: an EP and a TP sum of one tensor, which are over different ranks, and sums that
-    run under opposite
-    conditions. Reported at the second sum. There is no fix: which of the two may go is for the model to say.
+    run under opposite conditions. Reported at the second sum; that the first one has no guard, or drifts from a
+    sibling, is not told beside it. There is no fix: which of the two may go is for the model to say.
     """
 
     code = "MOE309"
@@ -222,7 +223,7 @@ class ReducedTwice(Rule):
 
     def check(self, context: Context) -> Iterable[Finding]:
         told = set()
-        for site, before, shown in (*context.ways.summed_before(), *_behind_blocks(context), *summed_in_turn(context)):
+        for site, before, shown in summed_twice(context):
             if (site.path, site.raw.span) in told:
                 continue
             told.add((site.path, site.raw.span))
@@ -236,6 +237,24 @@ class ReducedTwice(Rule):
                 related=(Related(before.path, before.raw.span.line, "summed here"),),
                 remedy="sum once, behind everything that the ranks share",
             )
+
+
+@remembered
+def summed_twice(context: Context) -> tuple[tuple[Site, Site, Configuration], ...]:
+    """Every sum of what was summed before: (again, before, when)."""
+    return (*context.ways.summed_before(), *_behind_blocks(context), *summed_in_turn(context))
+
+
+@remembered
+def one_too_many(context: Context) -> frozenset[Site]:
+    """The bare reductions behind which their function sums once more: one of the two has to go."""
+    return frozenset(
+        before
+        for site, before, _ in summed_twice(context)
+        if before.route is Route.NONE
+        and site.route in (Route.HELPER, Route.INLINE, Route.WRAPPER, Route.NONE)
+        and (site.path, site.raw.function) == (before.path, before.raw.function)
+    )
 
 
 def _where(before: Site, site: Site) -> str:

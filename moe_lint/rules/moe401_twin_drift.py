@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from textwrap import indent
 
 from moe_lint.absorbers import Twin, absorbers_of
 from moe_lint.formula import FALSE, Formula, State, TooManyAtoms, assign, atom_set, compare, conj, disj, negate, table
@@ -25,6 +26,20 @@ if allow_reduce_scatter and batch.padding.is_max_len():
 else:
     dp_scatter(x)
 """
+
+
+_PERMITTED = """
+return (
+    self.allow_reduce_scatter
+    and self.step is Steps.scatter
+    and batch.padding.is_max_len()
+)
+"""
+_HEAD = "def should_use_reduce_scatter(self, batch):"
+_BY_A_METHOD = "\n        return self.promises(batch)\n\n    def promises(self, batch):"
+_STEP = indent(STEP.strip(), "    ").replace("allow_reduce_scatter", "permitted")
+_SUMS = f"def summed(x, batch, permitted):\n{_STEP}\n"
+_IN_A_FUNCTION = "summed(x, batch, allow_reduce_scatter)"
 
 
 class TwinDrift(Rule):
@@ -52,8 +67,9 @@ class TwinDrift(Rule):
 
     Ask `should_use_dp_reduce_scatterv()` in the promise, too. It is an error where a block that asks the helper goes
     wrong, and a warning where the helper knows the missing reason by itself, so that only layers that go by the flag
-    alone are hit. Only a promise that names its step (`self.step is Steps.scatter`) can be compared. No fix: both
-    functions are central, and which of them is right is your decision.
+    alone are hit. Only a promise that names its step (`self.step is Steps.scatter`) can be compared; a method that it
+    asks, and a function that the step calls, are looked into. No fix: both functions are central, and which of them is
+    right is your decision.
     """
 
     code = "MOE401"
@@ -61,6 +77,8 @@ class TwinDrift(Rule):
     confidence = Confidence.MEDIUM
     VALID = (
         engine("same-conditions", layers=communicator(_PROMISE, STEP)),
+        engine("same-by-a-method", layers=communicator(_PROMISE, STEP).replace(_HEAD, _HEAD + _BY_A_METHOD)),
+        engine("same-in-a-function", layers=communicator(_PROMISE, _IN_A_FUNCTION) + _SUMS),
         engine(
             "one-condition",
             layers=communicator(
@@ -109,6 +127,14 @@ class TwinDrift(Rule):
         ),
     )
     INVALID = (
+        engine(
+            "promise-by-a-method",
+            layers=communicator(_PERMITTED, STEP).replace(_HEAD, f"{_HEAD}  # <- MOE401{_BY_A_METHOD}"),
+        ),
+        engine(
+            "step-in-a-function",
+            layers=communicator(_PERMITTED, _IN_A_FUNCTION).replace(_HEAD, f"{_HEAD}  # <- MOE401") + _SUMS,
+        ),
         engine(
             "step-sums-without-a-promise",
             layers=communicator(
@@ -166,7 +192,7 @@ class TwinDrift(Rule):
                 over, under = _differences(twin, context)
             except TooManyAtoms:
                 continue
-            step = twin.step.name
+            step, promise = twin.step.name.rpartition(".")[2], twin.flag.predicate
             sums = Related(twin.step.path, twin.line, f"`{step}` sums here")
             flag = f"`{twin.flag.name}`"
             broken = conj((twin.summed, negate(twin.promised)))
@@ -176,28 +202,27 @@ class TwinDrift(Rule):
                 yield at_definition(
                     self,
                     twin.promise,
-                    f"`{step}` sums in states in which `{twin.flag.predicate}` promises nothing: "
-                    f"layers that go by {flag}{' alone' if knows else ''} sum, too",
+                    f"`{promise}` says no where `{step}` sums: a layer that goes by {flag}{' alone' if knows else ''} "
+                    "has summed by then",
                     context,
                     severity=Severity.WARNING if knows else None,
                     witness=_told(
                         over,
                         broken,
-                        "the step sums again what such a layer has summed: its output is multiplied by the group size",
+                        "the output of such a layer is summed twice: multiplied by the group size",
                         context,
                     ),
-                    remedy=f"ask in `{twin.flag.predicate}` what `{step}` asks",
+                    remedy=f"ask in `{promise}` what `{step}` asks",
                     related=(sums,),
                 )
             if under is not None:
                 yield at_definition(
                     self,
                     twin.promise,
-                    f"`{twin.flag.predicate}` promises a sum that `{step}` does not run: "
-                    f"blocks that are told {flag} leave it out",
+                    f"`{promise}` says yes where `{step}` does not sum: a block that goes by {flag} leaves its sum out",
                     context,
                     witness=_told(under, kept, "nobody sums: each rank keeps its own partial sum", context),
-                    remedy=f"ask in `{twin.flag.predicate}` what `{step}` asks",
+                    remedy=f"ask in `{promise}` what `{step}` asks",
                     related=(sums,),
                 )
 
