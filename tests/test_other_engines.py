@@ -201,7 +201,7 @@ ORBIT_BUGS: dict[str, tuple[list[Edit], set[str]]] = {
     ),
     "summed-by-nobody": (
         [(SUM, ""), (f"        if {EP}:\n            y = self.mesh.sum_homes(y)\n", "")],
-        {"MOE304", "MOE307"},
+        {"MOE304"},
     ),
     "path-without-a-sum": (
         [("        y = ", "        if x.shape[0] == 1:\n            return self.specialists(x, None)\n        y = ")],
