@@ -383,12 +383,19 @@ class Ways:
                 found += [facts.call_condition(function.name, span) for span in sorted(spans)]
         return disj(found)
 
+    @cached_property
+    def _unguarded(self) -> Mapping[Ref, list[Site]]:
+        """Function -> its reductions without a guard."""
+        found: dict[Ref, list[Site]] = {}
+        for site in self.sites.values():
+            if not site.raw.guard:
+                found.setdefault(Ref(site.path, site.raw.function), []).append(site)
+        return found
+
     def _always_sums(self, function: Ref, asked: _Asked) -> bool:
-        facts = self.index.facts(function.path)
-        paths = facts.paths(function.name) if facts is not None and function.name in facts.functions else None
-        known = [self.sites.get((function.path, span)) for span, _ in paths.summed] if paths is not None else []
-        spans = {s.raw.span for s in known if s is not None and not s.raw.guard and self._over(s, asked.axis)}
-        exits = paths.exits if paths is not None else ()
+        spans = {site.raw.span for site in self._unguarded.get(function, ()) if self._over(site, asked.axis)}
+        facts = self.index.facts(function.path) if spans else None
+        exits = facts.paths(function.name).exits if facts is not None else ()
         return bool(exits) and all(spans & set(_summed(origins)) for out in exits for origins in out.elements)
 
     def _unsummed(

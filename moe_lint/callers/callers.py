@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 
 from moe_lint.callers.construction import Constructions
@@ -123,6 +123,12 @@ class Callers(Constructions):
                 else tuple(self._find_edges(frame, self._leads_on))
             )
         return self._onward[frame]
+
+    def edges_to(self, frame: Frame, function: Ref) -> Iterable[Edge]:
+        """Those of a function's calls that reach one other function."""
+        if frame in self._edges:
+            return (edge for edge in self._edges[frame] if edge.target.function == function)
+        return self._find_edges(frame, lambda place: place.function == function)
 
     def _find_edges(self, frame: Frame, asked: Callable[[Frame], bool]) -> Iterator[Edge]:
         """The calls of a function that lead to a place that is asked for."""

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from moe_lint.callers import Callers, Edge, Frame, Instance
 from moe_lint.facts import Summed
 from moe_lint.facts.conduct import Addition
-from moe_lint.formula import Atom, Formula, conj
+from moe_lint.formula import FALSE, Atom, Formula, conj
 from moe_lint.index import Ref
 from moe_lint.model import Span
 from moe_lint.profile import matches
@@ -47,12 +47,11 @@ def reductions(site: Site, context: Context) -> Iterator[Reduction]:
         return
     for path, call in context.index.calls_of(home):
         frame = _frame(Ref(path, call.function), call.class_name, context)
-        for edge in context.callers.edges(frame):
-            if edge.call.span == call.span and edge.target.function == home:
-                target = result_name(edge, context)
-                for found in context.callers.sums(edge) if target is not None else ():
-                    if found.site == site and len(found.route) == 1:
-                        yield Reduction(site, frame, call.span, target, found.condition)
+        for edge in context.callers.edges_to(frame, home):
+            target = result_name(edge, context) if edge.call.span == call.span else None
+            runs = conj((edge.target.holds, context.callers.guard(edge.target, site))) if target is not None else FALSE
+            if runs != FALSE:
+                yield Reduction(site, frame, call.span, target, runs)
 
 
 def additions(frame: Frame, context: Context) -> Iterator[Addition]:

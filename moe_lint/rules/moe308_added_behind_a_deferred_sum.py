@@ -216,8 +216,10 @@ if not should_allreduce_fusion and not use_reduce_scatter:
         for site in context.sites:
             if not site.post_experts or not site.absorber:
                 continue
-            for found in reductions(site, context):
-                for addition, flag in _late_terms(found, context):
+            decide = context.callers.flags_at.get((site.path, site.raw.span), frozenset())
+            flags = [flag for flag in profile.flags if flag.name in decide]
+            for found in reductions(site, context) if flags else ():
+                for addition, flag in _late_terms(found, flags, context):
                     if (found.frame.path, addition.span.line) in told:
                         continue
                     told.add((found.frame.path, addition.span.line))
@@ -241,9 +243,9 @@ if not should_allreduce_fusion and not use_reduce_scatter:
                     )
 
 
-def _late_terms(found: Reduction, context: Context) -> Iterator[tuple[Addition, Flag]]:
+def _late_terms(found: Reduction, flags: Iterable[Flag], context: Context) -> Iterator[tuple[Addition, Flag]]:
     """The shared experts' terms that join a site's tensor behind it, with a flag under which it was not reduced."""
-    callers, profile, site = context.callers, context.index.profile, found.site
+    profile = context.index.profile
     for addition in additions(found.frame, context) if found.target is not None else ():
         if addition.span < found.span or addition.target != found.target:
             continue
@@ -252,9 +254,8 @@ def _late_terms(found: Reduction, context: Context) -> Iterator[tuple[Addition, 
         if counts_once(addition, profile) or _summed_between(found, addition, context):
             continue
         added = without_topology(addition.condition, profile)
-        live = callers.flags_at.get((site.path, site.raw.span), frozenset())
-        for flag in profile.flags:
-            if flag.name in live and _leaves(found.runs, flag, added, context):
+        for flag in flags:
+            if _leaves(found.runs, flag, added, context):
                 yield addition, flag
                 break
 
