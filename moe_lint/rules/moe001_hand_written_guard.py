@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route, Severity
-from moe_lint.rules._cases import case, experts, method
+from moe_lint.rules._cases import BARE, ROUTED, case, experts, method
 from moe_lint.rules._planning import held_by_name, plan_guard
 from moe_lint.rules._wording import helper_call, named, witness
 from moe_lint.rules.base import Context, Rule
@@ -47,14 +47,7 @@ class HandWrittenGuard(Rule):
         case(
             "helper",
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
             ),
         ),
         case(
@@ -139,10 +132,7 @@ class HandWrittenGuard(Rule):
         case(
             "size-only",
             experts(
-                """
-                if self.tp_size > 1:
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                BARE,
             ),
             absorber=False,
         ),

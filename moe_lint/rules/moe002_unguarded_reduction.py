@@ -61,24 +61,14 @@ class UnguardedReduction(Rule):
         case(
             "no-layer-communicator",
             experts(
-                """
-                if self.tp_size > 1:
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                BARE,
             ),
             absorber=False,
         ),
         case(
             "helper",
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
             ),
         ),
         case(

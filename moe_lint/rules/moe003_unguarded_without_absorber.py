@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe_lint.model import Confidence, Finding, Route, Severity
-from moe_lint.rules._cases import case, experts
+from moe_lint.rules._cases import BARE, ROUTED, case, experts
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call
 from moe_lint.rules.base import Context, Rule
@@ -28,23 +28,13 @@ class UnguardedWithoutAbsorber(Rule):
         case(
             "layer-communicator",
             experts(
-                """
-                if self.tp_size > 1:
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                BARE,
             ),
         ),
         case(
             "helper",
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
             ),
             absorber=False,
         ),

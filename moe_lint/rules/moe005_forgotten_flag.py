@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from moe_lint.model import Finding, Route
 from moe_lint.rules._calls import forgotten_flags
-from moe_lint.rules._cases import case, experts
+from moe_lint.rules._cases import ROUTED, case, experts
 from moe_lint.rules._planning import plan_call
 from moe_lint.rules._wording import helper_call, named, witness
 from moe_lint.rules.base import Context, Rule
@@ -41,14 +41,7 @@ class ForgottenFlag(Rule):
         case(
             "all-flags",
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
             ),
         ),
         case(

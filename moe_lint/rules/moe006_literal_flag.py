@@ -7,7 +7,7 @@ from moe_lint.formula import Relation
 from moe_lint.index import Ref
 from moe_lint.model import Finding, Related, Route
 from moe_lint.rules._calls import literal_flags
-from moe_lint.rules._cases import case, experts
+from moe_lint.rules._cases import ROUTED, case, experts
 from moe_lint.rules._planning import plan_call
 from moe_lint.rules._plumbing import constants
 from moe_lint.rules._wording import helper_call, witness
@@ -48,14 +48,7 @@ class LiteralFlag(Rule):
         case(
             "flags-handed-down",
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
             ),
             layer="""
             x = self.mlp(
@@ -80,14 +73,7 @@ class LiteralFlag(Rule):
         case(
             "caller-does-not-reduce",
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
             ),
             layer="x = self.mlp(x, should_allreduce_fusion=True, use_reduce_scatter=use_reduce_scatter)",
         ),
@@ -118,14 +104,7 @@ class LiteralFlag(Rule):
         case(
             "caller-reduces-by-hand",
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
             ),
             layer="""
             x = self.mlp(x, should_allreduce_fusion=True, use_reduce_scatter=use_reduce_scatter)  # <- MOE006

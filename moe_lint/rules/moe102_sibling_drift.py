@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from moe_lint.index import Ref
 from moe_lint.model import Finding, Related, Route
 from moe_lint.rules._backends import in_wrapper
-from moe_lint.rules._cases import case, experts, method
+from moe_lint.rules._cases import ROUTED, case, experts, method
 from moe_lint.rules._planning import plan
 from moe_lint.rules._wording import named, witness
 from moe_lint.rules.base import Context, Rule
@@ -58,25 +58,11 @@ class SiblingDrift(Rule):
         case(
             "helper-in-both",
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_normal",
             ),
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_cpu",
             ),
         ),
@@ -95,14 +81,7 @@ class SiblingDrift(Rule):
         case(
             "deepep-does-not-reduce",
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_normal",
             ),
             method(
@@ -129,14 +108,7 @@ class SiblingDrift(Rule):
         case(
             "cpu-forgets",
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_normal",
             ),
             experts(
@@ -174,14 +146,7 @@ class SiblingDrift(Rule):
                 name="forward_normal",
             ),
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_cpu",
             ),
         ),

@@ -13,7 +13,7 @@ from moe_lint.launch import Configuration
 from moe_lint.model import Axis, Confidence, Finding, Related, Severity
 from moe_lint.policy import Policy
 from moe_lint.rules._backends import Group, question, reducing_classes, runs_with
-from moe_lint.rules._cases import BARE, UTILS, Piece, block, case, experts, layer_case, method
+from moe_lint.rules._cases import BARE, ROUTED, UTILS, Piece, block, case, experts, layer_case, method
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site, asked_before
@@ -25,14 +25,7 @@ _BY_MEMBERS = """
     return self.forward_normal(x)
 """
 _ROUTED = experts(
-    """
-    if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-        is_tp_path=True,
-        use_reduce_scatter=use_reduce_scatter,
-        should_allreduce_fusion=should_allreduce_fusion,
-    ):
-        x = tensor_model_parallel_all_reduce(x)
-    """,
+    ROUTED,
     name="forward_normal",
 )
 _DEEPEP = method("x = self.experts(x)", name="forward_deepep", parameters="x")
@@ -187,14 +180,7 @@ class HandListedBackends(Rule):
                 """,
             ),
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_normal",
             ),
             method(
@@ -217,14 +203,7 @@ class HandListedBackends(Rule):
                 """,
             ),
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_normal",
             ),
             method(
@@ -242,14 +221,7 @@ class HandListedBackends(Rule):
                 """,
             ),
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_normal",
             ),
             method(
@@ -319,14 +291,7 @@ class HandListedBackends(Rule):
                 """,
             ),
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_normal",
             ),
             method(
@@ -345,14 +310,7 @@ class HandListedBackends(Rule):
                 """,
             ),
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_normal",
             ),
             method(
@@ -371,14 +329,7 @@ class HandListedBackends(Rule):
                 """,
             ),
             experts(
-                """
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                ROUTED,
                 name="forward_normal",
             ),
             method(

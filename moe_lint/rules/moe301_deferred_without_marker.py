@@ -6,7 +6,7 @@ from moe_lint.callers import Edge
 from moe_lint.facts import CallResult, Marked, Origins
 from moe_lint.formula import Atom, atom_set, conj
 from moe_lint.model import Finding, Related, Span
-from moe_lint.rules._cases import ASK, CALL, POST, ROUTED, SETTLE, block, experts, layer_case, method
+from moe_lint.rules._cases import ASK, CALL, FUSION_ONLY, POST, ROUTED, SETTLE, block, experts, layer_case, method
 from moe_lint.rules._layers import absorbs, block_sums, call_finding, callee_name, has_experts, launch
 from moe_lint.rules.base import Context, Rule
 
@@ -107,10 +107,7 @@ else:
             block(experts(ROUTED)),
             block(
                 method(
-                    """
-                    if self.tp_size > 1 and not should_allreduce_fusion:
-                        x = tensor_model_parallel_all_reduce(x)
-                    """,
+                    FUSION_ONLY,
                     parameters="x, should_allreduce_fusion=False",
                 ),
                 name="Dense",

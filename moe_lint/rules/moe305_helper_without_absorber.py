@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe_lint.model import Confidence, Finding, Route, Severity
-from moe_lint.rules._cases import case, experts
+from moe_lint.rules._cases import BARE, case, experts
 from moe_lint.rules.base import Context, Rule
 
 _ROUTED = """
@@ -40,10 +40,7 @@ class HelperWithoutAbsorber(Rule):
         case(
             "no-helper",
             experts(
-                """
-                if self.tp_size > 1:
-                    x = tensor_model_parallel_all_reduce(x)
-                """,
+                BARE,
                 parameters="x",
             ),
             absorber=False,

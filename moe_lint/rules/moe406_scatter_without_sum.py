@@ -10,7 +10,7 @@ from moe_lint.index import Ref
 from moe_lint.launch import Configuration
 from moe_lint.model import Confidence, Finding, Related, Route, Severity
 from moe_lint.policy import Reason
-from moe_lint.rules._cases import ROUTED, Piece, experts, when_read
+from moe_lint.rules._cases import BARE, ROUTED, Piece, experts, when_read
 from moe_lint.rules._central import STEP, communicator, engine
 from moe_lint.rules.base import Case, Context, Rule
 from moe_lint.sites import Site
@@ -66,12 +66,7 @@ class Layer:
 {scatter}
         return whole
 '''
-_ALWAYS = experts(
-    """
-    if self.tp_size > 1:
-        x = tensor_model_parallel_all_reduce(x)
-    """
-)
+_ALWAYS = experts(BARE)
 
 
 _BLOCK = experts(ROUTED)
