@@ -207,6 +207,21 @@ if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
 ):
     x = tensor_model_parallel_all_reduce(x)
 """
+#: The same where experts and their parts lie on ranks of different groups.
+PAIR = """
+if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
+    is_tp_path=False,
+    use_reduce_scatter=use_reduce_scatter,
+    should_allreduce_fusion=should_allreduce_fusion,
+):
+    x = moe_expert_parallel_all_reduce(x)
+if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
+    is_tp_path=True,
+    use_reduce_scatter=use_reduce_scatter,
+    should_allreduce_fusion=should_allreduce_fusion,
+):
+    x = moe_tensor_model_parallel_all_reduce(x)
+"""
 BARE = """
 if self.tp_size > 1:
     x = tensor_model_parallel_all_reduce(x)

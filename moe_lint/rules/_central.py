@@ -11,7 +11,7 @@ from moe_lint.expressions import NotBoolean
 from moe_lint.formula import Formula, State, atom_set, evaluate
 from moe_lint.index import Ref
 from moe_lint.model import Confidence, Finding, Problem, Related, Severity, SkipReason, Span
-from moe_lint.rules._cases import COMMUNICATOR, UTILS, Piece, experts, later, model
+from moe_lint.rules._cases import COMMUNICATOR, PAIR, UTILS, Piece, experts, later, model
 from moe_lint.rules._wording import named
 from moe_lint.rules.base import Case, Context, Rule
 
@@ -141,22 +141,7 @@ class LayerCommunicator:
 {promise}
 '''
 
-BLOCK = experts(
-    """
-    if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
-        is_tp_path=False,
-        use_reduce_scatter=use_reduce_scatter,
-        should_allreduce_fusion=should_allreduce_fusion,
-    ):
-        x = moe_expert_parallel_all_reduce(x)
-    if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-        is_tp_path=True,
-        use_reduce_scatter=use_reduce_scatter,
-        should_allreduce_fusion=should_allreduce_fusion,
-    ):
-        x = moe_tensor_model_parallel_all_reduce(x)
-    """
-)
+BLOCK = experts(PAIR)
 
 
 #: A step that sums as the helper relies on, wherever it scatters.

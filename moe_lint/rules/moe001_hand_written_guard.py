@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route, Severity
-from moe_lint.rules._cases import BARE, ROUTED, case, experts, method
+from moe_lint.rules._cases import BARE, PAIR, ROUTED, case, experts, method
 from moe_lint.rules._planning import held_by_name, plan_guard
 from moe_lint.rules._wording import helper_call, named, witness
 from moe_lint.rules.base import Context, Rule
@@ -66,20 +66,7 @@ class HandWrittenGuard(Rule):
         case(
             "ep-and-tp-pair",
             experts(
-                """
-                if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=False,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = moe_expert_parallel_all_reduce(x)
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = moe_tensor_model_parallel_all_reduce(x)
-                """,
+                PAIR,
             ),
         ),
         case(

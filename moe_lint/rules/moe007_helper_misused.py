@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from moe_lint.formula import Relation
 from moe_lint.model import Finding, Route
 from moe_lint.rules._calls import axis_is_wrong, forgotten_flags, literal_flags
-from moe_lint.rules._cases import ROUTED, case, experts
+from moe_lint.rules._cases import PAIR, ROUTED, case, experts
 from moe_lint.rules._planning import plan_guard
 from moe_lint.rules._wording import helper_call, witness
 from moe_lint.rules.base import Context, Rule
@@ -71,20 +71,7 @@ class HelperMisused(Rule):
         case(
             "ep-and-tp-pair",
             experts(
-                """
-                if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=False,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = moe_expert_parallel_all_reduce(x)
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = moe_tensor_model_parallel_all_reduce(x)
-                """,
+                PAIR,
             ),
         ),
     )

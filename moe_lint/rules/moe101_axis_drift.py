@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe_lint.model import Finding, Related, Route
-from moe_lint.rules._cases import case, experts
+from moe_lint.rules._cases import PAIR, case, experts
 from moe_lint.rules._planning import plan
 from moe_lint.rules._wording import named, witness
 from moe_lint.rules.base import Context, Rule
@@ -46,20 +46,7 @@ class AxisDrift(Rule):
         case(
             "helper-in-both",
             experts(
-                """
-                if self.ep_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=False,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = moe_expert_parallel_all_reduce(x)
-                if self.tp_size > 1 and not should_skip_post_experts_all_reduce(
-                    is_tp_path=True,
-                    use_reduce_scatter=use_reduce_scatter,
-                    should_allreduce_fusion=should_allreduce_fusion,
-                ):
-                    x = moe_tensor_model_parallel_all_reduce(x)
-                """,
+                PAIR,
             ),
         ),
         case(
