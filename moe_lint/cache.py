@@ -28,7 +28,7 @@ from moe_lint.launch import Configurations
 from moe_lint.model import Judgement, UsageError
 from moe_lint.prefilter import DIGEST_SIZE, Prefilter, digest_of, read_bytes
 
-_FORMAT = 11
+_FORMAT = 12
 _SUFFIX = ".judgement"
 _FILES = ".files"
 #: Bytes that tell how long an entry is, before it.

@@ -410,7 +410,7 @@ class ProjectIndex(Names):
             facts = self.facts(current.path)
             if facts is None or current.name not in facts.functions:
                 continue
-            if self._names_absorber(facts.function_text(current.name)):
+            if facts.matches(current.name, self._absorber_pattern.pattern):
                 return True
             around = [ref for ref in self._functions_naming(current) if ref not in seen]
             seen.update(around)

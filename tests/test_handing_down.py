@@ -15,8 +15,7 @@ from moe_lint import fixing
 from moe_lint.engine import Options, run
 from moe_lint.model import FixPlan, Safety, Span, display_path
 from moe_lint.profile import load_profile
-from moe_lint.rules._cases import BARE, COMMUNICATOR, FUSION_ONLY, SETTLE, UTILS, block, experts
-from moe_lint.rules._cases import layer_model as written
+from moe_lint.rules._cases import BARE, COMMUNICATOR, FUSION_ONLY, SETTLE, UTILS, Piece, block, experts, layer_model
 
 PROFILE = load_profile("sglang")
 POST = "x, residual = self.layer_communicator.postprocess_layer(x, residual, batch)"
@@ -42,7 +41,11 @@ def result(root: Path, *paths: Path) -> fixing.FixResult:
     return fixing.fix(options, run(options), fixing.ALLOWED["default"])
 
 
-def fixed(folder: Path, *blocks: str, **parts: str) -> str:
+def written(*blocks: Piece, **parts: str) -> str:
+    return str(layer_model(*blocks, **parts))
+
+
+def fixed(folder: Path, *blocks: Piece, **parts: str) -> str:
     """The one model file after the fix, which is stable and leaves nothing to report."""
     root = tree(folder, pretend=written(*blocks, **{"layer": PLAIN, **parts}))
     done = result(root)
@@ -201,7 +204,7 @@ DENSE = "class Dense:\n    def forward(self, x):\n        return x\n"
     ],
 )
 def test_what_cannot_be_done_surely_is_left_with_the_reason(
-    tmp_path: Path, parts: tuple[str, ...], layer: dict[str, str], why: str
+    tmp_path: Path, parts: tuple[Piece, ...], layer: dict[str, str], why: str
 ) -> None:
     extra = {k: v for k, v in layer.items() if k in ("layer", "build")}
     text = written(block(*parts), DENSE, layer.get("more", ""), **{"layer": PLAIN, **extra})

@@ -39,7 +39,7 @@ WITHOUT_HELPER = UTILS[: UTILS.index("def should_skip_post_experts_all_reduce")]
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a tree in it, `engine/`, that has skip predicates and no helper."""
-    for name, text in {"layers/moe/utils.py": WITHOUT_HELPER, "models/pretend.py": model(experts(PAIR))}.items():
+    for name, text in {"layers/moe/utils.py": WITHOUT_HELPER, "models/pretend.py": str(model(experts(PAIR)))}.items():
         path = tmp_path / "engine" / name
         path.parent.mkdir(parents=True)
         path.write_text(text)
@@ -62,7 +62,7 @@ def test_a_reason_of_one_axis_counts_for_both_where_the_combine_sums(
     files = {
         "layers/moe/utils.py": WITHOUT_HELPER,
         "layers/moe/dispatcher.py": dispatcher,
-        "models/pretend.py": model(experts(PAIR)),
+        "models/pretend.py": str(model(experts(PAIR))),
     }
     for name, text in files.items():
         path = tmp_path / "engine" / name

@@ -394,7 +394,7 @@ def test_a_state_in_which_the_communicator_sets_a_flag_that_the_guard_asks_is_no
         "and (should_use_dp_reduce_scatterv() or batch.padded)"
     )
     step = "if should_use_dp_reduce_scatterv():\n    get_tp_group().reduce_scatterv(x)"
-    (tree / "layers" / "communicator.py").write_text(communicator(promise, f"\n{step}"))
+    (tree / "layers" / "communicator.py").write_text(str(communicator(promise, f"\n{step}")))
     for path in (tree / "models").glob("*.py"):
         path.write_text(path.read_text().replace("LayerCommunicator()", f"LayerCommunicator({permission})"))
     (finding,) = run(Options((str(tree),), load_profile("sglang"), select=("MOE001",))).findings

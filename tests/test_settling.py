@@ -18,7 +18,7 @@ from moe_lint.rules._cases import layer_model as written
 
 PROFILE = load_profile("sglang")
 LAYER = ASK + "x = self.mlp(x, should_allreduce_fusion, use_reduce_scatter)" + SETTLE
-BLOCK = block(experts(ROUTED))
+BLOCK = str(block(experts(ROUTED)))
 MODEL = """
 
 class Model:
@@ -52,7 +52,7 @@ def indented(text: str, by: int) -> str:
 
 def model(capture: str = "", send: str = "", *, blocks: tuple[str, ...] = (BLOCK,), layer: str = LAYER) -> str:
     tail = MODEL.format(capture=indented(capture, 12), send=indented(send, 8))
-    return written(*blocks, layer=layer) + tail
+    return f"{written(*blocks, layer=layer)}{tail}"
 
 
 def fixed(folder: Path, text: str) -> fixing.FixResult:
@@ -104,7 +104,7 @@ def test_both_kinds_are_settled_in_one_function(tmp_path: Path) -> None:
 
 
 def test_the_reduction_is_imported_from_where_the_tree_has_it(tmp_path: Path) -> None:
-    text = written(BLOCK, layer=LAYER)
+    text = str(written(BLOCK, layer=LAYER))
     head = (
         "from engine.models.pretend import DecoderLayer\nfrom engine.quantized import quantized_all_reduce  # experts\n"
     )
@@ -137,7 +137,7 @@ EP_ONLY = ROUTED.replace("x = tensor_model_parallel_all_reduce", "x = moe_expert
     ("text", "why"),
     [
         (
-            model(send=SEND, blocks=(block(experts(EP_ONLY)),)),
+            model(send=SEND, blocks=(str(block(experts(EP_ONLY))),)),
             "the sum that `DecoderLayer` defers is not seen to be one over all ranks",
         ),
         (

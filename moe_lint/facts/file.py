@@ -266,7 +266,10 @@ class FileFacts(Definitions):
 
     def result_name(self, qualname: str, call: Span) -> str | None:
         """The one name that a function gives to what a call returns."""
-        return result_name(self._node(self._functions[qualname]), call, self.lines)
+        results, key = self._state.results, (qualname, call)
+        if key not in results:
+            results[key] = result_name(self._node(self._functions[qualname]), call, self.lines)
+        return results[key]
 
     def first_returned(self, qualname: str) -> frozenset[str | None]:
         """The names of what a function returns, or of the first part of it."""

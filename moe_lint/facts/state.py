@@ -105,6 +105,8 @@ class FileState(Struct, array_like=True):
     reached: dict[tuple[str, Span], Formula] = field(default_factory=dict)
     #: (function, calls of layers, calls that hand on what they return) -> where that may be settled before
     places: dict[tuple[str, tuple[Span, ...], tuple[Span, ...]], Leaving | None] = field(default_factory=dict)
+    #: (function, call in it) -> the one name that its result is given
+    results: dict[tuple[str, Span], str | None] = field(default_factory=dict)
     #: function -> the names of what it returns first
     returned: dict[str, frozenset[str | None]] = field(default_factory=dict)
     #: function -> the choices between the sizes of two groups, and all that it calls
@@ -126,7 +128,7 @@ class FileState(Struct, array_like=True):
         headers: tuple[Sized, ...] = (self.definitions, self.classes, self.plain, self.signatures)
         bodies: tuple[Sized, ...] = (self.functions, self.conditions, self.conducts, self.paths, self.confirmed)
         parts: tuple[Sized, ...] = (self.alone, self.reached, self.places, self.returned, self.choices, self.handed)
-        more: tuple[Sized, ...] = (self.patched, self.stored, self.inner, self.assigned)
+        more: tuple[Sized, ...] = (self.patched, self.stored, self.inner, self.assigned, self.results)
         texts: tuple[Sized, ...] = (self.held, self.matched, self.found, self.own_calls)
         once = self.whole + (self.assigning is not None) + (self.headers is not None)
         return sum(map(len, (*headers, *bodies, *parts, *more, *texts))) + once - len(self.unread)

@@ -117,6 +117,9 @@ class Written(Struct, frozen=True):
     def __add__(self, other: Piece) -> Written:
         return Written(lambda: f"{self}{other}")
 
+    def __radd__(self, other: str) -> Written:
+        return Written(lambda: f"{other}{self}")
+
     def replace(self, old: str, new: str, count: int = -1) -> Written:
         return Written(lambda: str(self).replace(old, new, count))
 

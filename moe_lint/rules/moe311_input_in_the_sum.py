@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from moe_lint.expressions import nodes
 from moe_lint.facts import CallResult, FileFacts, Origins, Param
@@ -157,9 +158,9 @@ def _joining(site: Site, facts: FileFacts, context: Context) -> Iterator[tuple[s
     if conduct is None:
         return
     guard = conj(part.formula for part in site.raw.guard)
-    text = facts.function_text(site.raw.function)
-    given = joining & {*_given_to_experts(origins), *_normed(conduct, text, context.index.profile)}
-    names = {name for n in given for name in (n, *_other_names(n, text))}
+    finds = partial(facts.finds, site.raw.function)
+    given = joining & {*_given_to_experts(origins), *_normed(conduct, finds, context.index.profile)}
+    names = {name for n in given for name in (n, *_other_names(n, finds))}
     for name in _operands(site.raw.operand):
         if name in names:
             yield name, site.raw.span.line
@@ -184,20 +185,22 @@ def _given_to_experts(origins: Origins) -> Iterator[str]:
             yield from _given_to_experts(origin.inputs)
 
 
-def _normed(conduct: Conduct, text: str, profile: Profile) -> Iterator[str]:
+def _normed(conduct: Conduct, finds: Callable[[str], list[str]], profile: Profile) -> Iterator[str]:
     """The parameters that go into a layer's norm as they came: what is normed is whole."""
     for call in conduct.calls:
         name = call.arguments[0].text if call.arguments else ""
-        before = text.partition(f"{call.callee}({name}")[0].rpartition("\n")[0]
-        as_it_came = name in conduct.params and not re.search(rf"^\s*{name}\b[^=(\n]*=(?!=)", before, re.MULTILINE)
-        if as_it_came and call.callee.startswith("self.") and profile.is_barrier(call.callee[5:]):
-            yield name
+        if name in conduct.params and call.callee.startswith("self.") and profile.is_barrier(call.callee[5:]):
+            norm = rf"{re.escape(call.callee)}\({name}"
+            # which comes first: the call, or a line in front of it that gives the parameter another value
+            first = finds(rf"^(?![^\n]*{norm})[^\S\n]*{name}\b[^=(\n]*=(?!=)|{norm}")[:1]
+            if all(text.startswith(call.callee) for text in first):
+                yield name
 
 
-def _other_names(parameter: str, text: str) -> list[str]:
+def _other_names(parameter: str, finds: Callable[[str], list[str]]) -> list[str]:
     """The locals that are nothing but a parameter under another name."""
-    found = re.findall(rf"^\s*(\w+) = {re.escape(parameter)}\s*$", text, re.MULTILINE)
-    return [name for name in found if len(re.findall(rf"\b{re.escape(name)}\s*(?:\+|-|\*|/)?=(?!=)", text)) == 1]
+    found = finds(rf"^\s*(\w+) = {re.escape(parameter)}\s*$")
+    return [name for name in found if len(finds(rf"\b{re.escape(name)}\s*(?:\+|-|\*|/)?=(?!=)")) == 1]
 
 
 def _operands(text: str) -> list[str]:
