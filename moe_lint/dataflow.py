@@ -164,8 +164,11 @@ class Dataflow:
 
     def _is_something_else(self, call: CallResult, where: Where) -> bool:
         """Whether a call returns the shared experts' output beside the experts', and this is it."""
-        shared = call.element is not None and call.element == self.profile.shared_element
-        return shared and self.is_run(call, where)
+        return self.is_shared(call) and self.is_run(call, where)
+
+    def is_shared(self, call: CallResult) -> bool:
+        """Whether it is the shared experts' part, if what is called is a run of the experts."""
+        return call.element is not None and call.element == self.profile.shared_element
 
     def _is_source(self, call: CallResult, where: Where, own_method: bool) -> bool:
         if call.named_experts and not own_method:

@@ -416,9 +416,8 @@ class Ways:
         guards = [called, *(conj(part.formula for part in site.raw.guard) for site in sums)]
         runs = disj(by_getters(guard, owner, self.index) for guard in guards)
         made = disj(conj(part.formula for part in site.raw.guard) for site in inside) if runs == FALSE else runs
-        own = [
-            p for p in params if p != "self" and p not in self.profile.flag_names
-        ]  # a flag may have another name here
+        # a flag may have another name here
+        own = [name for name in params if name != "self" and name not in self.profile.flag_names]
         left = {name: TRUE if given else FALSE for name in own if (given := defaults.get(name)) is not None}
         reached, runs = bind(reached, left, self.profile), bind(runs, left, self.profile)
         reached = replace_atoms(reached, self._no_backend(reached))
@@ -529,11 +528,11 @@ class Ways:
         where = Where(way.function.path, asked.owner.name, way.function.name)
         last = call.callee.rsplit(".", 1)[-1]
         experts = self.dataflow.is_run(call, where) and self._method(call.callee, asked) is None
-        routed = experts and not asked.attribute and not self._is_shared(call)
+        routed = experts and not asked.attribute and not self.dataflow.is_shared(call)
         if call.callee == f"self.{asked.attribute}" or (routed and not matches(last, self.profile.combines)):
             yield _Left(None, way)
             return
-        if experts and (asked.attribute or self._is_shared(call)):
+        if experts and (asked.attribute or self.dataflow.is_shared(call)):
             return  # what is handed to the experts is another quantity
         for target in self._callees(call.callee, way.function, asked):
             for left in self._leaving(target, asked, call.element, seen):
@@ -550,10 +549,6 @@ class Ways:
                     through = replace(way, condition=both, sums=sums, beside=beside)
                     handed = self.dataflow.handed(call, way.function, target, (left.param,))
                     yield from self._sources(element_of(handed, left.element), through, asked, seen, left.element)
-
-    def _is_shared(self, call: CallResult) -> bool:
-        """Whether it is the shared experts' part of what a run of the experts returns."""
-        return call.element is not None and call.element == self.profile.shared_element
 
     def _method(self, callee: str, asked: _Asked) -> Ref | None:
         """The block's own method of that name."""

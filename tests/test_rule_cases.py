@@ -182,3 +182,11 @@ def test_a_finding_of_wrong_numbers_names_a_launch_configuration_in_which_they_a
     for finding in found:
         if finding.severity is Severity.ERROR:
             assert re.search(r"`--\w", f"{finding.message} {finding.witness}"), finding.message
+
+
+@pytest.mark.parametrize("case", RULES["MOE408"].INVALID, ids=lambda case: case.name)
+def test_the_norm_that_takes_a_partial_sum_is_pointed_at_from_its_first_column(case: Case, tmp_path: Path) -> None:
+    for finding in judged(RULES["MOE408"], case, tmp_path).findings:
+        line = Path(finding.path).read_text().splitlines()[finding.span.line - 1]
+        told = line[finding.span.column - 1 : finding.span.end_column - 1]
+        assert told in {"self.forward(x, residual)", "norm.forward(x, residual)", "self.norm(x, residual)"}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 from inspect import cleandoc
-from textwrap import dedent, indent
+from textwrap import indent
 
 from moe_lint.formula import Atom
 from moe_lint.index import Ref
@@ -208,7 +208,7 @@ def _parsed(function: Ref, context: Context) -> ast.FunctionDef | None:
     if facts is None or function.name not in facts.functions:
         return None
     text = facts.function_text(function.name)
-    tree = parse_part(text) or parse_part(dedent(text)) or parse_part(f"if True:\n{text}")
+    tree = parse_part(text) or parse_part(f"if True:\n{text}")  # a method keeps its columns
     return next((n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)), None) if tree is not None else None
 
 
